@@ -1,0 +1,1 @@
+"""From a TFDS record to a sharded batch on the devices."""

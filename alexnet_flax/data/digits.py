@@ -1,0 +1,49 @@
+"""The embedded data set: scikit-learn's 1,797 handwritten digits, as a TFDS builder."""
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+_TEST_SHARE = 0.2
+
+
+class Digits(tfds.core.GeneratorBasedBuilder):
+  """8x8 scans of handwritten digits, grey, in one fixed, stratified split (1,433 and 364).
+
+  Scikit-learn ships the test part of UCI's 'Optical Recognition of Handwritten Digits', with values
+  0..16; here they are 0..255. In each class every fifth example, in the file's order, is for testing.
+  """
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return self.dataset_info_from_configs(
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(shape=(8, 8, 1), encoding_format='png'),
+          'label': tfds.features.ClassLabel(num_classes=10),
+          'index': tfds.features.Scalar(np.int64, doc="The example's number in scikit-learn's file."),
+        }
+      ),
+      supervised_keys=('image', 'label'),
+      homepage='https://archive.ics.uci.edu/dataset/80',
+    )
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples(False), 'test': self._generate_examples(True)}
+
+  def _generate_examples(self, test: bool):
+    from sklearn.datasets import load_digits
+
+    pictures, labels = load_digits(return_X_y=True)
+    images = np.round(pictures.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    for index in np.flatnonzero(in_test_split(labels) == test):
+      yield int(index), {'image': images[index], 'label': int(labels[index]), 'index': int(index)}
+
+
+def in_test_split(labels: np.ndarray) -> np.ndarray:
+  """For each label, whether its example is held out: bool [N]. Every class keeps its share."""
+  rank = np.empty(len(labels), np.int64)  # the how-manieth of its class an example is
+  for label in np.unique(labels):
+    members = np.flatnonzero(labels == label)
+    rank[members] = np.arange(len(members))
+  return rank % round(1 / _TEST_SHARE) == 0

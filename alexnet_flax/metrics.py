@@ -1,0 +1,61 @@
+"""Weighted sums of what is measured, which add up exactly over batches, devices and processes."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from alexnet_flax.losses import target_distribution
+
+
+@struct.dataclass
+class Metrics:
+  """Sums over images; `metrics['loss']` is the mean, and `+` merges.
+
+  Attributes:
+    sums: weighted sums by name: 'loss' in the loss's units, 'top1' and 'top5' in images.
+    images: the summed weight, so the number of images counted where all weights are 0 or 1.
+
+  >>> a = Metrics({'top1': jnp.array(3.0)}, jnp.array(4.0))
+  >>> b = Metrics({'top1': jnp.array(0.0)}, jnp.array(2.0))
+  >>> float((a + b)['top1'])
+  0.5
+  """
+
+  sums: dict[str, jax.Array]
+  images: jax.Array
+
+  def __getitem__(self, name: str) -> jax.Array:
+    return self.sums[name] / self.images
+
+  def __add__(self, other: 'Metrics') -> 'Metrics':
+    return jax.tree.map(jnp.add, self, other)
+
+  def means(self) -> dict[str, float]:
+    """The mean of everything measured, on the host; NaN where no image was counted."""
+    host = jax.device_get(self)
+    return {
+      name: float(total) / float(host.images) if host.images else float('nan')
+      for name, total in host.sums.items()
+    }
+
+
+def measure(logits: jax.Array, labels: jax.Array, losses: jax.Array, weight: jax.Array) -> Metrics:
+  """Sums loss, top-1 and top-5 hits of one batch.
+
+  Args:
+    logits: float [B, C].
+    labels: int [B], or distributions [B, C], whose greatest entry then counts as the label.
+    losses: float [B].
+    weight: float [B]; 0 for padding.
+  """
+  label = jnp.argmax(target_distribution(logits, labels), axis=-1)
+  _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+  hits = best == label[:, None]
+  values = {'loss': losses, 'top1': hits[:, 0], 'top5': jnp.any(hits, axis=-1)}
+  # In the sums a weight of 0 silences its example even where the value is not finite.
+  counted = weight > 0
+  sums = {
+    name: jnp.sum(jnp.where(counted, value.astype(weight.dtype) * weight, 0.0))
+    for name, value in values.items()
+  }
+  return Metrics(sums, jnp.sum(weight))

@@ -1,0 +1,194 @@
+"""What a run consists of, built from its configuration: data, network, optimiser, steps, devices."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from alexnet_flax import config as configuration
+from alexnet_flax.augment import normalize
+from alexnet_flax.config import Config
+from alexnet_flax.data.datasets import Source, open_dataset
+from alexnet_flax.errors import UsageError
+from alexnet_flax.losses import LOSSES
+from alexnet_flax.model import AlexNet
+from alexnet_flax.optimizers import learning_rate_schedule, sgd
+from alexnet_flax.steps import Batch, TrainState, create_train_state, eval_step, train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """Everything a run consists of before its first step."""
+
+  config: Config
+  train_source: Source
+  eval_source: Source
+  image_size: int
+  resize_side: int
+  eval_batch_size: int
+  total_steps: int
+  steps_per_epoch: float
+  schedule: Any
+  sharding: NamedSharding  # of batches; the state is replicated
+  state: TrainState  # shapes only
+  make_state: Any
+  train_step: Any
+  eval_step: Any
+
+
+def prepare_run(config: Config) -> Run:
+  """Opens the data (preparing the embedded digits), and builds network, optimiser and steps.
+
+  Raises:
+    UsageError: configuration and data do not fit each other or the devices.
+  """
+  data = config.data
+  train_source = open_dataset(data.dataset, data.train_split, data.data_dir)
+  eval_source = open_dataset(data.dataset, data.eval_split, data.data_dir)
+  config = _resolve(config, train_source, jax.device_count())
+  data, model_config, optimizer = config.data, config.model, config.optimizer
+  spec = configuration.network(config)
+  steps_per_epoch = train_source.num_examples / data.batch_size
+  total_steps = config.total_steps or max(round(config.total_epochs * steps_per_epoch), 1)
+  warmup = optimizer.warmup_steps
+  try:
+    schedule = learning_rate_schedule(
+      optimizer.schedule,
+      optimizer.learning_rate,
+      total_steps,
+      warmup_steps=round(optimizer.warmup_epochs * steps_per_epoch) if warmup is None else warmup,
+      boundaries=[round(epoch * steps_per_epoch) for epoch in optimizer.boundary_epochs],
+      factor=optimizer.decay_factor,
+      power=optimizer.decay_power,
+      end=optimizer.end_learning_rate,
+    )
+  except ValueError as error:
+    hint = f'set optimizer.warmup_steps, for example to {total_steps // 10}'
+    raise UsageError(f'{error}; {hint}') from None
+  tx = sgd(
+    schedule,
+    spec=spec,
+    momentum=optimizer.momentum,
+    nesterov=optimizer.nesterov,
+    weight_decay=optimizer.weight_decay,
+    clip_norm=optimizer.clip_norm,
+  )
+  mesh = jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+  replicated = NamedSharding(mesh, PartitionSpec())
+  model = AlexNet(spec, model_config.num_classes, dtype=jnp.dtype(model_config.dtype))
+  size = spec.image_size
+  create = functools.partial(
+    create_train_state,
+    model,
+    tx,
+    jax.random.key(config.seed),
+    (size, size, 3),
+    optimizer.ema_decay,
+  )
+  loss = functools.partial(LOSSES[config.loss.name], label_smoothing=config.loss.label_smoothing)
+  preprocess = functools.partial(normalize, preprocessing=spec.preprocessing)
+  step = functools.partial(
+    train_step, loss=loss, preprocess=preprocess, accumulate_steps=optimizer.accumulate_steps
+  )
+  evaluate_step = functools.partial(eval_step, loss=LOSSES[config.loss.name], preprocess=preprocess)
+  return Run(
+    config=dataclasses.replace(config, total_steps=total_steps),
+    train_source=train_source,
+    eval_source=eval_source,
+    image_size=size,
+    resize_side=round(size / data.center_crop_share),
+    eval_batch_size=data.eval_batch_size or data.batch_size,
+    total_steps=total_steps,
+    steps_per_epoch=steps_per_epoch,
+    schedule=schedule,
+    sharding=NamedSharding(mesh, PartitionSpec('data')),
+    state=jax.eval_shape(create),
+    make_state=jax.jit(create, out_shardings=replicated),
+    train_step=jax.jit(step, donate_argnums=0, out_shardings=replicated),
+    eval_step=jax.jit(evaluate_step, out_shardings=replicated),
+  )
+
+
+def compile_train_step(run: Run, like: TrainState) -> Any:
+  """The training step compiled for the shapes of the run, before there is a batch."""
+  images, size = run.config.data.batch_size, run.image_size
+  batch = {
+    'image': jax.ShapeDtypeStruct((images, size, size, 3), jnp.uint8, sharding=run.sharding),
+    'label': jax.ShapeDtypeStruct((images,), jnp.int32, sharding=run.sharding),
+    'weight': jax.ShapeDtypeStruct((images,), jnp.float32, sharding=run.sharding),
+  }
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return run.train_step.lower(like, batch, key).compile()
+
+
+def train_batches(run: Run, first_step: int) -> Iterator[Batch]:
+  """The batches of all steps from `first_step` to the last, on the devices."""
+  from alexnet_flax.data import pipeline, views
+
+  data = run.config.data
+  view = functools.partial(
+    views.train_view,
+    image_size=run.image_size,
+    crop_scale=data.crop_scale,
+    crop_ratio=data.crop_ratio,
+    flip=data.flip,
+  )
+  batches = pipeline.train_batches(
+    run.train_source,
+    view,
+    seed=run.config.seed,
+    batch_size=data.batch_size,
+    first_step=first_step,
+    last_step=run.total_steps,
+    **_reading(run),
+  )
+  return pipeline.to_devices(batches, run.sharding)
+
+
+def eval_batches(run: Run) -> Iterator[Batch]:
+  """The evaluated split, every example once, on the devices."""
+  from alexnet_flax.data import pipeline, views
+
+  view = functools.partial(views.eval_view, image_size=run.image_size, resize_side=run.resize_side)
+  batches = pipeline.eval_batches(run.eval_source, view, batch_size=run.eval_batch_size, **_reading(run))
+  return pipeline.to_devices(batches, run.sharding)
+
+
+def _reading(run: Run) -> dict[str, Any]:
+  return {
+    'num_classes': run.config.model.num_classes,
+    'process': jax.process_index(),
+    'num_processes': jax.process_count(),
+    'num_threads': run.config.data.num_threads,
+  }
+
+
+def _resolve(config: Config, source: Source, num_devices: int) -> Config:
+  """The configuration with what was left to variant, data set and other keys filled in."""
+  model, data = config.model, config.data
+  classes = len(source.class_names)
+  num_classes = model.num_classes or classes
+  if num_classes < classes:
+    raise UsageError(
+      f'model.num_classes (={num_classes}) is less than the {classes} classes of {source.name}'
+    )
+  spec = configuration.network(config)
+  sizes = {
+    'data.batch_size': data.batch_size,
+    'data.eval_batch_size': data.eval_batch_size or data.batch_size,
+  }
+  for key, size in sizes.items():
+    by, parts = f'the number of devices (={num_devices})', num_devices
+    if key == 'data.batch_size' and config.optimizer.accumulate_steps > 1:
+      by += f' times optimizer.accumulate_steps (={config.optimizer.accumulate_steps})'
+      parts *= config.optimizer.accumulate_steps
+    if size % parts:
+      nearest = max(round(size / parts), 1) * parts
+      raise UsageError(f'{key} (={size}) must be divisible by {by}; the nearest is {nearest}')
+  model = dataclasses.replace(model, image_size=spec.image_size, num_classes=num_classes)
+  data = dataclasses.replace(data, eval_batch_size=sizes['data.eval_batch_size'])
+  return dataclasses.replace(config, model=model, data=data)

@@ -1,0 +1,105 @@
+"""What a run says: metrics.jsonl, TensorBoard events, and a progress bar or plain lines."""
+
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import tensorboardX
+from tqdm import tqdm
+
+from alexnet_flax.metrics import Metrics
+
+
+class RunLog:
+  """Writes to a run's folder and to the terminal.
+
+  metrics.jsonl has one object a line: step, epoch, split, name, value, seconds (of training and
+  evaluating, start-up and pauses left out) and images (how many the value was counted over).
+  """
+
+  def __init__(self, folder: pathlib.Path, first_step: int, total_steps: int, steps_per_epoch: float):
+    """Continues the folder's log after `first_step`; what was logged beyond it is cut off."""
+    self._path = folder / 'metrics.jsonl'
+    lines = [line for line in read_metrics(folder) if line['step'] <= first_step]
+    self._rewrite(lines)
+    self._events = tensorboardX.SummaryWriter(str(folder), purge_step=first_step + 1)
+    self._file = self._path.open('a')
+    self._steps_per_epoch = steps_per_epoch
+    self._total_steps = total_steps
+    self._first_step = first_step
+    self._start = time.monotonic()
+    self._seconds_before = max((line['seconds'] for line in lines), default=0.0)
+    self._bar = tqdm(total=total_steps, initial=first_step, unit='step', disable=not sys.stderr.isatty())
+
+  def write(self, step: int, split: str, metrics: Metrics, **others: float) -> dict[str, float]:
+    """Records the means of `metrics` and `others` at a step; returns them all."""
+    values = metrics.means() | others
+    images = int(metrics.images)
+    seconds = round(self._seconds_before + time.monotonic() - self._start, 3)
+    epoch = round(step / self._steps_per_epoch, 4)
+    for name, value in values.items():
+      line = {'step': step, 'epoch': epoch, 'split': split, 'name': name, 'value': value}
+      self._file.write(json.dumps(line | {'seconds': seconds, 'images': images}, allow_nan=False) + '\n')
+      self._events.add_scalar(f'{split}/{name}', value, step)
+    self._file.flush()
+    return values
+
+  def advance(self, step: int) -> None:
+    """Moves the progress bar to a step."""
+    self._bar.update(step - self._bar.n)
+
+  def show(self, step: int, split: str, values: dict[str, float]) -> None:
+    """Shows a step's values: beside the bar, or as a line where there is no terminal."""
+    text = f'{split}: {format_values(values)}'
+    if self._bar.disable:
+      done = max(step - self._first_step, 1)
+      left = (time.monotonic() - self._start) / done * (self._total_steps - step)
+      place = f'step {step}/{self._total_steps} epoch {step / self._steps_per_epoch:.2f}'
+      self.say(f'{place} {text} [{tqdm.format_interval(left)} left]')
+    elif split == 'train':
+      self._bar.set_postfix_str(format_values(values))
+    else:
+      self.say(f'step {step} {text}')
+
+  def say(self, text: str) -> None:
+    """Prints a line without breaking the bar."""
+    if self._bar.disable:
+      print(text, flush=True)
+    else:
+      self._bar.write(text)
+
+  def close(self) -> None:
+    """Ends the bar and the files."""
+    self._bar.close()
+    self._events.close()
+    self._file.close()
+
+  def _rewrite(self, lines: list[dict[str, Any]]) -> None:
+    partial = self._path.with_suffix('.partial')
+    partial.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    partial.replace(self._path)
+
+
+def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
+  """The whole lines of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+  path = folder / 'metrics.jsonl'
+  if not path.exists():
+    return []
+  return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line[-1] == '\n']
+
+
+def format_values(values: dict[str, float]) -> str:
+  """Metrics for people: loss 0.123, top1 97.53 %, 1,234 images/s."""
+  shown = []
+  for name, value in values.items():
+    if name in ('top1', 'top5'):
+      shown.append(f'{name} {value:.2%}'.replace('%', ' %'))
+    elif name == 'images_per_second':
+      shown.append(f'{value:,.0f} images/s')
+    elif name == 'learning_rate':
+      shown.append(f'rate {value:.3g}')
+    else:
+      shown.append(f'{name} {value:.4f}')
+  return ', '.join(shown)

@@ -1,0 +1,206 @@
+"""One training step and one evaluation step, pure: put `jit`, `pmap` or `shard_map` around them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+from alexnet_flax.losses import cross_entropy
+from alexnet_flax.metrics import Metrics, measure
+
+Batch = dict[str, jax.Array]
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+Preprocess = Callable[[Batch, jax.Array | None], Batch]
+
+
+@struct.dataclass
+class TrainState:
+  """All that a step changes, and what it calls.
+
+  Attributes:
+    step: int32 [], updates made so far.
+    params, batch_stats: the model's collections (`batch_stats` is empty without BatchNorm).
+    opt_state: the optimiser's.
+    ema: exponential moving averages {'params', 'batch_stats'}, or None.
+    apply_fn, tx, ema_decay: static.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: optax.OptState
+  ema: Any
+  apply_fn: Callable[..., Any] = struct.field(pytree_node=False)
+  tx: optax.GradientTransformation = struct.field(pytree_node=False)
+  ema_decay: float | None = struct.field(pytree_node=False, default=None)
+
+  def evaluated_variables(self) -> dict[str, Any]:
+    """What `eval_step` evaluates: the moving averages where there are any."""
+    return self.ema or {'params': self.params, 'batch_stats': self.batch_stats}
+
+
+def create_train_state(
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  key: jax.Array,
+  image_shape: tuple[int, int, int],
+  ema_decay: float | None = None,
+) -> TrainState:
+  """The state before the first step.
+
+  Args:
+    model: an `AlexNet`, or any module with its call signature.
+    tx: the optimiser.
+    key: draws the initial parameters.
+    image_shape: (H, W, 3), which fixes the size of the first fully connected layer.
+    ema_decay: keep exponential moving averages of parameters and statistics, and evaluate those.
+
+  Raises:
+    ValueError: `ema_decay` is not between 0 and 1, or the image is too small for the network.
+  """
+  if ema_decay is not None and not 0 <= ema_decay < 1:
+    raise ValueError(f'ema_decay (={ema_decay}) must be at least 0 and less than 1')
+  variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
+  params, batch_stats = variables['params'], variables.get('batch_stats', {})
+  # A copy: donated buffers must not be shared between two leaves of the state.
+  ema = jax.tree.map(jnp.copy, {'params': params, 'batch_stats': batch_stats})
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=batch_stats,
+    opt_state=tx.init(params),
+    ema=None if ema_decay is None else ema,
+    apply_fn=model.apply,
+    tx=tx,
+    ema_decay=ema_decay,
+  )
+
+
+def train_step(
+  state: TrainState,
+  batch: Batch,
+  key: jax.Array,
+  *,
+  loss: Loss = cross_entropy,
+  preprocess: Preprocess | None = None,
+  accumulate_steps: int = 1,
+  axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+  """One update of the parameters.
+
+  The gradient is that of the weighted mean of the losses over the whole batch: sums over examples,
+  micro-batches and devices, divided by the summed weight.
+
+  With `accumulate_steps` = k the batch is worked through in k parts of B / k examples (part i holds
+  the examples i, i + k, ...), for 1/k of the memory; it remains one update and counts as one step.
+  Each part is normalised by its own moments, so BatchNorm sees batches of B / k, and its running
+  statistics advance k times a step.
+
+  Args:
+    state: from `create_train_state`, or the step before. Donate it.
+    batch: 'image' [B, H, W, 3], 'label' int32 [B], 'weight' float32 [B] (1, or 0 for padding;
+      BatchNorm's moments count padding too).
+    key: the run's key, the same at every step: the step's number is folded in.
+    loss: logits [B, C], labels [B] -> float [B].
+    preprocess: batch, key -> batch, on the device: uint8 to normalised floats, augmentation.
+    accumulate_steps: number of micro-batches; must divide B.
+    axis_name: the mapped axis, under `pmap` or `shard_map`. Give it to the model as well.
+
+  Returns:
+    The next state, and the metrics of the whole batch.
+
+  Raises:
+    ValueError: `accumulate_steps` does not divide the batch.
+  """
+  key = jax.random.fold_in(key, state.step)
+  params, total = state.params, jnp.sum(batch['weight'])
+  if axis_name is not None:
+    key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    # Inside shard_map the derivative by a replicated value is summed over the axis already;
+    # we sum it ourselves, the same way under pmap.
+    params = jax.lax.pcast(params, axis_name, to='varying')
+    total = jax.lax.psum(total, axis_name)
+  total = jnp.where(total > 0, total, 1.0)
+
+  def loss_sum(params: Any, batch_stats: Any, batch: Batch, key: jax.Array) -> Any:
+    preprocess_key, dropout_key = jax.random.split(key)
+    if preprocess is not None:
+      batch = preprocess(batch, preprocess_key)
+    logits, mutated = state.apply_fn(
+      {'params': params, 'batch_stats': batch_stats},
+      batch['image'],
+      train=True,
+      rngs={'dropout': dropout_key},
+      mutable=['batch_stats'],
+    )
+    losses = loss(logits, batch['label'])
+    metrics = measure(logits, batch['label'], losses, batch['weight'])
+    return metrics.sums['loss'] / total, (metrics, mutated.get('batch_stats', {}))
+
+  gradient = jax.grad(loss_sum, has_aux=True)
+
+  def accumulate(carry: Any, part: tuple[Batch, jax.Array]) -> Any:
+    gradients, metrics, batch_stats = carry
+    more, (measured, batch_stats) = gradient(params, batch_stats, *part)
+    return (jax.tree.map(jnp.add, gradients, more), metrics + measured, batch_stats), None
+
+  if accumulate_steps == 1:
+    gradients, (metrics, batch_stats) = gradient(params, state.batch_stats, batch, key)
+  else:
+    parts = _micro_batches(batch, accumulate_steps), jax.random.split(key, accumulate_steps)
+    first, rest = (jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts))
+    gradients, (metrics, batch_stats) = gradient(params, state.batch_stats, *first)
+    carry, _ = jax.lax.scan(accumulate, (gradients, metrics, batch_stats), rest)
+    gradients, metrics, batch_stats = carry
+
+  if axis_name is not None:
+    gradients, metrics = jax.lax.psum((gradients, metrics), axis_name)
+    batch_stats = jax.lax.pmean(batch_stats, axis_name)  # equal on all devices already
+
+  updates, opt_state = state.tx.update(gradients, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  ema = state.ema
+  if state.ema_decay is not None:
+    new = {'params': params, 'batch_stats': batch_stats}
+    ema = optax.incremental_update(new, ema, 1 - _ema_decay(state.ema_decay, state.step))
+  state = dataclasses.replace(
+    state, step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
+  )
+  return state, metrics
+
+
+def eval_step(
+  state: TrainState,
+  batch: Batch,
+  *,
+  loss: Loss = cross_entropy,
+  preprocess: Preprocess | None = None,
+  axis_name: str | None = None,
+) -> Metrics:
+  """The metrics of one batch; arguments as for `train_step`, `preprocess` being given no key."""
+  if preprocess is not None:
+    batch = preprocess(batch, None)
+  logits = state.apply_fn(state.evaluated_variables(), batch['image'], train=False)
+  metrics = measure(logits, batch['label'], loss(logits, batch['label']), batch['weight'])
+  return metrics if axis_name is None else jax.lax.psum(metrics, axis_name)
+
+
+def _micro_batches(batch: Batch, count: int) -> Batch:
+  """[B, ...] to [count, B / count, ...], each device's examples staying on that device."""
+  size = batch['image'].shape[0]
+  if size % count:
+    raise ValueError(f'the batch (of {size}) must be divisible by accumulate_steps (={count})')
+  return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(size // count, count, *x.shape[1:]), 0, 1), batch)
+
+
+def _ema_decay(decay: float, step: jax.Array) -> jax.Array:
+  """The decay of the average at a step: at first lower, so that the initial weights are forgotten.
+
+  min(decay, (1 + n) / (10 + n)), as `tf.train.ExponentialMovingAverage` does with `num_updates`.
+  """
+  return jnp.minimum(decay, (1 + step) / (10 + step))

@@ -1,0 +1,30 @@
+"""Krizhevsky, Sutskever and Hinton's network and recipe, as their paper states them.
+
+Section 5: batch 128, momentum 0.9, weight decay 5e-4, rate 0.01, divided by ten three times in roughly
+90 epochs. The paper divided it by hand, when the validation error stopped improving; the epochs here,
+25, 51 and 79, and the end at 91 are those of the authors' program (layer-params-145.cfg in
+computerhistory/AlexNet-Source-Code). The views are random resized crops rather than the paper's
+random 224 of the central 256, and its colour noise is left out.
+"""
+
+from alexnet_flax.config import Config
+from alexnet_flax.config_dict import config_dict
+
+
+def get_config(arg: str | None = None):
+  """`arg` names another variant: --config=configs/imagenet_2012.py:torchvision."""
+  config = config_dict(Config())
+  config.model.variant = arg or 'paper'
+
+  config.data.dataset = 'imagenet2012'
+  config.data.eval_split = 'validation'
+  config.data.batch_size = 128
+
+  config.optimizer.learning_rate = 0.01
+  config.optimizer.schedule = 'step'
+  config.optimizer.boundary_epochs = (25.0, 51.0, 79.0)
+  config.optimizer.decay_factor = 0.1
+  config.optimizer.momentum = 0.9
+  config.optimizer.weight_decay = 5e-4
+  config.total_epochs = 91.0
+  return config

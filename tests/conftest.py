@@ -1,0 +1,54 @@
+"""Set-up for all tests: eight CPU devices, warnings as errors, strict types."""
+
+import os
+
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+import io
+import pathlib
+import tempfile
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# Many tests train the same tiny network: all processes of one test run share what they compile.
+_RUN = os.environ.get('PYTEST_XDIST_TESTRUNUID', str(os.getpid()))
+jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(tempfile.gettempdir(), f'xla-{_RUN}')))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data'
+
+
+@pytest.fixture(scope='session')
+def shared_data() -> pathlib.Path:
+  """Real pictures beside the checkout; tests that use them skip where they are absent."""
+  if not SHARED_DATA.is_dir():
+    pytest.skip('no folder of real pictures (../shared/data)')
+  return SHARED_DATA
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory) -> str:
+  """A folder of TFDS data sets for one process of the test run."""
+  return str(tmp_path_factory.mktemp('tfds'))
+
+
+def encode(picture: np.ndarray, kind: str = 'JPEG', **options) -> bytes:
+  """An array as a picture's bytes."""
+  buffer = io.BytesIO()
+  Image.fromarray(picture).save(buffer, kind, **options)
+  return buffer.getvalue()
+
+
+def smooth_picture(height: int, width: int, seed: int) -> np.ndarray:
+  """A picture with large shapes, as photographs have: uint8 [height, width, 3]."""
+  coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+  return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))

@@ -1,0 +1,133 @@
+"""Batches: what each step holds, however many processes and threads, and exact evaluation."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from alexnet_flax.data import order, pipeline, views
+from alexnet_flax.data.datasets import open_dataset
+from alexnet_flax.errors import UsageError
+
+TRAIN_VIEW = functools.partial(
+  views.train_view, image_size=16, crop_scale=(0.5, 1.0), crop_ratio=(0.9, 1.1), flip=True
+)
+EVAL_VIEW = functools.partial(views.eval_view, image_size=16, resize_side=16)
+
+
+@pytest.fixture(scope='module')
+def source(data_dir):
+  return open_dataset('digits', 'test', data_dir)
+
+
+def train(source, first_step=0, last_step=4, batch_size=8, **options):
+  return list(
+    pipeline.train_batches(
+      source,
+      TRAIN_VIEW,
+      seed=1,
+      batch_size=batch_size,
+      first_step=first_step,
+      last_step=last_step,
+      num_classes=10,
+      **options,
+    )
+  )
+
+
+def assert_same(ours, theirs):
+  for one, other in zip(ours, theirs, strict=True):
+    for name in ('image', 'label', 'weight'):
+      np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_a_batch_is_the_views_of_its_examples(source):
+  for step, batch in enumerate(train(source)):
+    indices = order.batch_indices(1, step, 8, source.num_examples)
+    drawn = order.view_numbers(1, step, 8, views.VIEW_NUMBERS)
+    fetched = source.fetch(indices)
+    for row in range(8):
+      encoded, label = source.parse({name: values[row] for name, values in fetched.items()})
+      np.testing.assert_array_equal(batch['image'][row], TRAIN_VIEW(encoded, drawn[row]))
+      assert batch['label'][row] == label
+    assert batch['image'].dtype == np.uint8
+    assert batch['label'].dtype == np.int32
+    assert batch['weight'].tolist() == [1.0] * 8
+
+
+def test_threads_change_nothing(source):
+  reference = train(source, num_threads=1)
+  for num_threads in (2, 8, None):
+    assert_same(train(source, num_threads=num_threads), reference)
+
+
+@pytest.mark.parametrize('num_processes', [2, 4])
+def test_processes_share_each_batch(source, num_processes):
+  shares = [train(source, process=process, num_processes=num_processes) for process in range(num_processes)]
+  joined = [
+    {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    for parts in zip(*shares, strict=True)
+  ]
+  assert_same(joined, train(source))
+
+
+def test_any_step_can_be_asked_for(source):
+  """In the second epoch too, which begins within a batch: 364 examples, batches of 8."""
+  whole = train(source, last_step=60)
+  assert_same(train(source, first_step=44, last_step=60), whole[44:])
+
+
+@pytest.mark.parametrize('num_processes', [1, 2])
+@pytest.mark.parametrize('batch_size', [8, 64, 364, 500])
+def test_evaluation_counts_every_image_once(source, batch_size, num_processes):
+  images, labels = [], []
+  for process in range(num_processes):
+    for batch in pipeline.eval_batches(
+      source,
+      EVAL_VIEW,
+      batch_size=batch_size,
+      num_classes=10,
+      process=process,
+      num_processes=num_processes,
+    ):
+      assert len(batch['label']) == batch_size // num_processes
+      real = batch['weight'] == 1
+      assert (batch['weight'][~real] == 0).all()
+      images += [image.tobytes() for image in batch['image'][real]]
+      labels += batch['label'][real].tolist()
+  fetched = source.fetch(np.arange(source.num_examples))['record']
+  expected = [source.parse({'record': record}) for record in fetched]
+  assert sorted(labels) == sorted(int(label) for _, label in expected)
+  assert sorted(images) == sorted(EVAL_VIEW(encoded).numpy().tobytes() for encoded, _ in expected)
+
+
+def test_labels_outside_num_classes(source):
+  batches = pipeline.eval_batches(source, EVAL_VIEW, batch_size=364, num_classes=9)
+  with pytest.raises(UsageError, match=r'digits:test holds the label 9; labels must be 0 ... 8'):
+    next(batches)
+
+
+def test_a_broken_picture_ends_in_a_line(tmp_path):
+  for name in ('cat', 'dog'):
+    (tmp_path / 'train' / name).mkdir(parents=True)
+    (tmp_path / 'train' / name / '0.jpg').write_bytes(b'\xff\xd8\xff not a picture')
+  broken = open_dataset('image_folder', 'train', str(tmp_path))
+  with pytest.raises(UsageError, match='holds a picture that cannot be decoded'):
+    next(pipeline.eval_batches(broken, EVAL_VIEW, batch_size=2, num_classes=2))
+
+
+def test_to_devices_shards_and_keeps_the_order(source):
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+  host = train(source, last_step=7)
+  for ahead in (1, 2, 20):
+    placed = list(pipeline.to_devices(iter(host), NamedSharding(mesh, P('data')), ahead))
+    assert_same(placed, host)
+    assert len(placed[0]['image'].sharding.device_set) == 8
+    assert placed[0]['image'].addressable_shards[0].data.shape == (1, 16, 16, 3)
+
+
+def test_tensorflow_sees_no_gpu():
+  assert pipeline.tf.config.get_visible_devices('GPU') == []

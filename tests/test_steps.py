@@ -1,0 +1,272 @@
+"""The step: devices, micro-batches, weights, averages, metrics, and lowering for other machines."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import jax_utils
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from alexnet_flax import (
+  VARIANTS,
+  AlexNet,
+  create_train_state,
+  cross_entropy,
+  eval_step,
+  mean_squared_error,
+  sgd,
+  train_step,
+)
+from alexnet_flax.augment import normalize
+from alexnet_flax.specs import Dropout, Preprocessing
+
+SHAPE = (67, 67, 3)
+KEY = jax.random.key(7)
+
+
+def network(name, **options):
+  spec = VARIANTS[name].scaled(1 / 16, 67).replace(Dropout, rate=0.0)
+  return AlexNet(spec, num_classes=10, **options)
+
+
+def initial(model, learning_rate=0.01, **options):
+  tx = sgd(learning_rate, spec=model.spec, weight_decay=5e-4)
+  return create_train_state(model, tx, jax.random.key(0), SHAPE, **options)
+
+
+def batches(count=5, size=32):
+  rng = np.random.default_rng(0)
+  for _ in range(count):
+    yield {
+      'image': rng.normal(size=(size, *SHAPE)).astype(np.float32),
+      'label': rng.integers(0, 10, size).astype(np.int32),
+      'weight': np.ones(size, np.float32),
+    }
+
+
+def run(step, state, place=lambda batch: batch, key=KEY):
+  for batch in batches():
+    state, metrics = step(state, place(batch), key)
+  return state, metrics
+
+
+def greatest_error(state, reference):
+  def error(a, b):
+    return float(np.abs(np.asarray(a) - np.asarray(b)).max() / max(np.abs(b).max(), 1e-30))
+
+  ours, theirs = ((s.params, s.batch_stats) for s in (state, reference))
+  return max(jax.tree.leaves(jax.tree.map(error, ours, theirs)))
+
+
+def mesh(name='data'):
+  return jax.make_mesh((8,), (name,), axis_types=(AxisType.Auto,))
+
+
+@pytest.mark.parametrize(
+  ('name', 'accumulate_steps', 'tolerance'),
+  # Moments of half the batch amplify rounding more.
+  [('batchnorm', 1, 1e-5), ('batchnorm', 2, 1e-4), ('paper', 1, 1e-5), ('paper', 2, 1e-5)],
+)
+def test_one_device_eight_by_jit_by_pmap_and_by_shard_map_agree(name, accumulate_steps, tolerance):
+  step = functools.partial(train_step, accumulate_steps=accumulate_steps)
+  mapped = functools.partial(step, axis_name='batch')
+  model, mapped_model = network(name), network(name, axis_name='batch')
+  jitted = jax.jit(step)
+  one, metrics = run(jitted, initial(model))
+  assert one.step == 5
+
+  replicated, split = NamedSharding(mesh(), P()), NamedSharding(mesh(), P('data'))
+  state = jax.device_put(initial(model), replicated)
+  eight, eight_metrics = run(
+    jitted, state, lambda batch: jax.device_put(batch, split), jax.device_put(KEY, replicated)
+  )
+
+  pmapped, pmapped_metrics = run(
+    jax.pmap(mapped, axis_name='batch', donate_argnums=0),
+    jax_utils.replicate(initial(mapped_model)),
+    lambda batch: jax.tree.map(lambda x: x.reshape(8, 4, *x.shape[1:]), batch),
+    jax_utils.replicate(KEY),
+  )
+  shard_map = jax.shard_map(mapped, mesh=mesh('batch'), in_specs=(P(), P('batch'), P()), out_specs=P())
+  sharded, sharded_metrics = run(jax.jit(shard_map), initial(mapped_model))
+
+  others = [
+    (eight, eight_metrics),
+    jax_utils.unreplicate((pmapped, pmapped_metrics)),
+    (sharded, sharded_metrics),
+  ]
+  for other, other_metrics in others:
+    assert greatest_error(other, one) <= tolerance
+    np.testing.assert_allclose(other_metrics['loss'], metrics['loss'], rtol=1e-5)
+    assert other_metrics.images == 32
+
+
+def test_accumulation_is_the_mean_gradient_and_one_step():
+  model = network('paper')  # without BatchNorm, micro-batches change nothing
+  whole, metrics = run(jax.jit(train_step), initial(model))
+  parts, part_metrics = run(jax.jit(functools.partial(train_step, accumulate_steps=4)), initial(model))
+  assert parts.step == 5
+  assert greatest_error(parts, whole) <= 1e-5
+  np.testing.assert_allclose(part_metrics['loss'], metrics['loss'], rtol=1e-6)
+
+
+def test_accumulation_normalises_each_part_by_its_own_moments():
+  model, batch = network('batchnorm'), next(batches())
+  step = functools.partial(train_step, accumulate_steps=2)
+  state, _ = jax.jit(step)(initial(model), batch, KEY)
+  stats = initial(model).batch_stats
+  for part in (slice(0, None, 2), slice(1, None, 2)):
+    variables = {'params': initial(model).params, 'batch_stats': stats}
+    _, mutated = model.apply(variables, batch['image'][part], train=True, mutable=['batch_stats'])
+    stats = mutated['batch_stats']
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), state.batch_stats, stats)
+
+
+def test_accumulation_that_does_not_divide_the_batch():
+  with pytest.raises(ValueError, match=r'batch \(of 32\) must be divisible by accumulate_steps \(=3\)'):
+    train_step(initial(network('paper')), next(batches()), KEY, accumulate_steps=3)
+
+
+def test_examples_of_weight_zero_change_nothing():
+  model, batch = network('paper'), next(batches())
+  padded = {name: np.concatenate([x, x[:4]]) for name, x in batch.items()}
+  padded['weight'][32:] = 0
+  padded['image'][32:] = 1e6
+  ours, metrics = jax.jit(train_step)(initial(model), padded, KEY)
+  reference, reference_metrics = jax.jit(train_step)(initial(model), batch, KEY)
+  assert greatest_error(ours, reference) <= 1e-5
+  assert metrics.images == 32
+  np.testing.assert_allclose(metrics['loss'], reference_metrics['loss'], rtol=1e-6)
+
+
+def test_a_batch_without_weight_leaves_everything_finite():
+  batch = next(batches()) | {'weight': np.zeros(32, np.float32)}
+  state, metrics = jax.jit(train_step)(initial(network('paper')), batch, KEY)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+  assert np.isnan(metrics.means()['loss'])
+
+
+def test_dropout_differs_by_step_by_micro_batch_and_by_device():
+  model = AlexNet(VARIANTS['paper'].scaled(1 / 16, 67), 10, axis_name='batch')
+  seen = []
+
+  def loss(logits, labels):
+    jax.debug.callback(lambda x: seen.append(np.asarray(x)), logits)
+    return cross_entropy(logits, labels)
+
+  picture = np.random.default_rng(0).normal(size=(1, 1, *SHAPE)) * 60
+  batch = {
+    'image': np.broadcast_to(picture, (8, 2, *SHAPE)).astype(np.float32),
+    'label': np.zeros((8, 2), np.int32),
+    'weight': np.ones((8, 2), np.float32),
+  }
+  step = functools.partial(train_step, loss=loss, axis_name='batch', accumulate_steps=2)
+  state = jax_utils.replicate(
+    create_train_state(model, sgd(0.0), jax.random.key(0), SHAPE)  # a rate of 0: weights stay
+  )
+  for _ in range(2):
+    state, metrics = jax.pmap(step, axis_name='batch')(state, batch, jax_utils.replicate(KEY))
+    jax.block_until_ready(metrics)
+  jax.effects_barrier()
+  rows = np.concatenate(seen)
+  assert rows.shape == (2 * 8 * 2, 10)
+  assert len(np.unique(rows, axis=0)) == len(rows)
+
+
+def test_moving_average():
+  model = network('batchnorm')
+  state = initial(model, ema_decay=0.9)
+  expected = {'params': state.params, 'batch_stats': state.batch_stats}
+  for number, batch in enumerate(batches()):
+    state, _ = jax.jit(train_step)(state, batch, KEY)
+    decay = min(0.9, (1 + number) / (10 + number))
+    new = {'params': state.params, 'batch_stats': state.batch_stats}
+    expected = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, expected, new)  # noqa: B023
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), state.ema, expected)
+  batch = next(batches())
+  logits = model.apply(state.ema, jnp.asarray(batch['image']), train=False)
+  reference = cross_entropy(logits, jnp.asarray(batch['label'])).mean()
+  np.testing.assert_allclose(eval_step(state, batch)['loss'], reference, rtol=1e-5)
+
+
+@pytest.mark.parametrize('decay', [-0.1, 1.0])
+def test_moving_average_of_impossible_decay(decay):
+  with pytest.raises(ValueError, match='ema_decay'):
+    initial(network('paper'), ema_decay=decay)
+
+
+def test_donation_is_possible():
+  step = jax.jit(train_step, donate_argnums=0)
+  state = initial(network('batchnorm'), ema_decay=0.9)
+  old = jax.tree.leaves(state.params)[0]
+  state, _ = step(state, next(batches()), KEY)
+  assert old.is_deleted()
+
+
+def test_metrics_are_counted_by_hand():
+  logits = jnp.array([[9, 8, 7, 6, 5, 4.0], [9, 8, 7, 6, 5, 4], [9, 8, 7, 6, 5, 4], [0] * 6])
+  state = create_train_state(network('paper'), sgd(0.1), KEY, SHAPE)
+  state = state.replace(apply_fn=lambda variables, images, train: images)
+  batch = {'image': logits, 'label': jnp.array([0, 4, 5, 5]), 'weight': jnp.array([1.0, 1, 1, 1])}
+  metrics = eval_step(state, batch)
+  # A row of equal logits is a miss for the last class: a collapsed network must not score.
+  assert metrics.means() == pytest.approx(
+    {'loss': float(cross_entropy(logits, batch['label']).mean()), 'top1': 1 / 4, 'top5': 2 / 4}
+  )
+  padded = eval_step(state, batch | {'weight': jnp.array([1.0, 0, 0, 0])})
+  assert (padded['top1'], padded.images) == (1, 1)
+
+
+def test_losses_by_hand():
+  logits, label = jnp.log(jnp.array([[0.7, 0.2, 0.1]])), jnp.array([1])
+  np.testing.assert_allclose(cross_entropy(logits, label), -np.log([0.2]), rtol=1e-6)
+  smooth = -np.sum([0.1, 0.8, 0.1] * np.log([0.7, 0.2, 0.1]))
+  np.testing.assert_allclose(cross_entropy(logits, label, label_smoothing=0.3), smooth, rtol=1e-5)
+  squares = (0.7**2 + 0.8**2 + 0.1**2) / 3
+  np.testing.assert_allclose(mean_squared_error(logits, label), squares, rtol=1e-5)
+  mixed = jnp.array([[0.5, 0.5, 0.0]])
+  np.testing.assert_allclose(cross_entropy(logits, mixed), -0.5 * np.log(0.14), rtol=1e-5)
+  for wrong in (jnp.zeros(1), jnp.zeros((1, 2)), jnp.zeros((2,), jnp.int32)):
+    with pytest.raises(ValueError, match='labels'):
+      cross_entropy(logits, wrong)
+
+
+def test_normalize():
+  images = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 3), np.uint8)
+  out = normalize({'image': jnp.asarray(images), 'label': 1}, preprocessing=Preprocessing())
+  expected = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+  np.testing.assert_allclose(out['image'], expected, rtol=1e-5, atol=1e-6)
+  assert out['label'] == 1
+  bgr = Preprocessing(1.0, (1.0, 2.0, 3.0), (1.0, 1.0, 1.0), 'BGR')
+  out = normalize({'image': jnp.asarray(images)}, preprocessing=bgr)
+  np.testing.assert_allclose(out['image'], images[..., ::-1] - np.array([1.0, 2, 3]), rtol=1e-6)
+  with pytest.raises(TypeError, match='must be uint8'):
+    normalize({'image': jnp.zeros((1, 2, 2, 3))}, preprocessing=bgr)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('name', VARIANTS)
+def test_lowers_for_cuda_and_tpu(name, dtype):
+  """Full size, with dropout, uint8 input and eight devices, on a machine that has neither."""
+  spec = VARIANTS[name]
+  model = AlexNet(spec, dtype=dtype)
+  size = spec.image_size
+  tx = sgd(0.01, spec=spec, weight_decay=5e-4)
+  with jax.numpy_dtype_promotion('standard'):  # nn.BatchNorm mixes its two types
+    state = jax.eval_shape(lambda: create_train_state(model, tx, KEY, (size, size, 3)))
+  split = NamedSharding(mesh(), P('data'))
+  batch = {
+    'image': jax.ShapeDtypeStruct((16, size, size, 3), jnp.uint8, sharding=split),
+    'label': jax.ShapeDtypeStruct((16,), jnp.int32, sharding=split),
+    'weight': jax.ShapeDtypeStruct((16,), jnp.float32, sharding=split),
+  }
+  preprocess = functools.partial(normalize, preprocessing=spec.preprocessing)
+  step = jax.jit(functools.partial(train_step, preprocess=preprocess))
+  with jax.numpy_dtype_promotion('standard'):
+    export = jax.export.export(step, platforms=['cuda', 'tpu'])
+    exported = export(state, batch, jax.eval_shape(lambda: KEY))
+  assert exported.platforms == ('cuda', 'tpu')
+  assert exported.nr_devices == 8
