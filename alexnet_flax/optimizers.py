@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from alexnet_flax.specs import Conv, Dense, Multipliers, Spec, named_layers
+from alexnet_flax.specs import Multipliers, Spec, named_layers
 
 SCHEDULES = ('constant', 'step', 'cosine', 'polynomial')
 
@@ -83,13 +83,14 @@ def sgd(
     layers = {
       name: layer.multipliers
       for name, layer in (named_layers(spec) if spec else ())
-      if isinstance(layer, Conv | Dense)
+      if hasattr(layer, 'multipliers')
     }
 
     def by_leaf(path: tuple[Any, ...], _: Any) -> float:
       layer, parameter = path[0].key, path[-1].key
-      if layer in layers and parameter in ('kernel', 'bias'):
-        return getattr(layers[layer], f'{parameter}_{kind}')
+      if layer in layers and parameter in ('kernel', 'scale', 'bias'):
+        role = 'bias' if parameter == 'bias' else 'kernel'
+        return getattr(layers[layer], f'{role}_{kind}')
       return default(parameter)
 
     return lambda params: jax.tree_util.tree_map_with_path(by_leaf, params)

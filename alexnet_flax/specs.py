@@ -50,7 +50,10 @@ TORCH_UNIFORM = VarianceScaling(1 / 3, 'fan_in', 'uniform')
 
 @dataclasses.dataclass(frozen=True)
 class Multipliers:
-  """What the recipe's learning rate and weight decay are multiplied by for one layer's parameters."""
+  """What the recipe's learning rate and weight decay are multiplied by for one layer's parameters.
+
+  A norm's scale counts as its kernel.
+  """
 
   kernel_rate: float = 1.0
   bias_rate: float = 1.0
@@ -134,6 +137,7 @@ class BatchNorm:
   momentum: float = 0.99
   epsilon: float = 1e-3
   affine: bool = True
+  multipliers: Multipliers = Multipliers(kernel_decay=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +161,15 @@ Layer = (
 class Preprocessing:
   """How uint8 RGB becomes the network's input: (pixel * scale - mean) / std, in `channel_order`.
 
-  `mean` and `std` are in that order too, and in the units that `scale` leaves.
+  `mean` and `std` are in that order too, and in the units that `scale` leaves. In evaluation the
+  picture is first resized, and its centre cut out; that has `center_crop_share` of the short side.
   """
 
   scale: float = 1 / 255
   mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
   std: tuple[float, float, float] = (0.229, 0.224, 0.225)
   channel_order: Literal['RGB', 'BGR'] = 'RGB'
+  center_crop_share: float = 224 / 256
 
 
 @dataclasses.dataclass(frozen=True)
