@@ -1,11 +1,12 @@
 # `make train` and `make test` need Python 3.11 or newer, pip and make, and nothing else.
 PYTHON ?= python3
 VENV ?= .venv
+LOCK ?= dev
 BIN := $(VENV)/bin
 CONFIG ?= configs/digits.py
 WORKDIR ?= runs/$(basename $(notdir $(CONFIG)))
 
-.PHONY: train test check lock clean
+.PHONY: train test test-peers check lock clean
 
 train: $(VENV)/.ready  ## trains on the embedded digits
 	$(BIN)/python train.py --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -13,25 +14,30 @@ train: $(VENV)/.ready  ## trains on the embedded digits
 test: $(VENV)/.ready check  ## formatting, lint, types, and the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+# PyTorch and torchvision (some 5 GB), Keras and OpenCV in an environment of their own.
+test-peers:  ## the tests against other people's programs, none of them skipped
+	$(MAKE) VENV=.venv-peers LOCK=peers .venv-peers/.ready
+	.venv-peers/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider --durations 0 tests/parity
+
 check: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-$(VENV)/.ready: requirements/dev.txt pyproject.toml
+$(VENV)/.ready: requirements/$(LOCK).txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/$(LOCK).txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 # Pins with hashes for all platforms; no addresses. Needs uv.
 lock:
-	for extra in dev cuda tpu torch; do \
+	for extra in dev cuda tpu peers; do \
 	  uv pip compile pyproject.toml --extra $$extra --universal --fork-strategy fewest --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/$$extra.txt \
 	    || exit 1; \
 	done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

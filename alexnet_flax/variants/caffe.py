@@ -97,9 +97,7 @@ def _layers(after_relu: tuple[Layer, ...], bias: float) -> tuple[Layer, ...]:
   def conv(features: int, kernel_size: int, bias: float = 0.0, **geometry) -> tuple[Layer, ...]:
     init, constant = Normal(0.01), Constant(bias)
     return (
-      Conv(
-        features, kernel_size, kernel_init=init, bias_init=constant, multipliers=_BIAS_TWICE, **geometry
-      ),
+      Conv(features, kernel_size, kernel_init=init, bias_init=constant, multipliers=_BIAS_TWICE, **geometry),
       Activation(),
     )
 

@@ -17,8 +17,8 @@ from alexnet_flax.specs import (
   Normal,
   Pool,
   Preprocessing,
-  Spec,
   SpatialResponseNorm,
+  Spec,
 )
 
 _IMAGENET = Preprocessing(1.0, (123.68, 116.779, 103.939), (1.0, 1.0, 1.0))

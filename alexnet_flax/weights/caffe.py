@@ -1,0 +1,185 @@
+"""Caffe's weights, `.caffemodel`: binary protobuf, of Caffe's present layers and of its former ones (V1)."""
+
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from alexnet_flax.errors import UsageError
+from alexnet_flax.specs import Preprocessing, Spec
+from alexnet_flax.weights.caffe_network import caffe_input, layer_names, network, norm_layers
+from alexnet_flax.weights.caffe_schema import V1_TYPES, NetParameter
+from alexnet_flax.weights.layout import (
+  Tensors,
+  check,
+  from_channels_first,
+  head_name,
+  match_input,
+  pick,
+  to_channels_first,
+  variable_shapes,
+)
+
+# Of each kind of layer that computes something, what must agree, and its value where none is stored.
+_DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
+  'Convolution': ('convolution_param', {'kernel_size': [], 'stride': [1], 'pad': [0], 'group': 1}),
+  'InnerProduct': ('inner_product_param', {}),
+  'ReLU': ('', {}),
+  'TanH': ('', {}),
+  'Sigmoid': ('', {}),
+  'LRN': ('lrn_param', {'local_size': 5, 'alpha': 1.0, 'beta': 0.75, 'norm_region': 0, 'k': 1.0}),
+  'Pooling': ('pooling_param', {'pool': 0, 'kernel_size': 0, 'stride': 1, 'pad': 0}),
+  'BatchNorm': ('batch_norm_param', {'eps': 1e-5}),
+  'Scale': ('', {}),
+}
+
+
+def read(content: bytes, spec: Spec, source: str) -> Tensors:
+  """The tensors of a caffemodel.
+
+  Raises:
+    UsageError: the file is broken, of another network, or for another input; or a tensor does not fit.
+  """
+  layers = _stored_layers(content, source)
+  _check_architecture(layers, spec, source)
+  blobs = {
+    f'{layer.name}.{number}': _array(blob, f'{source}: tensor {layer.name}.{number}')
+    for layer in layers
+    for number, blob in enumerate(layer.blobs)
+  }
+  # Caffe's BatchNorm keeps sums of moments, and by what to divide them.
+  divisors = {name: blobs.pop(f'{name}.2', np.ones(1)).ravel()[0] or 1.0 for name in norm_layers(spec)}
+  names, shapes = _tensor_names(spec), variable_shapes(spec)
+  tensors = pick(blobs, names, source)
+  for ours, theirs in names.items():
+    array = _without_leading_ones(tensors[ours], len(shapes[ours]))
+    if ours.startswith('batch_stats/'):
+      array = array / np.float32(divisors[theirs.rpartition('.')[0]])
+    tensors[ours] = from_channels_first(ours, array, spec)
+  tensors = check(tensors, spec, source, names)
+  return match_input(tensors, spec, _stored_input(layers, spec, source), source)
+
+
+def write(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
+  """Writes a caffemodel, of Caffe's present layers.
+
+  Raises:
+    UsageError: Caffe has no such layer, or no such input.
+  """
+  tensors = match_input(tensors, spec, caffe_input(spec, str(path)), str(path))
+  net = network(spec, tensors[f'params/{head_name(spec)}/bias'].shape[0])
+  blobs: dict[str, list[np.ndarray]] = {}
+  for ours, name in _tensor_names(spec).items():
+    blobs.setdefault(name.rpartition('.')[0], []).append(to_channels_first(ours, tensors[ours], spec))
+  for name in norm_layers(spec):
+    blobs[name].append(np.ones(1, np.float32))
+  for layer in net.layer:
+    for array in blobs.get(layer.name, ()):
+      blob = layer.blobs.add(data=np.asarray(array, '<f4').tobytes())
+      blob.shape.dim.extend(array.shape)
+  path.write_bytes(net.SerializeToString())
+
+
+def stored_variant(content: bytes, source: str, candidates: list[Spec]) -> Spec | None:
+  """The first of the candidates whose layers the file has, in their order."""
+  layers = _stored_layers(content, source)
+  for spec in candidates:
+    try:
+      _check_architecture(layers, spec, source)
+      return spec
+    except UsageError:
+      continue
+  return None
+
+
+def _stored_layers(content: bytes, source: str) -> list[Any]:
+  net = NetParameter()
+  try:
+    net.ParseFromString(content)
+  except DecodeError:
+    raise UsageError(f'{source}: broken, or not a binary caffemodel') from None
+  layers = list(net.layer or net.layers)
+  if not any(layer.blobs for layer in layers):
+    raise UsageError(
+      f"{source}: no layers with weights; if it is of 2013, run Caffe's upgrade_net_proto_binary on it"
+    )
+  return layers
+
+
+def _kind(layer: Any) -> str:
+  return layer.type if isinstance(layer.type, str) else V1_TYPES.get(layer.type, str(layer.type))
+
+
+def _check_architecture(layers: list[Any], spec: Spec, source: str) -> None:
+  theirs = [layer for layer in layers if _kind(layer) in _DEFAULTS]
+  ours = [layer for layer in network(spec, 1).layer if _kind(layer) in _DEFAULTS]
+  for stored, wanted in zip(theirs, ours, strict=False):
+    if (_kind(stored), _settings(stored)) != (_kind(wanted), _settings(wanted)):
+      raise UsageError(
+        f'{source} is of another network than {spec.name}: its layer {stored.name} is {_kind(stored)}'
+        f' {_settings(stored) or ""}, where {wanted.name} must be {_kind(wanted)} {_settings(wanted) or ""}'
+      )
+  if len(theirs) != len(ours):
+    raise UsageError(f'{source} has {len(theirs)} computing layers, {spec.name} has {len(ours)}')
+
+
+def _settings(layer: Any) -> dict[str, Any]:
+  field, defaults = _DEFAULTS[_kind(layer)]
+  stored = getattr(layer, field, None) if field else None
+  settings = {}
+  for name, default in defaults.items():
+    value = getattr(stored, name)
+    if isinstance(default, list):
+      value = list(value) or default
+    elif not stored.HasField(name):  # type: ignore[union-attr]
+      value = default
+    settings[name] = round(value, 9) if isinstance(value, float) else value
+  return settings
+
+
+def _array(blob: Any, what: str) -> np.ndarray:
+  shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
+  content, kind = (blob.data, '<f4') if blob.data else (blob.double_data, '<f8')
+  if len(content) != math.prod(shape) * int(kind[-1]):
+    raise UsageError(f'{what} is cut short: {len(content):,} bytes for the shape {shape}')
+  return np.frombuffer(content, kind).reshape(shape).astype(np.float32)
+
+
+def _without_leading_ones(array: np.ndarray, ndim: int) -> np.ndarray:
+  """Blobs once had four axes always: [1, 1, O, I] for [O, I]."""
+  extra = array.ndim - ndim
+  return array.reshape(array.shape[extra:]) if set(array.shape[:extra]) == {1} else array
+
+
+def _stored_input(layers: list[Any], spec: Spec, source: str) -> Preprocessing:
+  """The input of the file's network, where its data layer tells; else Caffe's, with the spec's mean."""
+  theirs = caffe_input(spec, source)
+  for layer in layers:
+    transform = getattr(layer, 'transform_param', None)
+    if transform is None or not layer.HasField('transform_param'):
+      continue
+    scale = transform.scale if transform.HasField('scale') else 1.0
+    mean = theirs.mean
+    if transform.mean_value:
+      values = [value * scale for value in transform.mean_value]
+      mean = (values * 3)[:3]
+    elif transform.mean_file and not any(theirs.mean):
+      raise UsageError(
+        f'{source}: its network subtracts {transform.mean_file}; {spec.name} subtracts nothing'
+      )
+    return Preprocessing(scale, tuple(mean), (1.0, 1.0, 1.0), 'BGR')
+  return theirs
+
+
+def _tensor_names(spec: Spec) -> dict[str, str]:
+  """Our tensors' names -> layer and blob number, 'conv1.0'."""
+  names = layer_names(spec)
+  numbers = {'kernel': 0, 'scale': 0, 'bias': 1, 'mean': 0, 'var': 1}
+  result = {}
+  for ours in variable_shapes(spec):
+    collection, layer, leaf = ours.split('/')
+    theirs = names[layer].replace('/scale', '/bn') if collection == 'batch_stats' else names[layer]
+    result[ours] = f'{theirs}.{numbers[leaf]}'
+  return dict(sorted(result.items(), key=lambda item: item[1]))

@@ -1,0 +1,136 @@
+"""A spec as Caffe's network: its layers, and the text (`.prototxt`) from which Caffe builds it."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from google.protobuf import text_format
+
+from alexnet_flax import specs
+from alexnet_flax.errors import UsageError
+from alexnet_flax.specs import Layer, Preprocessing, Spec, named_layers
+from alexnet_flax.weights.caffe_schema import NetParameter
+from alexnet_flax.weights.layout import reversed_colours
+
+
+def caffe_input(spec: Spec, source: str) -> Preprocessing:
+  """The spec's preprocessing as Caffe has it: BGR, 0..255 less a mean.
+
+  Raises:
+    UsageError: the spec's pictures are scaled, or divided by a deviation.
+  """
+  theirs = spec.preprocessing
+  if theirs.channel_order == 'RGB':
+    theirs = reversed_colours(theirs)
+  if theirs.scale != 1 or theirs.std != (1.0, 1.0, 1.0):
+    raise UsageError(
+      f"{source}: Caffe's pictures are 0..255 less a mean, those of {spec.name} have scale"
+      f' {theirs.scale:.4g} and std {theirs.std}'
+    )
+  return theirs
+
+
+def layer_names(spec: Spec) -> dict[str, str]:
+  """Our layers' names -> Caffe's: the same, but for BatchNorm, 'norm2' -> 'conv2/bn'."""
+  names, weights = {}, 'data'
+  for name, layer in named_layers(spec):
+    if isinstance(layer, specs.Conv | specs.Dense):
+      weights = name
+    kind = 'scale' if isinstance(layer, specs.BatchNorm) and layer.affine else 'bn'
+    names[name] = f'{weights}/{kind}' if isinstance(layer, specs.BatchNorm) else name
+  return names
+
+
+def write_prototxt(spec: Spec, num_classes: int, path: pathlib.Path) -> None:
+  """Writes the network as text, with its input and without weights; the mean stands in a comment."""
+  mean = caffe_input(spec, str(path)).mean
+  head = f'# {spec.name}: {spec.source}\n# Input: BGR, 0..255, less the mean {mean}.\n'
+  path.write_text(head + text_format.MessageToString(network(spec, num_classes)))
+
+
+def network(spec: Spec, num_classes: int) -> Any:
+  """The spec as Caffe's `NetParameter`: one layer for each of ours, none in place.
+
+  Raises:
+    UsageError: Caffe has no such layer.
+  """
+  net = NetParameter(name=spec.name)
+  size = spec.image_size
+  data = net.layer.add(name='data', type='Input', top=['data'])
+  data.input_param.shape.add(dim=[1, 3, size, size])
+  names, bottom = layer_names(spec), 'data'
+  for name, layer in named_layers(spec):
+    if isinstance(layer, specs.Flatten):
+      continue  # InnerProduct flattens
+    for parameters in _caffe_layers(name, names[name], layer, spec.name, num_classes):
+      added = net.layer.add(bottom=[bottom], top=[parameters['name']], **parameters)
+      bottom = added.name
+      if hasattr(layer, 'multipliers') and added.type != 'BatchNorm':
+        rates = layer.multipliers
+        added.param.add(lr_mult=rates.kernel_rate, decay_mult=rates.kernel_decay)
+        added.param.add(lr_mult=rates.bias_rate, decay_mult=rates.bias_decay)
+  return net
+
+
+def norm_layers(spec: Spec) -> list[str]:
+  """Names of Caffe's BatchNorm layers, which hold the statistics."""
+  names = layer_names(spec)
+  norms = [name for name, layer in named_layers(spec) if isinstance(layer, specs.BatchNorm)]
+  return [names[name].replace('/scale', '/bn') for name in norms]
+
+
+def _caffe_layers(name: str, theirs: str, layer: Layer, variant: str, classes: int) -> Iterator[dict]:
+  match layer:
+    case specs.Conv() if not layer.ceil_mode:
+      parameters = {
+        'num_output': layer.features,
+        'kernel_size': [layer.kernel_size],
+        'stride': [layer.strides],
+        'pad': [_padding(layer, name, variant)],
+        'group': layer.groups,
+      }
+      yield {'name': theirs, 'type': 'Convolution', 'convolution_param': parameters}
+    case specs.Dense():
+      parameters = {'num_output': layer.features or classes}
+      yield {'name': theirs, 'type': 'InnerProduct', 'inner_product_param': parameters}
+    case specs.Activation('relu'):
+      yield {'name': theirs, 'type': 'ReLU'}
+    case specs.Activation('tanh' | 'sigmoid'):
+      yield {'name': theirs, 'type': {'tanh': 'TanH', 'sigmoid': 'Sigmoid'}[layer.kind]}
+    case specs.Pool() if layer.ceil_mode:
+      parameters = {
+        'pool': {'max': 0, 'avg': 1}[layer.kind],
+        'kernel_size': layer.kernel_size,
+        'stride': layer.strides,
+        'pad': _padding(layer, name, variant),
+      }
+      yield {'name': theirs, 'type': 'Pooling', 'pooling_param': parameters}
+    case specs.LocalResponseNorm() if layer.groups == 1:
+      alpha = layer.alpha * layer.size
+      parameters = {'local_size': layer.size, 'alpha': alpha, 'beta': layer.beta, 'k': layer.k}
+      yield {'name': theirs, 'type': 'LRN', 'lrn_param': parameters}
+    case specs.SpatialResponseNorm() if layer.k == 1:
+      alpha = layer.alpha * layer.size**2
+      parameters = {'local_size': layer.size, 'alpha': alpha, 'beta': layer.beta, 'norm_region': 1}
+      yield {'name': theirs, 'type': 'LRN', 'lrn_param': parameters}
+    case specs.BatchNorm():
+      bn = theirs.replace('/scale', '/bn')
+      fraction = layer.momentum
+      parameters = {'eps': layer.epsilon, 'moving_average_fraction': fraction, 'use_global_stats': True}
+      yield {'name': bn, 'type': 'BatchNorm', 'batch_norm_param': parameters}
+      if layer.affine:
+        yield {'name': theirs, 'type': 'Scale', 'scale_param': {'bias_term': True}}
+    case specs.Dropout():
+      yield {'name': theirs, 'type': 'Dropout', 'dropout_param': {'dropout_ratio': layer.rate}}
+    case _:
+      raise UsageError(f'Caffe has no layer as {name} of {variant}: {layer}')
+
+
+def _padding(layer: specs.Conv | specs.Pool, name: str, variant: str) -> int:
+  if layer.padding == 'VALID':
+    return 0
+  if layer.padding != 'SAME':
+    return layer.padding
+  if layer.strides != 1 or layer.kernel_size % 2 == 0:
+    raise UsageError(f"Caffe cannot pad as {name} of {variant} does: 'SAME' with strides {layer.strides}")
+  return layer.kernel_size // 2

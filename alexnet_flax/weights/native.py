@@ -1,0 +1,82 @@
+"""Our own weights files: safetensors with our names, and the whole spec inside as JSON."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from alexnet_flax import specs
+from alexnet_flax.errors import UsageError
+from alexnet_flax.specs import Spec, named_layers
+from alexnet_flax.weights.layout import Tensors, check, match_input
+
+FORMAT = 'alexnet_flax'
+# What a spec says of training, and not of what the network computes.
+_OF_TRAINING = {
+  specs.Conv: {'kernel_init': specs.GLOROT_UNIFORM, 'bias_init': specs.Constant()},
+  specs.Dense: {'kernel_init': specs.GLOROT_UNIFORM, 'bias_init': specs.Constant()},
+  specs.BatchNorm: {'momentum': 0.0},
+  specs.Dropout: {'rate': 0.0},
+}
+
+
+def read(stored: dict[str, np.ndarray], metadata: dict[str, str], spec: Spec, source: str) -> Tensors:
+  """The tensors of our own file, for a spec of the same architecture.
+
+  Raises:
+    UsageError: the file is of another architecture, mean or scale; or a tensor does not fit.
+  """
+  theirs = stored_spec(metadata, source)
+  for (name, one), (_, other) in zip(named_layers(theirs), named_layers(spec), strict=False):
+    if _computes(one) != _computes(other):
+      raise UsageError(
+        f'{source} holds {theirs.name}, not {spec.name}: {name} is {_computes(one)} there and'
+        f' {_computes(other)} here'
+      )
+  if len(theirs.layers) != len(spec.layers):
+    raise UsageError(f'{source} holds {theirs.name} of {len(theirs.layers)} layers, not {spec.name}')
+  return match_input(check(stored, spec, source), spec, theirs.preprocessing, source)
+
+
+def write(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
+  """Writes the tensors and the spec."""
+  text = json.dumps(_encode(spec))
+  path.write_bytes(save(tensors, metadata={'format': FORMAT, 'variant': spec.name, 'spec': text}))
+
+
+def stored_spec(metadata: dict[str, str], source: str) -> Spec:
+  """The spec inside one of our own files."""
+  try:
+    return _decode(json.loads(metadata['spec']))
+  except (KeyError, TypeError, ValueError) as error:
+    raise UsageError(f'{source}: its description of the network cannot be read: {error}') from None
+
+
+def _computes(layer: specs.Layer) -> specs.Layer:
+  changes: dict[str, Any] = dict(_OF_TRAINING.get(type(layer), {}))  # type: ignore[call-overload]
+  if hasattr(layer, 'multipliers'):
+    changes['multipliers'] = specs.Multipliers()
+  return dataclasses.replace(layer, **changes)
+
+
+def _encode(value: Any) -> Any:
+  """Dataclasses as objects with their class's name under 'class'."""
+  if dataclasses.is_dataclass(value):
+    fields = {field.name: _encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return {'class': type(value).__name__, **fields}
+  return [_encode(item) for item in value] if isinstance(value, tuple) else value
+
+
+_CLASSES = {
+  one.__name__: one for one in vars(specs).values() if isinstance(one, type) and dataclasses.is_dataclass(one)
+}
+
+
+def _decode(value: Any) -> Any:
+  if isinstance(value, dict):
+    fields = {key: _decode(item) for key, item in value.items() if key != 'class'}
+    return _CLASSES[value['class']](**fields)
+  return tuple(map(_decode, value)) if isinstance(value, list) else value
