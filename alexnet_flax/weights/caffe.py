@@ -1,5 +1,6 @@
 """Caffe's weights, `.caffemodel`: binary protobuf, of Caffe's present layers and of its former ones (V1)."""
 
+import dataclasses
 import math
 import pathlib
 from typing import Any
@@ -163,13 +164,13 @@ def _stored_input(layers: list[Any], spec: Spec, source: str) -> Preprocessing:
     scale = transform.scale if transform.HasField('scale') else 1.0
     mean = theirs.mean
     if transform.mean_value:
-      values = [value * scale for value in transform.mean_value]
-      mean = (values * 3)[:3]
+      blue, green, red = (list(transform.mean_value) * 3)[:3]
+      mean = (blue * scale, green * scale, red * scale)
     elif transform.mean_file and not any(theirs.mean):
       raise UsageError(
         f'{source}: its network subtracts {transform.mean_file}; {spec.name} subtracts nothing'
       )
-    return Preprocessing(scale, tuple(mean), (1.0, 1.0, 1.0), 'BGR')
+    return dataclasses.replace(theirs, scale=scale, mean=mean)
   return theirs
 
 
