@@ -51,6 +51,28 @@ def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Trai
   return dataclasses.replace(like, **manager.restore(step, args=ocp.args.StandardRestore(target)))
 
 
+def restore_variables(folder: pathlib.Path) -> tuple[int, dict[str, Any]]:
+  """What evaluation uses of the last checkpoint in a folder: its step, and {'params', 'batch_stats'}.
+
+  Raises:
+    UsageError: the folder has no checkpoint.
+  """
+  if not folder.is_dir():
+    raise UsageError(f'no checkpoint in {folder}')
+  with checkpoint_manager(folder, keep=1) as manager:
+    step = manager.latest_step()
+    if step is None:
+      raise UsageError(f'no checkpoint in {folder}')
+    on_one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_one),
+      dict(manager.item_metadata(step)),
+      is_leaf=lambda leaf: hasattr(leaf, 'shape'),
+    )
+    saved = manager.restore(step, args=ocp.args.StandardRestore(target))
+  return step, saved.get('ema') or {'params': saved['params'], 'batch_stats': saved['batch_stats']}
+
+
 def _saved(state: TrainState) -> dict[str, Any]:
   saved = {
     'step': state.step,

@@ -9,12 +9,14 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from alexnet_flax import specs
+from alexnet_flax import editing, specs
 from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.geometry import check_image_size
 from alexnet_flax.losses import LOSSES
 from alexnet_flax.optimizers import SCHEDULES
 from alexnet_flax.variants import VARIANTS
+
+MODES = ('fine_tune', 'linear_probe')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,8 @@ class DataConfig:
   crop_scale: tuple[float, float] = (0.08, 1.0)  # shares of the picture's area
   crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
   flip: bool = True
-  center_crop_share: float = 224 / 256  # of the short side, in evaluation
+  center_crop_share: float | None = None  # of the short side, in evaluation; as the variant has it
+  examples_per_class: int | None = None  # so many of each class of train_split, drawn by the seed
   num_threads: int | None = None  # for decoding; one a core
 
 
@@ -78,6 +81,20 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TransferConfig:
+  """What a run starts from. Layers are named or matched: 'conv1,norm*'."""
+
+  source: str | None = None  # a run's folder, a weights file, a URL, a published name, or 'random'
+  mode: str = 'fine_tune'  # or 'linear_probe': features once, then the head alone
+  layer: str | None = None  # put the head on this layer; the variant's own place if None
+  new_head: bool = True
+  head_stddev: float | None = None  # of the new head's normal initialisation; the variant's own if None
+  freeze: str = ''
+  update_frozen_statistics: bool = False  # BatchNorm of frozen layers goes on normalising by the batch
+  learning_rates: str = ''  # multipliers: 'conv*:0.1,fc8:10'
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """A whole run. A number of steps, where set, replaces the same duration in epochs."""
 
@@ -85,6 +102,7 @@ class Config:
   data: DataConfig = DataConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   loss: LossConfig = LossConfig()
+  transfer: TransferConfig = TransferConfig()
   seed: int = 0
   total_epochs: float = 90.0
   total_steps: int | None = None
@@ -107,7 +125,40 @@ def all_keys(kind: type = Config, prefix: str = '') -> Iterator[str]:
 
 
 def network(config: Config) -> specs.Spec:
-  """The spec that the configuration asks for, its input size resolved."""
+  """The network to train: `whole_network` with the head and the rates that the transfer asks for."""
+  spec, transfer = whole_network(config), config.transfer
+  if transfer.layer is not None:
+    spec = editing.with_head_on(spec, transfer.layer)
+  if transfer.head_stddev is not None:
+    spec = editing.with_head_init(spec, specs.Normal(transfer.head_stddev))
+  return editing.scale_rates(spec, learning_rate_multipliers(transfer.learning_rates))
+
+
+def layer_patterns(text: str) -> list[str]:
+  """The names in 'conv1,norm*'."""
+  return [name for name in text.replace(' ', '').split(',') if name]
+
+
+def learning_rate_multipliers(text: str) -> dict[str, float]:
+  """The pairs in 'conv*:0.1,fc8:10'.
+
+  Raises:
+    UsageError: it is not written so, or a multiplier is negative.
+  """
+  rates = {}
+  for pair in filter(None, text.replace(' ', '').split(',')):
+    pattern, _, number = pair.partition(':')
+    try:
+      rates[pattern] = float(number)
+    except ValueError:
+      rates[pattern] = math.nan
+    if not 0 <= rates[pattern] < math.inf:
+      raise UsageError(f"transfer.learning_rates: {pair!r} must be LAYER:MULTIPLIER, as in 'conv*:0.1'")
+  return rates
+
+
+def whole_network(config: Config) -> specs.Spec:
+  """The spec that the model's keys ask for, its input size resolved."""
   model = config.model
   spec = VARIANTS[model.variant]
   changes: list[tuple[type, str, Any]] = [
@@ -119,6 +170,10 @@ def network(config: Config) -> specs.Spec:
   for kind, field, value in changes:
     if value is not None:
       spec = spec.replace(kind, **{field: value})
+  share = config.data.center_crop_share
+  if share is not None:
+    preprocessing = dataclasses.replace(spec.preprocessing, center_crop_share=share)
+    spec = dataclasses.replace(spec, preprocessing=preprocessing)
   return spec.scaled(model.width, model.image_size)
 
 
@@ -132,6 +187,7 @@ def check(config: Config) -> None:
     ('model.dtype', model.dtype, ('float32', 'bfloat16')),
     ('optimizer.schedule', optimizer.schedule, SCHEDULES),
     ('loss.name', config.loss.name, LOSSES),
+    ('transfer.mode', config.transfer.mode, MODES),
   ]
   for key, name, choices in names:
     if name is not None and name not in choices:
@@ -165,6 +221,7 @@ def check(config: Config) -> None:
   if any(b <= 0 for b in boundaries) or list(boundaries) != sorted(boundaries):
     raise UsageError(f'optimizer.boundary_epochs (={boundaries}) must be positive and ascending')
   spec = network(config)
+  editing.frozen_layers(spec, layer_patterns(config.transfer.freeze))
   try:
     check_image_size(spec, spec.image_size, spec.image_size)
   except ValueError as error:
@@ -178,6 +235,7 @@ _LEAST: dict[str, tuple[float, bool]] = {
   'data.eval_batch_size': (1, False),
   'data.num_threads': (1, False),
   'data.center_crop_share': (0, True),
+  'data.examples_per_class': (1, False),
   'optimizer.accumulate_steps': (1, False),
   'optimizer.clip_norm': (0, True),
   'total_epochs': (0, True),

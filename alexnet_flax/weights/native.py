@@ -9,18 +9,12 @@ import numpy as np
 from safetensors.numpy import save
 
 from alexnet_flax import specs
+from alexnet_flax.editing import computation
 from alexnet_flax.errors import UsageError
 from alexnet_flax.specs import Spec, named_layers
 from alexnet_flax.weights.layout import Tensors, check, match_input
 
 FORMAT = 'alexnet_flax'
-# What a spec says of training, and not of what the network computes.
-_OF_TRAINING = {
-  specs.Conv: {'kernel_init': specs.GLOROT_UNIFORM, 'bias_init': specs.Constant()},
-  specs.Dense: {'kernel_init': specs.GLOROT_UNIFORM, 'bias_init': specs.Constant()},
-  specs.BatchNorm: {'momentum': 0.0},
-  specs.Dropout: {'rate': 0.0},
-}
 
 
 def read(stored: dict[str, np.ndarray], metadata: dict[str, str], spec: Spec, source: str) -> Tensors:
@@ -31,11 +25,8 @@ def read(stored: dict[str, np.ndarray], metadata: dict[str, str], spec: Spec, so
   """
   theirs = stored_spec(metadata, source)
   for (name, one), (_, other) in zip(named_layers(theirs), named_layers(spec), strict=False):
-    if _computes(one) != _computes(other):
-      raise UsageError(
-        f'{source} holds {theirs.name}, not {spec.name}: {name} is {_computes(one)} there and'
-        f' {_computes(other)} here'
-      )
+    if computation(one) != computation(other):
+      raise UsageError(f'{source} holds {theirs.name}, not {spec.name}: {name} is {one} there, {other} here')
   if len(theirs.layers) != len(spec.layers):
     raise UsageError(f'{source} holds {theirs.name} of {len(theirs.layers)} layers, not {spec.name}')
   return match_input(check(stored, spec, source), spec, theirs.preprocessing, source)
@@ -53,13 +44,6 @@ def stored_spec(metadata: dict[str, str], source: str) -> Spec:
     return _decode(json.loads(metadata['spec']))
   except (KeyError, TypeError, ValueError) as error:
     raise UsageError(f'{source}: its description of the network cannot be read: {error}') from None
-
-
-def _computes(layer: specs.Layer) -> specs.Layer:
-  changes: dict[str, Any] = dict(_OF_TRAINING.get(type(layer), {}))  # type: ignore[call-overload]
-  if hasattr(layer, 'multipliers'):
-    changes['multipliers'] = specs.Multipliers()
-  return dataclasses.replace(layer, **changes)
 
 
 def _encode(value: Any) -> Any:

@@ -1,0 +1,124 @@
+"""Networks made from networks, for transfer learning: which layers, with which head, at which rates."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterable, Mapping
+
+from alexnet_flax.errors import UsageError, unknown_name
+from alexnet_flax.specs import (
+  BatchNorm,
+  Conv,
+  Dense,
+  Dropout,
+  Flatten,
+  Layer,
+  Normal,
+  Spec,
+  VarianceScaling,
+  named_layers,
+)
+
+
+def match_layers(spec: Spec, patterns: Iterable[str]) -> list[str]:
+  """The layers whose names match any pattern ('fc8', 'conv*', 'norm[1-3]'), in the network's order.
+
+  Raises:
+    UsageError: a pattern matches nothing.
+
+  >>> from alexnet_flax import VARIANTS
+  >>> match_layers(VARIANTS['paper'], ['norm*', 'fc8'])
+  ['norm1', 'norm2', 'fc8']
+  """
+  names = [name for name, _ in named_layers(spec)]
+  found: set[str] = set()
+  for pattern in patterns:
+    matching = fnmatch.filter(names, pattern)
+    if not matching:
+      raise unknown_name('layer', pattern, names)
+    found |= set(matching)
+  return [name for name in names if name in found]
+
+
+def frozen_layers(spec: Spec, patterns: Iterable[str]) -> list[str]:
+  """The layers with parameters or statistics that `patterns` freeze: those named, and their BatchNorm.
+
+  The BatchNorm of a convolution or fully connected layer is that between it and the next one.
+  """
+  named = set(match_layers(spec, patterns))
+  frozen, under = [], False
+  for name, layer in named_layers(spec):
+    if isinstance(layer, Conv | Dense):
+      under = name in named
+    if isinstance(layer, Conv | Dense | BatchNorm) and (under or name in named):
+      frozen.append(name)
+  return frozen
+
+
+def scale_rates(spec: Spec, rates: Mapping[str, float]) -> Spec:
+  """The network with the learning rates of the layers that match each pattern multiplied.
+
+  Raises:
+    UsageError: a pattern matches nothing, or only layers without parameters.
+
+  >>> from alexnet_flax import VARIANTS
+  >>> scale_rates(VARIANTS['caffe'], {'conv*': 0.1}).layers[0].multipliers.bias_rate
+  0.2
+  """
+  factors = dict.fromkeys((name for name, _ in named_layers(spec)), 1.0)
+  for pattern, factor in rates.items():
+    matching = match_layers(spec, [pattern])
+    if not any(hasattr(layer, 'multipliers') for name, layer in named_layers(spec) if name in matching):
+      raise UsageError(f'{pattern!r} names no layer with parameters')
+    for name in matching:
+      factors[name] *= factor
+
+  def scaled(name: str, layer: Layer) -> Layer:
+    if factors[name] == 1.0 or not hasattr(layer, 'multipliers'):
+      return layer
+    old, factor = layer.multipliers, factors[name]
+    new = dataclasses.replace(old, kernel_rate=old.kernel_rate * factor, bias_rate=old.bias_rate * factor)
+    return dataclasses.replace(layer, multipliers=new)
+
+  return dataclasses.replace(spec, layers=tuple(scaled(name, layer) for name, layer in named_layers(spec)))
+
+
+def with_head_on(spec: Spec, layer: str) -> Spec:
+  """The network up to a layer, and the head upon it.
+
+  Raises:
+    UsageError: there is no such layer, or it is the head.
+
+  >>> from alexnet_flax import VARIANTS
+  >>> [name for name, _ in named_layers(with_head_on(VARIANTS['torchvision'], 'pool1'))]
+  ['conv1', 'relu1', 'pool1', 'flatten', 'fc2']
+  """
+  names = [name for name, _ in named_layers(spec)][:-1]
+  if layer not in names:
+    raise unknown_name('layer to put a head on', layer, names)
+  kept = spec.layers[: names.index(layer) + 1]
+  flat = () if any(isinstance(one, Flatten) for one in kept) else (Flatten(),)
+  return dataclasses.replace(spec, layers=(*kept, *flat, spec.layers[-1]))
+
+
+def with_head_init(spec: Spec, kernel_init: Normal | VarianceScaling) -> Spec:
+  """The network whose head's kernel starts otherwise."""
+  head = dataclasses.replace(spec.layers[-1], kernel_init=kernel_init)
+  return dataclasses.replace(spec, layers=(*spec.layers[:-1], head))
+
+
+def computation(layer: Layer) -> Layer:
+  """The layer without what it says of training alone: two that are equal then compute the same."""
+  match layer:
+    case Conv():
+      default = Conv(1, 1)
+      return dataclasses.replace(
+        layer, kernel_init=default.kernel_init, bias_init=default.bias_init, multipliers=default.multipliers
+      )
+    case Dense():
+      return Dense(layer.features)
+    case BatchNorm():
+      return BatchNorm(epsilon=layer.epsilon, affine=layer.affine)
+    case Dropout():
+      return Dropout()
+    case _:
+      return layer

@@ -1,0 +1,45 @@
+"""Networks that have been trained: of a run's folder, a weights file, a URL or a published name."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from alexnet_flax import checkpoint
+from alexnet_flax.config import network
+from alexnet_flax.config_dict import from_config_dict
+from alexnet_flax.errors import UsageError
+from alexnet_flax.specs import Spec
+from alexnet_flax.variants import VARIANTS
+from alexnet_flax.weights import load_weights, stored_spec
+
+
+def load_pretrained(source: str | os.PathLike[str], spec: Spec | None = None) -> tuple[Spec, dict[str, Any]]:
+  """A trained network and its variables.
+
+  Args:
+    source: a run's folder (its last checkpoint; the moving averages, if it has them), or what
+      `load_weights` takes.
+    spec: the network of a weights file that does not say; if None, the variant that it can be of.
+
+  Raises:
+    UsageError: there is no such source, it cannot be read, or it is not clear which network it is of.
+  """
+  folder = pathlib.Path(source).expanduser()
+  if folder.is_dir():
+    return _of_run(folder)
+  known = VARIANTS if spec is None else {**VARIANTS, spec.name: spec}
+  theirs = stored_spec(source, known)
+  if theirs is None:
+    raise UsageError(f'{source}: of none of the known networks; name its variant')
+  return theirs, load_weights(source, theirs)
+
+
+def _of_run(folder: pathlib.Path) -> tuple[Spec, dict[str, Any]]:
+  path = folder / 'config.json'
+  try:
+    config = from_config_dict(json.loads(path.read_text()))
+  except (OSError, ValueError) as error:
+    raise UsageError(f"{folder} is no run's folder: {path.name}: {error}") from None
+  _, variables = checkpoint.restore_variables(folder / 'checkpoints')
+  return network(config), variables
