@@ -6,6 +6,7 @@
 Importing this package imports neither TensorFlow nor TFDS.
 """
 
+from alexnet_flax.activations import features
 from alexnet_flax.losses import cross_entropy, mean_squared_error
 from alexnet_flax.metrics import Metrics
 from alexnet_flax.model import AlexNet
@@ -13,6 +14,7 @@ from alexnet_flax.optimizers import learning_rate_schedule, sgd
 from alexnet_flax.specs import Spec
 from alexnet_flax.steps import TrainState, create_train_state, eval_step, train_step
 from alexnet_flax.variants import VARIANTS
+from alexnet_flax.weights import load_weights, save_weights
 
 __all__ = [
   'VARIANTS',
@@ -23,8 +25,11 @@ __all__ = [
   'create_train_state',
   'cross_entropy',
   'eval_step',
+  'features',
   'learning_rate_schedule',
+  'load_weights',
   'mean_squared_error',
+  'save_weights',
   'sgd',
   'train_step',
 ]

@@ -1,6 +1,7 @@
 """`alexnet-flax VERB ...`, the same as `python -m alexnet_flax VERB ...`."""
 
 import argparse
+import os
 import sys
 from typing import NoReturn
 
@@ -9,8 +10,26 @@ from alexnet_flax.errors import UsageError
 
 def main(argv: list[str] | None = None) -> int:
   """Runs a verb; returns the exit code, having printed one line for every foreseeable error."""
-  parser = argparse.ArgumentParser(prog='alexnet-flax', description='AlexNet in JAX and Flax.')
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  try:
+    arguments = _parser().parse_args(argv)
+    return {'prepare': _prepare, 'convert': _convert, 'features': _features}[arguments.verb](arguments)
+  except UsageError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return error.exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str) -> NoReturn:
+    """argparse's message as a line, without its usage text."""
+    raise UsageError(f'{" ".join(message.split())}; see {self.prog} --help')
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = _Parser(prog='alexnet-flax', description='AlexNet in JAX and Flax.')
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+
   prepare = verbs.add_parser(
     'prepare',
     help='download and prepare a TFDS data set',
@@ -19,22 +38,94 @@ def main(argv: list[str] | None = None) -> int:
   prepare.add_argument('dataset', metavar='NAME', help='such as cifar10, mnist, imagenet2012')
   prepare.add_argument('--data_dir', help="where data sets lie (default: TFDS's own folder)")
   prepare.add_argument('--manual_dir', help="where archives downloaded by hand lie (ImageNet's two)")
-  for one in (parser, prepare):
-    one.error = _refuse  # type: ignore[method-assign]
-  try:
-    arguments = parser.parse_args(argv)
-    from alexnet_flax.data import datasets
 
-    datasets.prepare(arguments.dataset, arguments.data_dir, arguments.manual_dir)
-    return 0
-  except UsageError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return error.exit_code
+  convert = verbs.add_parser(
+    'convert',
+    help="weights from one program's file to another's",
+    description="Reads a run's folder, a weights file, a URL or a published name, and writes SRC's weights"
+    ' in the format of the ending: .safetensors, .pth, .caffemodel (and .prototxt), .weights.h5, .keras.',
+  )
+  convert.add_argument('source', metavar='SRC')
+  convert.add_argument('destination', metavar='DST')
+  _add_network(convert)
+  convert.add_argument('--names', choices=['torchvision'], help="safetensors in torchvision's names")
+  convert.add_argument(
+    '--verify', action='store_true', help="compare every layer with SRC's own program on pictures"
+  )
+  convert.add_argument('--pictures', nargs='+', default=(), help="for --verify (default: scikit-learn's two)")
+
+  features = verbs.add_parser(
+    'features',
+    help='activations of layers for picture files',
+    description='Writes one row a picture, in the order given, and the names beside them. The row of a'
+    ' picture that cannot be read is NaN, and the exit code 2.',
+  )
+  features.add_argument('pictures', metavar='PICTURES', nargs='+', help='files and folders')
+  features.add_argument('--layers', required=True, help='such as relu3,fc7')
+  features.add_argument('--out', required=True, help='F.h5 or F.npz')
+  features.add_argument('--weights', required=True, help="a run's folder, a file, a URL or a published name")
+  _add_network(features)
+  features.add_argument(
+    '--names', choices=['ours', 'torchvision', 'caffe'], default='ours', help='whose names of layers'
+  )
+  features.add_argument('--pool', choices=['mean', 'max'], help='over space; else all of it')
+  features.add_argument('--half', action='store_true', help='float16 instead of float32')
+  features.add_argument('--batch_size', type=int, default=64)
+  return parser
 
 
-def _refuse(message: str) -> NoReturn:
-  """argparse's message as a line, without its usage text."""
-  raise UsageError(f'{" ".join(message.split())}; see alexnet-flax --help')
+def _add_network(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('--variant', help='which network, where the file does not tell')
+  parser.add_argument('--width', type=float, default=1.0, help="its width (default: the variant's own, 1)")
+  parser.add_argument('--image_size', type=int, help="its pictures' side (default: the variant's own)")
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+  from alexnet_flax.data import datasets
+
+  datasets.prepare(arguments.dataset, arguments.data_dir, arguments.manual_dir)
+  return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+  from alexnet_flax.conversion import convert
+
+  agrees = convert(
+    arguments.source,
+    arguments.destination,
+    variant=arguments.variant,
+    width=arguments.width,
+    image_size=arguments.image_size,
+    names=arguments.names,
+    verify=arguments.verify or bool(arguments.pictures),
+    pictures=arguments.pictures,
+  )
+  return 0 if agrees else 1
+
+
+def _features(arguments: argparse.Namespace) -> int:
+  from alexnet_flax.feature_files import write_features
+
+  if arguments.batch_size < 1:
+    raise UsageError(f'--batch_size (={arguments.batch_size}) must be at least 1')
+  unreadable = write_features(
+    arguments.pictures,
+    arguments.layers.split(','),
+    arguments.out,
+    weights=arguments.weights,
+    variant=arguments.variant,
+    width=arguments.width,
+    image_size=arguments.image_size,
+    names=arguments.names,
+    pool=arguments.pool,
+    half=arguments.half,
+    batch_size=arguments.batch_size,
+  )
+  if unreadable:
+    raise UsageError(
+      f'{len(unreadable)} of the pictures cannot be read; {arguments.out} is written, and their rows are NaN'
+    )
+  return 0
 
 
 if __name__ == '__main__':

@@ -12,8 +12,8 @@ import numpy as np
 from alexnet_flax.augment import normalize
 from alexnet_flax.errors import unknown_name
 from alexnet_flax.model import AlexNet
+from alexnet_flax.naming import named_layers
 from alexnet_flax.pictures import evaluation_view
-from alexnet_flax.specs import named_layers
 
 POOLS: dict[str | None, Callable[[jax.Array], jax.Array]] = {
   None: lambda x: x,

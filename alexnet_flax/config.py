@@ -1,19 +1,14 @@
-"""A run's configuration: every key, its type and its default, and the checks that need no data.
+"""A run's configuration: every key, its type and its default.
 
-Recipes (`configs/*.py`) change it by way of `config_dict.py`.
+Recipes (`configs/*.py`) change it by way of `config_dict.py`; `config_check.py` says what it must satisfy.
 """
 
 import dataclasses
-import math
 import typing
 from collections.abc import Iterator
 from typing import Any
 
 from alexnet_flax import editing, specs
-from alexnet_flax.errors import UsageError, unknown_name
-from alexnet_flax.geometry import check_image_size
-from alexnet_flax.losses import LOSSES
-from alexnet_flax.optimizers import SCHEDULES
 from alexnet_flax.variants import VARIANTS
 
 MODES = ('fine_tune', 'linear_probe')
@@ -131,34 +126,11 @@ def network(config: Config) -> specs.Spec:
     spec = editing.with_head_on(spec, transfer.layer)
   if transfer.head_stddev is not None:
     spec = editing.with_head_init(spec, specs.Normal(transfer.head_stddev))
-  return editing.scale_rates(spec, learning_rate_multipliers(transfer.learning_rates))
-
-
-def layer_patterns(text: str) -> list[str]:
-  """The names in 'conv1,norm*'."""
-  return [name for name in text.replace(' ', '').split(',') if name]
-
-
-def learning_rate_multipliers(text: str) -> dict[str, float]:
-  """The pairs in 'conv*:0.1,fc8:10'.
-
-  Raises:
-    UsageError: it is not written so, or a multiplier is negative.
-  """
-  rates = {}
-  for pair in filter(None, text.replace(' ', '').split(',')):
-    pattern, _, number = pair.partition(':')
-    try:
-      rates[pattern] = float(number)
-    except ValueError:
-      rates[pattern] = math.nan
-    if not 0 <= rates[pattern] < math.inf:
-      raise UsageError(f"transfer.learning_rates: {pair!r} must be LAYER:MULTIPLIER, as in 'conv*:0.1'")
-  return rates
+  return editing.scale_rates(spec, editing.rate_multipliers(transfer.learning_rates))
 
 
 def whole_network(config: Config) -> specs.Spec:
-  """The spec that the model's keys ask for, its input size resolved."""
+  """The network that the model's keys ask for, its input size resolved."""
   model = config.model
   spec = VARIANTS[model.variant]
   changes: list[tuple[type, str, Any]] = [
@@ -175,86 +147,6 @@ def whole_network(config: Config) -> specs.Spec:
     preprocessing = dataclasses.replace(spec.preprocessing, center_crop_share=share)
     spec = dataclasses.replace(spec, preprocessing=preprocessing)
   return spec.scaled(model.width, model.image_size)
-
-
-def check(config: Config) -> None:
-  """Raises UsageError for unknown names, values out of range and pairs that contradict each other."""
-  model, data, optimizer = config.model, config.data, config.optimizer
-  names: list[tuple[str, str | None, Any]] = [
-    ('model.variant', model.variant, VARIANTS),
-    ('model.activation', model.activation, typing.get_args(specs.ActivationKind)),
-    ('model.pooling', model.pooling, typing.get_args(specs.PoolKind)),
-    ('model.dtype', model.dtype, ('float32', 'bfloat16')),
-    ('optimizer.schedule', optimizer.schedule, SCHEDULES),
-    ('loss.name', config.loss.name, LOSSES),
-    ('transfer.mode', config.transfer.mode, MODES),
-  ]
-  for key, name, choices in names:
-    if name is not None and name not in choices:
-      raise unknown_name(f'value of {key}:', name, choices)
-
-  for key in all_keys():
-    value = value_of(config, key)
-    if value is None or isinstance(value, bool | str | tuple):
-      continue
-    least, excluded = _LEAST.get(key, (0, False))
-    if not math.isfinite(value):
-      raise UsageError(f'{key} (={value}) must be finite')
-    if value < least or (excluded and value == least):
-      raise UsageError(f'{key} (={value}) must be {"more than" if excluded else "at least"} {least}')
-    if key in _MOST and value > _MOST[key]:
-      raise UsageError(f'{key} (={value}) must be at most {_MOST[key]}')
-    if key in _BELOW_ONE and value >= 1:
-      raise UsageError(f'{key} (={value}) must be less than 1')
-  for key in ('data.crop_scale', 'data.crop_ratio'):
-    low, high = value_of(config, key)
-    if not 0 < low <= high or (key == 'data.crop_scale' and high > 1):
-      raise UsageError(f'{key} (={(low, high)}) must be (least, greatest), positive, and shares at most 1')
-  if data.batch_size % optimizer.accumulate_steps:
-    raise UsageError(
-      f'data.batch_size (={data.batch_size}) must be divisible by optimizer.accumulate_steps'
-      f' (={optimizer.accumulate_steps})'
-    )
-  if optimizer.schedule == 'step' and not optimizer.boundary_epochs:
-    raise UsageError("optimizer.schedule='step' needs optimizer.boundary_epochs, for example (30, 60)")
-  boundaries = optimizer.boundary_epochs
-  if any(b <= 0 for b in boundaries) or list(boundaries) != sorted(boundaries):
-    raise UsageError(f'optimizer.boundary_epochs (={boundaries}) must be positive and ascending')
-  spec = network(config)
-  editing.frozen_layers(spec, layer_patterns(config.transfer.freeze))
-  try:
-    check_image_size(spec, spec.image_size, spec.image_size)
-  except ValueError as error:
-    raise UsageError(f'model.image_size: {error}') from None
-
-
-_LEAST: dict[str, tuple[float, bool]] = {
-  'model.width': (0, True),
-  'model.num_classes': (2, False),
-  'data.batch_size': (1, False),
-  'data.eval_batch_size': (1, False),
-  'data.num_threads': (1, False),
-  'data.center_crop_share': (0, True),
-  'data.examples_per_class': (1, False),
-  'optimizer.accumulate_steps': (1, False),
-  'optimizer.clip_norm': (0, True),
-  'total_epochs': (0, True),
-  'total_steps': (1, False),
-  'eval_every_epochs': (0, True),
-  'eval_every_steps': (1, False),
-  'checkpoint_every_epochs': (0, True),
-  'checkpoint_every_steps': (1, False),
-  'keep_checkpoints': (1, False),
-  'log_every_steps': (1, False),
-}
-_MOST = {'data.center_crop_share': 1, 'seed': 2**32 - 1}
-_BELOW_ONE = (
-  'model.dropout_rate',
-  'model.batch_norm_momentum',
-  'optimizer.momentum',
-  'optimizer.ema_decay',
-  'loss.label_smoothing',
-)
 
 
 def typed_fields(kind: type) -> list[tuple[str, Any]]:

@@ -9,7 +9,8 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict as ml_config_dict
 
-from alexnet_flax.config import Config, all_keys, check, typed_fields
+from alexnet_flax.config import Config, all_keys, typed_fields
+from alexnet_flax.config_check import check
 from alexnet_flax.errors import UsageError, unknown_name
 
 

@@ -2,21 +2,35 @@
 
 import dataclasses
 import fnmatch
+import math
 from collections.abc import Iterable, Mapping
 
 from alexnet_flax.errors import UsageError, unknown_name
-from alexnet_flax.specs import (
-  BatchNorm,
-  Conv,
-  Dense,
-  Dropout,
-  Flatten,
-  Layer,
-  Normal,
-  Spec,
-  VarianceScaling,
-  named_layers,
-)
+from alexnet_flax.naming import named_layers
+from alexnet_flax.specs import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, Normal, Spec, VarianceScaling
+
+
+def layer_patterns(text: str) -> list[str]:
+  """The names in 'conv1, norm*'."""
+  return [name.strip() for name in text.split(',') if name.strip()]
+
+
+def rate_multipliers(text: str) -> dict[str, float]:
+  """The pairs in 'conv*:0.1, fc8:10'.
+
+  Raises:
+    UsageError: it is not written so, or a multiplier is negative.
+  """
+  rates = {}
+  for pair in layer_patterns(text):
+    pattern, _, number = pair.partition(':')
+    try:
+      rates[pattern] = float(number)
+    except ValueError:
+      rates[pattern] = math.nan
+    if not 0 <= rates[pattern] < math.inf:
+      raise UsageError(f"learning rates: {pair!r} must be LAYER:MULTIPLIER, as in 'conv*:0.1,fc8:10'")
+  return rates
 
 
 def match_layers(spec: Spec, patterns: Iterable[str]) -> list[str]:
@@ -67,13 +81,13 @@ def scale_rates(spec: Spec, rates: Mapping[str, float]) -> Spec:
   factors = dict.fromkeys((name for name, _ in named_layers(spec)), 1.0)
   for pattern, factor in rates.items():
     matching = match_layers(spec, [pattern])
-    if not any(hasattr(layer, 'multipliers') for name, layer in named_layers(spec) if name in matching):
+    if not frozen_layers(spec, matching):
       raise UsageError(f'{pattern!r} names no layer with parameters')
     for name in matching:
       factors[name] *= factor
 
   def scaled(name: str, layer: Layer) -> Layer:
-    if factors[name] == 1.0 or not hasattr(layer, 'multipliers'):
+    if factors[name] == 1.0 or not isinstance(layer, Conv | Dense | BatchNorm):
       return layer
     old, factor = layer.multipliers, factors[name]
     new = dataclasses.replace(old, kernel_rate=old.kernel_rate * factor, bias_rate=old.bias_rate * factor)
@@ -102,8 +116,9 @@ def with_head_on(spec: Spec, layer: str) -> Spec:
 
 def with_head_init(spec: Spec, kernel_init: Normal | VarianceScaling) -> Spec:
   """The network whose head's kernel starts otherwise."""
-  head = dataclasses.replace(spec.layers[-1], kernel_init=kernel_init)
-  return dataclasses.replace(spec, layers=(*spec.layers[:-1], head))
+  *others, head = spec.layers
+  assert isinstance(head, Dense)
+  return dataclasses.replace(spec, layers=(*others, dataclasses.replace(head, kernel_init=kernel_init)))
 
 
 def computation(layer: Layer) -> Layer:

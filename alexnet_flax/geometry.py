@@ -3,7 +3,8 @@
 import itertools
 import math
 
-from alexnet_flax.specs import Conv, Pool, Spec, named_layers
+from alexnet_flax.naming import named_layers
+from alexnet_flax.specs import Conv, Pool, Spec
 
 
 def window_padding(layer: Conv | Pool, size: int) -> tuple[int, int]:

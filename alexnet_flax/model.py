@@ -9,7 +9,8 @@ from flax import linen as nn
 
 from alexnet_flax import layers, specs
 from alexnet_flax.geometry import check_image_size, window_padding
-from alexnet_flax.specs import Spec, named_layers
+from alexnet_flax.naming import named_layers
+from alexnet_flax.specs import Spec
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'relu': nn.relu,
@@ -27,6 +28,8 @@ class AlexNet(nn.Module):
     num_classes: length of the logits; the spec's own number if None.
     dtype: float32 or bfloat16, for the arithmetic between input and logits. Parameters, running
       statistics, the norms' sums and the logits are float32 in both.
+    fixed_norms: BatchNorm layers that normalise by their running statistics in training too, and leave
+      those as they are.
     axis_name: the mapped axis over which BatchNorm takes its moments, under `jax.pmap`. Not needed
       under `jax.jit`, where the batch is whole.
 
@@ -44,6 +47,7 @@ class AlexNet(nn.Module):
   num_classes: int | None = None
   dtype: Any = jnp.float32
   axis_name: str | None = None
+  fixed_norms: tuple[str, ...] = ()
 
   @nn.compact
   def __call__(
@@ -106,7 +110,7 @@ class AlexNet(nn.Module):
         )(x)
       case specs.BatchNorm():
         return nn.BatchNorm(
-          use_running_average=not train,
+          use_running_average=not train or name in self.fixed_norms,
           axis_name=self.axis_name,
           momentum=layer.momentum,
           epsilon=layer.epsilon,

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import optax
 
-from alexnet_flax.specs import Multipliers, Spec, named_layers
+from alexnet_flax.naming import named_layers
+from alexnet_flax.specs import Multipliers, Spec
 
 SCHEDULES = ('constant', 'step', 'cosine', 'polynomial')
 

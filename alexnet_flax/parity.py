@@ -15,10 +15,11 @@ from alexnet_flax.activations import features
 from alexnet_flax.augment import normalize
 from alexnet_flax.errors import UsageError
 from alexnet_flax.model import AlexNet
+from alexnet_flax.naming import head_name, named_layers
 from alexnet_flax.pictures import evaluation_view
-from alexnet_flax.specs import Dropout, Spec, named_layers
+from alexnet_flax.specs import Dropout, Spec
 from alexnet_flax.weights import caffe_network, keras_network, torchvision
-from alexnet_flax.weights.layout import from_channels_first, head_name, weight_layers
+from alexnet_flax.weights.layout import from_channels_first, weight_layers
 
 Activations = dict[str, np.ndarray]
 

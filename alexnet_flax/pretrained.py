@@ -8,7 +8,7 @@ from typing import Any
 from alexnet_flax import checkpoint
 from alexnet_flax.config import network
 from alexnet_flax.config_dict import from_config_dict
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.specs import Spec
 from alexnet_flax.variants import VARIANTS
 from alexnet_flax.weights import load_weights, stored_spec
@@ -20,7 +20,8 @@ def load_pretrained(source: str | os.PathLike[str], spec: Spec | None = None) ->
   Args:
     source: a run's folder (its last checkpoint; the moving averages, if it has them), or what
       `load_weights` takes.
-    spec: the network of a weights file that does not say; if None, the variant that it can be of.
+    spec: the network of a weights file, unless the file itself says; if None, the variant that it can
+      be of.
 
   Raises:
     UsageError: there is no such source, it cannot be read, or it is not clear which network it is of.
@@ -28,11 +29,29 @@ def load_pretrained(source: str | os.PathLike[str], spec: Spec | None = None) ->
   folder = pathlib.Path(source).expanduser()
   if folder.is_dir():
     return _of_run(folder)
-  known = VARIANTS if spec is None else {**VARIANTS, spec.name: spec}
-  theirs = stored_spec(source, known)
+  theirs = stored_spec(source, {} if spec else VARIANTS) or spec
   if theirs is None:
     raise UsageError(f'{source}: of none of the known networks; name its variant')
   return theirs, load_weights(source, theirs)
+
+
+def load_variant(
+  source: str, variant: str | None, width: float = 1.0, image_size: int | None = None
+) -> tuple[Spec, dict[str, Any]]:
+  """The same, of a variant by name and scaled; what the source says itself goes before.
+
+  Raises:
+    UsageError: as above, or there is no such variant.
+  """
+  if variant is not None and variant not in VARIANTS:
+    raise unknown_name('variant', variant, VARIANTS)
+  if (variant is None and width == 1 and image_size is None) or pathlib.Path(source).expanduser().is_dir():
+    return load_pretrained(source)
+  spec = VARIANTS[variant] if variant else stored_spec(source, VARIANTS)
+  try:
+    return load_pretrained(source, spec and spec.scaled(width, image_size))
+  except ValueError as error:
+    raise UsageError(str(error)) from None
 
 
 def _of_run(folder: pathlib.Path) -> tuple[Spec, dict[str, Any]]:

@@ -10,14 +10,20 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from alexnet_flax import config as configuration
+from alexnet_flax import probe
 from alexnet_flax.augment import normalize
 from alexnet_flax.config import Config
 from alexnet_flax.data.datasets import Source, open_dataset
+from alexnet_flax.editing import frozen_layers, layer_patterns
 from alexnet_flax.errors import UsageError
 from alexnet_flax.losses import LOSSES
 from alexnet_flax.model import AlexNet
+from alexnet_flax.naming import head_name, named_layers
 from alexnet_flax.optimizers import learning_rate_schedule, sgd
+from alexnet_flax.probe import FeatureSet
+from alexnet_flax.specs import BatchNorm, Spec
 from alexnet_flax.steps import Batch, TrainState, create_train_state, eval_step, train_step
+from alexnet_flax.transfer import Head, freeze
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +33,8 @@ class Run:
   config: Config
   train_source: Source
   eval_source: Source
+  model: AlexNet
+  frozen: tuple[str, ...]  # layers whose parameters stay
   image_size: int
   resize_side: int
   eval_batch_size: int
@@ -38,6 +46,7 @@ class Run:
   make_state: Any
   train_step: Any
   eval_step: Any
+  features: tuple[FeatureSet, FeatureSet] | None = None  # of both splits, for a linear probe
 
 
 def prepare_run(config: Config) -> Run:
@@ -50,8 +59,13 @@ def prepare_run(config: Config) -> Run:
   train_source = open_dataset(data.dataset, data.train_split, data.data_dir)
   eval_source = open_dataset(data.dataset, data.eval_split, data.data_dir)
   config = _resolve(config, train_source, jax.device_count())
-  data, model_config, optimizer = config.data, config.model, config.optimizer
+  data, model_config, optimizer, transfer = config.data, config.model, config.optimizer, config.transfer
+  if data.examples_per_class is not None:
+    from alexnet_flax.data.few_shot import few_per_class
+
+    train_source = few_per_class(train_source, data.examples_per_class, config.seed)
   spec = configuration.network(config)
+  frozen, fixed_norms = _frozen(config, spec)
   steps_per_epoch = train_source.num_examples / data.batch_size
   total_steps = config.total_steps or max(round(config.total_epochs * steps_per_epoch), 1)
   warmup = optimizer.warmup_steps
@@ -79,18 +93,18 @@ def prepare_run(config: Config) -> Run:
   )
   mesh = jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
   replicated = NamedSharding(mesh, PartitionSpec())
-  model = AlexNet(spec, model_config.num_classes, dtype=jnp.dtype(model_config.dtype))
-  size = spec.image_size
-  create = functools.partial(
-    create_train_state,
-    model,
-    tx,
-    jax.random.key(config.seed),
-    (size, size, 3),
-    optimizer.ema_decay,
-  )
+  dtype = jnp.dtype(model_config.dtype)
+  model = AlexNet(spec, model_config.num_classes, dtype=dtype, fixed_norms=fixed_norms)
+  size, tx = spec.image_size, freeze(tx, frozen)
+  probes = transfer.mode == 'linear_probe'
+
+  def create() -> TrainState:
+    state = create_train_state(model, tx, jax.random.key(config.seed), (size, size, 3), optimizer.ema_decay)
+    head = Head(head_name(spec), model.num_classes or spec.num_classes)
+    return dataclasses.replace(state, apply_fn=head.apply) if probes else state
+
   loss = functools.partial(LOSSES[config.loss.name], label_smoothing=config.loss.label_smoothing)
-  preprocess = functools.partial(normalize, preprocessing=spec.preprocessing)
+  preprocess = None if probes else functools.partial(normalize, preprocessing=spec.preprocessing)
   step = functools.partial(
     train_step, loss=loss, preprocess=preprocess, accumulate_steps=optimizer.accumulate_steps
   )
@@ -99,8 +113,10 @@ def prepare_run(config: Config) -> Run:
     config=dataclasses.replace(config, total_steps=total_steps),
     train_source=train_source,
     eval_source=eval_source,
+    model=model,
+    frozen=frozen,
     image_size=size,
-    resize_side=round(size / data.center_crop_share),
+    resize_side=round(size / spec.preprocessing.center_crop_share),
     eval_batch_size=data.eval_batch_size or data.batch_size,
     total_steps=total_steps,
     steps_per_epoch=steps_per_epoch,
@@ -116,8 +132,11 @@ def prepare_run(config: Config) -> Run:
 def compile_train_step(run: Run, like: TrainState) -> Any:
   """The training step compiled for the shapes of the run, before there is a batch."""
   images, size = run.config.data.batch_size, run.image_size
+  shape, dtype = (size, size, 3), jnp.uint8
+  if run.config.transfer.mode == 'linear_probe':
+    shape, dtype = like.params[head_name(run.model.spec)]['kernel'].shape[:1], jnp.float32
   batch = {
-    'image': jax.ShapeDtypeStruct((images, size, size, 3), jnp.uint8, sharding=run.sharding),
+    'image': jax.ShapeDtypeStruct((images, *shape), dtype, sharding=run.sharding),
     'label': jax.ShapeDtypeStruct((images,), jnp.int32, sharding=run.sharding),
     'weight': jax.ShapeDtypeStruct((images,), jnp.float32, sharding=run.sharding),
   }
@@ -125,11 +144,29 @@ def compile_train_step(run: Run, like: TrainState) -> Any:
   return run.train_step.lower(like, batch, key).compile()
 
 
+def with_features(run: Run, state: TrainState) -> Run:
+  """The run of a linear probe with the features of both splits, in the view of evaluation."""
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  sets = [
+    probe.compute_features(run.model, variables, _pictures_once(run, source))
+    for source in (run.train_source, run.eval_source)
+  ]
+  return dataclasses.replace(run, features=(sets[0], sets[1]))
+
+
 def train_batches(run: Run, first_step: int) -> Iterator[Batch]:
   """The batches of all steps from `first_step` to the last, on the devices."""
   from alexnet_flax.data import pipeline, views
 
   data = run.config.data
+  steps: dict[str, Any] = {
+    'seed': run.config.seed,
+    'batch_size': data.batch_size,
+    'first_step': first_step,
+    'last_step': run.total_steps,
+  }
+  if run.features:
+    return pipeline.to_devices(probe.train_batches(run.features[0], **steps), run.sharding)
   view = functools.partial(
     views.train_view,
     image_size=run.image_size,
@@ -137,25 +174,36 @@ def train_batches(run: Run, first_step: int) -> Iterator[Batch]:
     crop_ratio=data.crop_ratio,
     flip=data.flip,
   )
-  batches = pipeline.train_batches(
-    run.train_source,
-    view,
-    seed=run.config.seed,
-    batch_size=data.batch_size,
-    first_step=first_step,
-    last_step=run.total_steps,
-    **_reading(run),
-  )
+  batches = pipeline.train_batches(run.train_source, view, **steps, **_reading(run))
   return pipeline.to_devices(batches, run.sharding)
 
 
 def eval_batches(run: Run) -> Iterator[Batch]:
   """The evaluated split, every example once, on the devices."""
+  if run.features:
+    from alexnet_flax.data import pipeline
+
+    batches = probe.eval_batches(run.features[1], batch_size=run.eval_batch_size)
+    return pipeline.to_devices(batches, run.sharding)
+  return _pictures_once(run, run.eval_source)
+
+
+def _pictures_once(run: Run, source: Source) -> Iterator[Batch]:
   from alexnet_flax.data import pipeline, views
 
   view = functools.partial(views.eval_view, image_size=run.image_size, resize_side=run.resize_side)
-  batches = pipeline.eval_batches(run.eval_source, view, batch_size=run.eval_batch_size, **_reading(run))
+  batches = pipeline.eval_batches(source, view, batch_size=run.eval_batch_size, **_reading(run))
   return pipeline.to_devices(batches, run.sharding)
+
+
+def _frozen(config: Config, spec: Spec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """Layers whose parameters stay, and norms whose statistics do."""
+  patterns = layer_patterns(config.transfer.freeze)
+  if config.transfer.mode == 'linear_probe':
+    patterns = [name for name, _ in named_layers(spec) if name != head_name(spec)]
+  frozen = tuple(frozen_layers(spec, patterns))
+  norms = tuple(name for name, layer in named_layers(spec) if isinstance(layer, BatchNorm) and name in frozen)
+  return frozen, () if config.transfer.update_frozen_statistics else norms
 
 
 def _reading(run: Run) -> dict[str, Any]:

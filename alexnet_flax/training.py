@@ -6,7 +6,6 @@ What happens then is in the modules that are called; what a run consists of, in 
 import concurrent.futures
 import dataclasses
 import itertools
-import json
 import math
 import pathlib
 import time
@@ -21,7 +20,16 @@ from alexnet_flax import checkpoint, run_log
 from alexnet_flax.config import Config
 from alexnet_flax.errors import DivergedError, UsageError
 from alexnet_flax.metrics import Metrics
-from alexnet_flax.run import Run, compile_train_step, eval_batches, prepare_run, train_batches
+from alexnet_flax.run import (
+  Run,
+  compile_train_step,
+  eval_batches,
+  prepare_run,
+  train_batches,
+  with_features,
+)
+from alexnet_flax.run_folder import make_folder, write_config
+from alexnet_flax.starting import start, training_lines
 from alexnet_flax.steps import Batch, TrainState
 
 _PROFILE_AFTER_STEPS = 10
@@ -42,7 +50,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> dict[str, float]:
   background = concurrent.futures.ThreadPoolExecutor(1)
   tensorflow = background.submit(_import_pipeline)
   run = prepare_run(config)
-  _make_folder(folder)
+  make_folder(folder)
   manager = checkpoint.checkpoint_manager(folder / 'checkpoints', config.keep_checkpoints)
   latest = manager.latest_step()
   if latest is not None and latest > run.total_steps:
@@ -52,16 +60,23 @@ def train(config: Config, workdir: str | pathlib.Path) -> dict[str, float]:
     )
   replicated = NamedSharding(run.sharding.mesh, PartitionSpec())
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), run.state)
-  state = run.make_state() if latest is None else checkpoint.restore(manager, latest, like)
+  if latest is None:
+    state, lines = start(run)
+  else:
+    state, lines = checkpoint.restore(manager, latest, like), []
   compiled = dataclasses.replace(run, train_step=compile_train_step(run, like))
   tensorflow.result()
   background.shutdown()
+  if config.transfer.mode == 'linear_probe':
+    run = with_features(run, state)
+    compiled = dataclasses.replace(compiled, features=run.features)
   batches = train_batches(run, int(state.step))
   first = list(itertools.islice(batches, 1))  # before the folder's files are touched
-  _write_config(folder, run.config, resumed=latest is not None)
+  write_config(folder, run.config, resumed=latest is not None)
   log = run_log.RunLog(folder, int(state.step), run.total_steps, run.steps_per_epoch)
   try:
-    log.say(_opening_line(run, int(state.step), folder))
+    for line in [_opening_line(run, int(state.step), folder), *lines, *training_lines(run, state)]:
+      log.say(line)
     values = _loop(compiled, state, itertools.chain(first, batches), manager, log, folder)
     log.say(_closing_line(run, values, folder))
     return values
@@ -187,38 +202,6 @@ def _evaluated_name(run: Run) -> str:
 
 def _import_pipeline() -> None:
   import alexnet_flax.data.pipeline  # noqa: F401
-
-
-def _make_folder(folder: pathlib.Path) -> None:
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'checkpoints').mkdir(exist_ok=True)
-    probe = folder / '.writable'
-    probe.touch()
-    probe.unlink()
-  except OSError as error:
-    raise UsageError(f'cannot write to --workdir={folder}: {error.strerror}') from None
-
-
-def _write_config(folder: pathlib.Path, config: Config, resumed: bool) -> None:
-  """Writes config.json; when resuming, says first which keys differ from the run so far."""
-  path = folder / 'config.json'
-  new = json.loads(json.dumps(dataclasses.asdict(config)))
-  if resumed and path.exists():
-    old = _flat(json.loads(path.read_text()))
-    for key, value in _flat(new).items():
-      if old.get(key) != value:
-        print(f'note: {key} was {old.get(key)!r} in this run so far, and is {value!r} from here on')
-  partial = path.with_suffix('.partial')
-  partial.write_text(json.dumps(new, indent=2) + '\n')
-  partial.replace(path)
-
-
-def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat: dict[str, Any] = {}
-  for key, value in tree.items():
-    flat |= _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
-  return flat
 
 
 def _opening_line(run: Run, step: int, folder: pathlib.Path) -> str:

@@ -12,7 +12,8 @@ from flax import traverse_util
 
 from alexnet_flax.editing import computation
 from alexnet_flax.errors import UsageError
-from alexnet_flax.specs import Spec, named_layers
+from alexnet_flax.naming import named_layers
+from alexnet_flax.specs import Spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ def graft(
   ours, stored = _by_layer(fresh), _by_layer(pretrained)
   if _pixels(theirs) != _pixels(spec):
     raise UsageError(f'the weights take pictures with {_pixels(theirs)}, and not with {_pixels(spec)}')
-  taken = {}
+  taken: dict[str, Any] = {}
   for name, layer in mine.items():
     if name == head and (new_head or not _fits(ours[name], stored.get(name, {}))):
       continue

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from alexnet_flax import VARIANTS, AlexNet
 from alexnet_flax.geometry import side_lengths, window_padding
+from alexnet_flax.naming import named_layers
 from alexnet_flax.specs import (
   Activation,
   BatchNorm,
@@ -21,7 +22,6 @@ from alexnet_flax.specs import (
   Pool,
   Spec,
   UniformFanIn,
-  named_layers,
 )
 
 

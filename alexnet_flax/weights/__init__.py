@@ -16,10 +16,11 @@ import safetensors
 import safetensors.numpy
 
 from alexnet_flax.errors import UsageError
+from alexnet_flax.naming import head_name
 from alexnet_flax.specs import Spec
 from alexnet_flax.weights import caffe, caffe_network, keras, native, torchvision
 from alexnet_flax.weights.download import local_path, verify_digest
-from alexnet_flax.weights.layout import Tensors, check, head_name, tensors_of, variables_of
+from alexnet_flax.weights.layout import Tensors, check, tensors_of, variables_of
 
 _WRITERS = {
   '.safetensors': native.write,
@@ -100,7 +101,7 @@ def save_weights(
 
 
 def stored_spec(source: str | os.PathLike[str], candidates: Mapping[str, Spec]) -> Spec | None:
-  """The network of a weights file: the spec inside our own; else the one variant that it can be of."""
+  """The network of a weights file: the spec inside our own; else the one of the candidates it can be of."""
   path = local_path(source)
   content = _read(path)
   kind = recognize(content, path)

@@ -9,6 +9,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from alexnet_flax.errors import UsageError
+from alexnet_flax.naming import head_name
 from alexnet_flax.specs import Preprocessing, Spec
 from alexnet_flax.weights.caffe_network import caffe_input, layer_names, network, norm_layers
 from alexnet_flax.weights.caffe_schema import V1_TYPES, NetParameter
@@ -16,7 +17,6 @@ from alexnet_flax.weights.layout import (
   Tensors,
   check,
   from_channels_first,
-  head_name,
   match_input,
   pick,
   to_channels_first,

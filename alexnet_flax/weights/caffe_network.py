@@ -8,7 +8,8 @@ from google.protobuf import text_format
 
 from alexnet_flax import specs
 from alexnet_flax.errors import UsageError
-from alexnet_flax.specs import Layer, Preprocessing, Spec, named_layers
+from alexnet_flax.naming import named_layers
+from alexnet_flax.specs import Layer, Preprocessing, Spec
 from alexnet_flax.weights.caffe_schema import NetParameter
 from alexnet_flax.weights.layout import reversed_colours
 

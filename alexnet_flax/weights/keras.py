@@ -17,9 +17,10 @@ import numpy as np
 
 from alexnet_flax import specs
 from alexnet_flax.errors import UsageError
-from alexnet_flax.specs import Preprocessing, Spec, named_layers
+from alexnet_flax.naming import head_name, named_layers
+from alexnet_flax.specs import Preprocessing, Spec
 from alexnet_flax.weights.keras_network import keras_config, steps
-from alexnet_flax.weights.layout import Tensors, check, head_name, match_input, pick, reversed_colours
+from alexnet_flax.weights.layout import Tensors, check, match_input, pick, reversed_colours
 
 _CLASSES: dict[type, str] = {
   specs.Conv: 'Conv2D',

@@ -4,7 +4,8 @@ from typing import Any
 
 from alexnet_flax import specs
 from alexnet_flax.errors import UsageError
-from alexnet_flax.specs import Layer, Spec, named_layers
+from alexnet_flax.naming import named_layers
+from alexnet_flax.specs import Layer, Spec
 
 # Of each kind of layer, what must agree, and Keras's value where none is stored.
 _SETTINGS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,8 @@ from flax import traverse_util
 from alexnet_flax.errors import UsageError
 from alexnet_flax.geometry import side_lengths
 from alexnet_flax.model import AlexNet
-from alexnet_flax.specs import Conv, Dense, Flatten, Preprocessing, Spec, named_layers
+from alexnet_flax.naming import head_name, named_layers
+from alexnet_flax.specs import Conv, Dense, Flatten, Preprocessing, Spec
 
 Tensors = dict[str, np.ndarray]  # 'params/conv1/kernel' -> array, as linen lays it out
 _SHOWN = 3
@@ -35,11 +36,6 @@ def variable_shapes(spec: Spec, num_classes: int | None = None) -> dict[str, tup
   model = AlexNet(spec, num_classes)
   variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
   return {name: leaf.shape for name, leaf in traverse_util.flatten_dict(variables, sep='/').items()}
-
-
-def head_name(spec: Spec) -> str:
-  """The layer that gives the logits, such as 'fc8'."""
-  return next(name for name, layer in named_layers(spec) if isinstance(layer, Dense) and not layer.features)
 
 
 def weight_layers(spec: Spec) -> list[str]:

@@ -11,7 +11,8 @@ from safetensors.numpy import save
 from alexnet_flax import specs
 from alexnet_flax.editing import computation
 from alexnet_flax.errors import UsageError
-from alexnet_flax.specs import Spec, named_layers
+from alexnet_flax.naming import named_layers
+from alexnet_flax.specs import Spec
 from alexnet_flax.weights.layout import Tensors, check, match_input
 
 FORMAT = 'alexnet_flax'

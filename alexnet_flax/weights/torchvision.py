@@ -14,17 +14,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.specs import (
-  Activation,
-  Conv,
-  Dense,
-  Dropout,
-  Flatten,
-  Pool,
-  Preprocessing,
-  Spec,
-  named_layers,
-)
+from alexnet_flax.naming import named_layers
+from alexnet_flax.specs import Activation, Conv, Dense, Dropout, Flatten, Pool, Preprocessing, Spec
 from alexnet_flax.weights.layout import (
   Tensors,
   check,

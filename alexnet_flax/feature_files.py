@@ -1,0 +1,158 @@
+"""`alexnet-flax features`: activations of layers for picture files, as HDF5 or .npz."""
+
+import concurrent.futures
+import itertools
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from alexnet_flax.activations import feature_batches
+from alexnet_flax.errors import UsageError, unknown_name
+from alexnet_flax.model import AlexNet
+from alexnet_flax.naming import head_name, named_layers
+from alexnet_flax.pictures import UnreadableError, evaluation_view, read_picture
+from alexnet_flax.pretrained import load_variant
+from alexnet_flax.specs import Spec
+from alexnet_flax.weights import caffe_network, torchvision
+
+NAMES: dict[str, Callable[[Spec], dict[str, str]]] = {
+  'ours': lambda spec: {name: name for name, _ in named_layers(spec)},
+  'torchvision': torchvision.layer_names,
+  'caffe': caffe_network.layer_names,
+}
+_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm')
+_NAMES_KEY = 'names'
+
+
+def write_features(
+  pictures: Sequence[str],
+  layers: Sequence[str],
+  out: str,
+  *,
+  weights: str,
+  variant: str | None = None,
+  width: float = 1.0,
+  image_size: int | None = None,
+  names: str = 'ours',
+  pool: str | None = None,
+  half: bool = False,
+  batch_size: int = 64,
+) -> list[str]:
+  """Writes one row a picture, in the order given, with the pictures' names beside them.
+
+  Args:
+    pictures: files, and folders, whose pictures are taken in the order of their names.
+    layers: of the network, in the scheme that `names` says.
+    out: `.h5` or `.hdf5`, one data set a layer; or `.npz`, one array a layer. Both also hold 'names'.
+    weights: a run's folder, a weights file, a URL or a published name.
+    variant, width, image_size: which network, where the file alone does not tell.
+    names: whose names of layers to take and to write: 'ours', 'torchvision' or 'caffe'.
+    pool: 'mean' or 'max' over space, or None for all of it.
+    half: float16 rows instead of float32.
+    batch_size: pictures at a time.
+
+  Returns:
+    The pictures that could not be read; their rows are NaN.
+
+  Raises:
+    UsageError: a name is unknown, there are no pictures, or the file cannot be written.
+  """
+  path = pathlib.Path(out)
+  if path.suffix not in ('.h5', '.hdf5', '.npz'):
+    raise UsageError(f'--out {out}: the ending must be .h5, .hdf5 or .npz')
+  files = list(_files(pictures))
+  spec, variables = load_variant(weights, variant, width, image_size)
+  known = {theirs: ours for ours, theirs in NAMES[names](spec).items()}
+  for name in layers:
+    if name not in known:
+      raise unknown_name('layer', name, known)
+  model = AlexNet(spec, variables['params'][head_name(spec)]['bias'].shape[0])
+  unreadable: list[str] = []
+  with tqdm(total=len(files), unit='picture', disable=not sys.stderr.isatty()) as bar:
+    views = _views(files, spec, batch_size, unreadable, bar)
+    batches = feature_batches(
+      model, variables, views, [known[name] for name in layers], pool=pool, batch_size=batch_size
+    )
+    renamed = ({name: batch[known[name]] for name in layers} for batch in batches)
+    try:
+      _write(path, files, renamed, unreadable, np.float16 if half else np.float32)
+    except OSError as error:
+      raise UsageError(f'cannot write {out}: {error.strerror or error}') from None
+  return unreadable
+
+
+def _files(pictures: Sequence[str]) -> Iterator[str]:
+  for picture in pictures:
+    if os.path.isdir(picture):
+      inside = sorted(p for p in pathlib.Path(picture).rglob('*') if p.suffix.lower() in _ENDINGS)
+      if not inside:
+        raise UsageError(f'no pictures in the folder {picture}')
+      yield from map(str, inside)
+    else:
+      yield picture
+
+
+def _views(
+  files: list[str], spec: Spec, batch_size: int, unreadable: list[str], bar: tqdm
+) -> Iterator[np.ndarray]:
+  """The network's view of each file, uint8 [S, S, 3]; black for those that cannot be read."""
+  size = spec.image_size
+
+  def view(file: str) -> np.ndarray | str:
+    try:
+      return evaluation_view(read_picture(file), spec)
+    except UnreadableError as error:
+      return str(error)
+
+  rest = iter(files)
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    while some := list(itertools.islice(rest, batch_size)):
+      for file, seen in zip(some, threads.map(view, some), strict=True):
+        if isinstance(seen, str):
+          unreadable.append(file)
+          bar.write(f'cannot read {file}: {seen}', file=sys.stderr)
+          seen = np.zeros((size, size, 3), np.uint8)
+        yield seen
+      bar.update(len(some))
+
+
+def _write(
+  path: pathlib.Path,
+  files: list[str],
+  batches: Iterator[dict[str, np.ndarray]],
+  unreadable: list[str],
+  dtype: type,
+) -> None:
+  partial = path.with_name(f'.partial-{os.getpid()}-{path.name}')
+  try:
+    # An .npz is written whole at its end, so its rows wait in memory, HDF5's on the disk.
+    memory = path.suffix == '.npz'
+    with (
+      h5py.File(partial, 'w', driver='core', backing_store=False)
+      if memory
+      else h5py.File(partial, 'w') as rows
+    ):
+      start = 0
+      for batch in batches:
+        for name, values in batch.items():
+          data = rows.require_dataset(name, (len(files), *values.shape[1:]), dtype)
+          data[start : start + len(values)] = values
+        start += len(values)
+      for row in [i for i, file in enumerate(files) if file in unreadable]:
+        for data in rows.values():
+          data[row] = np.nan
+      if memory:
+        arrays = {name: data[()] for name, data in rows.items()}
+      else:
+        rows.create_dataset(_NAMES_KEY, data=files, dtype=h5py.string_dtype())
+    if memory:
+      with partial.open('wb') as file:
+        np.savez(file, **arrays, **{_NAMES_KEY: np.array(files)})  # type: ignore[arg-type]
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)

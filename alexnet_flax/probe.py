@@ -1,0 +1,66 @@
+"""A linear probe: the features of every picture once, then steps of the head alone on them."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from alexnet_flax.augment import normalize
+from alexnet_flax.data import order
+from alexnet_flax.model import AlexNet
+from alexnet_flax.naming import named_layers
+from alexnet_flax.steps import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSet:
+  """What the head is to see of a split: float32 [N, D], and int32 [N]."""
+
+  features: np.ndarray
+  labels: np.ndarray
+
+
+def compute_features(model: AlexNet, variables: Any, batches: Iterable[Batch]) -> FeatureSet:
+  """What the head sees of each picture, in evaluation.
+
+  Args:
+    model: the network.
+    variables: its variables.
+    batches: 'image' uint8 [B, S, S, 3], 'label' [B], and 'weight' [B], 0 for what fills up a batch.
+  """
+  last = list(named_layers(model.spec))[-2][0]
+
+  @jax.jit
+  def head_input(variables: Any, batch: Batch) -> jax.Array:
+    images = normalize(batch, preprocessing=model.spec.preprocessing)['image']
+    return model.apply(variables, images, train=False, endpoints=True)[1][last].astype(np.float32)
+
+  features, labels = [], []
+  for batch in batches:
+    real = np.asarray(batch['weight']) > 0
+    features.append(np.asarray(head_input(variables, batch))[real])
+    labels.append(np.asarray(batch['label'])[real])
+  return FeatureSet(np.concatenate(features), np.concatenate(labels))
+
+
+def train_batches(
+  feature_set: FeatureSet, *, seed: int, batch_size: int, first_step: int, last_step: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """The batches of steps `first_step` ... `last_step` - 1, in the order of all training."""
+  for step in range(first_step, last_step):
+    chosen = order.batch_indices(seed, step, batch_size, len(feature_set.labels))
+    yield _batch(feature_set, chosen, np.ones(batch_size, np.float32))
+
+
+def eval_batches(feature_set: FeatureSet, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+  """Every example once; the last batch is filled up with examples of weight 0."""
+  count = len(feature_set.labels)
+  for start in range(0, count, batch_size):
+    numbers = np.arange(start, start + batch_size)
+    yield _batch(feature_set, np.minimum(numbers, count - 1), (numbers < count).astype(np.float32))
+
+
+def _batch(feature_set: FeatureSet, chosen: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
+  return {'image': feature_set.features[chosen], 'label': feature_set.labels[chosen], 'weight': weight}
