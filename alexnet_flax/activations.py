@@ -62,11 +62,8 @@ def features(
   >>> {name: x.shape for name, x in features(model, variables, [picture], ['relu3', 'fc7']).items()}
   {'relu3': (1, 3, 3, 24), 'fc7': (1, 256)}
   """
-  parts = list(
-    feature_batches(
-      model, variables, images, layers, preprocessed=preprocessed, pool=pool, batch_size=batch_size
-    )
-  )
+  views = images if preprocessed else (evaluation_view(np.asarray(image), model.spec) for image in images)
+  parts = list(feature_batches(model, variables, views, layers, pool=pool, batch_size=batch_size))
   if not parts:
     raise ValueError('no pictures are given')
   return {name: np.concatenate([part[name] for part in parts]).astype(dtype) for name in layers}
@@ -75,36 +72,37 @@ def features(
 def feature_batches(
   model: AlexNet,
   variables: Any,
-  images: Iterable[np.ndarray],
+  views: Iterable[np.ndarray],
   layers: Sequence[str],
   *,
-  preprocessed: bool = False,
   pool: str | None = None,
   batch_size: int = 64,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """The same as `features`, a batch at a time, for pictures that come one by one."""
+  """The same as `features`, a batch at a time, for views that come one by one.
+
+  Args:
+    views: uint8 [S, S, 3], cut as in evaluation, or floats [S, S, 3] that have been normalised too.
+    model, variables, layers, pool, batch_size: as for `features`.
+  """
   known = [name for name, _ in named_layers(model.spec)]
   for name in layers:
     if name not in known:
       raise unknown_name('layer', name, known)
   if pool not in POOLS:
     raise unknown_name('pooling', str(pool), [name for name in POOLS if name])
-  taps = _compiled(model, tuple(layers), pool, preprocessed)
-  stream = iter(images)
+  taps = _compiled(model, tuple(layers), pool)
+  stream = iter(views)
   while batch := list(itertools.islice(stream, batch_size)):
-    if preprocessed:
-      whole = np.stack([np.asarray(image) for image in batch])
-    else:
-      whole = np.stack([evaluation_view(np.asarray(image), model.spec) for image in batch])
+    whole = np.stack([np.asarray(view) for view in batch])
     filled = np.concatenate([whole, np.repeat(whole[:1], batch_size - len(batch), 0)])
     results = jax.device_get(taps(variables, filled))
     yield {name: result[: len(batch)] for name, result in results.items()}
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(model: AlexNet, layers: tuple[str, ...], pool: str | None, preprocessed: bool) -> Any:
+def _compiled(model: AlexNet, layers: tuple[str, ...], pool: str | None) -> Any:
   def taps(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-    if not preprocessed:
+    if images.dtype == jnp.uint8:
       images = normalize({'image': images}, preprocessing=model.spec.preprocessing)['image']
     _, found = model.apply(variables, images, train=False, endpoints=True)
     return {name: POOLS[pool](found[name]).astype(jnp.float32) for name in layers}

@@ -163,11 +163,9 @@ def _section(name: str, spec: Spec) -> Iterator[str]:
 
 
 def _totals(layers: list[Row]) -> tuple[int, int, int]:
-  return (
-    sum(row.parameters for row in layers),
-    sum(row.statistics for row in layers),
-    sum(row.multiply_adds for row in layers),
-  )
+  costs = zip(*((row.parameters, row.statistics, row.multiply_adds) for row in layers), strict=True)
+  parameters, statistics, multiply_adds = map(sum, costs)
+  return parameters, statistics, multiply_adds
 
 
 def _stages(spec: Spec) -> dict[int, list[str]]:

@@ -1,6 +1,6 @@
 """The layers flax does not have, or has slower: pooling, and the two local response norms.
 
-All take and return [B, H, W, C]. The norms compute in float32 at least and return the input's dtype.
+All take and return [B, H, W, C]. Sums are made in float32 at least; the result has the input's dtype.
 """
 
 import functools
@@ -20,7 +20,8 @@ def pool(x: jax.Array, layer: Pool) -> jax.Array:
   window, strides = (layer.kernel_size, layer.kernel_size), (layer.strides, layer.strides)
   padding = [window_padding(layer, side) for side in x.shape[1:3]]
   if layer.kind == 'avg':
-    return nn.avg_pool(x, window, strides, padding, count_include_pad=False)
+    mean = nn.avg_pool(_at_least_float32(x), window, strides, padding, count_include_pad=False)
+    return mean.astype(x.dtype)
   x = jnp.pad(x, [(0, 0), *padding, (0, 0)], constant_values=-jnp.inf)
   return functools.reduce(_first_greatest, _window_slices(x, layer))
 

@@ -105,26 +105,49 @@ def test_exchanging_activation_and_pooling():
     np.testing.assert_allclose(taps['pool1'][:, 1, 2], window.mean((1, 2)), rtol=1e-5)
 
 
-def test_initialisation():
-  images = jnp.zeros((1, 67, 67, 3))
-  for name, spec in VARIANTS.items():
-    params = AlexNet(spec.scaled(0.25)).init(jax.random.key(0), images, train=False)['params']
-    for layer_name, layer in named_layers(spec.scaled(0.25)):
-      if not isinstance(layer, Conv | Dense):
-        continue
-      kernel, bias = (np.asarray(params[layer_name][key]) for key in ('kernel', 'bias'))
-      fan_in, fan_out = kernel[..., 0].size, kernel[0, ..., :].size if layer_name[0] == 'f' else 0
-      if name == 'paper':
-        assert kernel.std() == pytest.approx(0.01, rel=0.1)
-        assert set(bias.tolist()) == {1.0 if layer_name in ('conv2', 'conv4', 'conv5', 'fc6', 'fc7') else 0.0}
-      elif isinstance(layer.bias_init, UniformFanIn):
-        for values in (kernel, bias):
-          assert np.abs(values).max() <= fan_in**-0.5
-          assert np.abs(values).max() > 0.8 * fan_in**-0.5
-      else:
-        fan_out = kernel.shape[-1] * (fan_in // kernel.shape[-2])
-        assert np.abs(kernel).max() == pytest.approx((6 / (fan_in + fan_out)) ** 0.5, rel=0.05)
-        assert not bias.any()
+LAYERS = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc6', 'fc7', 'fc8')
+ONES = ('conv2', 'conv4', 'conv5', 'fc6', 'fc7')
+CONV345 = dict.fromkeys(('conv3', 'conv4', 'conv5'), 0.03)
+# Standard deviation of the kernels, and biases that are not 0, as each program's own files have them.
+GAUSSIANS = {
+  'paper': (dict.fromkeys(LAYERS, 0.01), dict.fromkeys(ONES, 1.0)),
+  'original_code': (dict.fromkeys(LAYERS, 0.01) | CONV345, dict.fromkeys(ONES, 1.0)),
+  'caffe': (dict.fromkeys(LAYERS, 0.01) | {'fc6': 0.005, 'fc7': 0.005}, dict.fromkeys(ONES, 0.1)),
+  'caffenet': (dict.fromkeys(LAYERS, 0.01) | {'fc6': 0.005, 'fc7': 0.005}, dict.fromkeys(ONES, 1.0)),
+  'one_weird_trick': (dict.fromkeys(LAYERS, 0.01) | CONV345, dict.fromkeys(ONES, 1.0) | {'fc8': -7.0}),
+  'cifar10_full': ({'conv1': 1e-4, 'conv2': 0.01, 'conv3': 0.01, 'fc4': 0.01}, {}),
+}
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_initialisation(name):
+  spec = VARIANTS[name].scaled(0.25)
+  images = (
+    jnp.zeros((1, spec.image_size, spec.image_size, 3))
+    if name == 'cifar10_full'
+    else jnp.zeros((1, 67, 67, 3))
+  )
+  params = AlexNet(spec).init(jax.random.key(0), images, train=False)['params']
+  for layer_name, layer in named_layers(spec):
+    if not isinstance(layer, Conv | Dense):
+      continue
+    kernel, bias = (np.asarray(params[layer_name][key]) for key in ('kernel', 'bias'))
+    fan_in = kernel[..., 0].size
+    if name in GAUSSIANS:
+      deviations, biases = GAUSSIANS[name]
+      assert kernel.std() == pytest.approx(deviations[layer_name], rel=0.1)
+      np.testing.assert_array_equal(bias, np.float32(biases.get(layer_name, 0.0)))
+    elif name == 'batchnorm_grouped':
+      assert kernel.std() == pytest.approx((2 / fan_in) ** 0.5, rel=0.1)
+      assert not bias.any()
+    elif isinstance(layer.bias_init, UniformFanIn):
+      for values in (kernel, bias):
+        assert np.abs(values).max() <= fan_in**-0.5
+        assert np.abs(values).max() > 0.8 * fan_in**-0.5
+    else:
+      fan_out = kernel.shape[-1] * (fan_in // kernel.shape[-2])
+      assert np.abs(kernel).max() == pytest.approx((6 / (fan_in + fan_out)) ** 0.5, rel=0.05)
+      assert not bias.any()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,170 @@
+"""Keras running the article's code: every endpoint, every gradient, and one whole step of SGD."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from alexnet_flax import (
+  VARIANTS,
+  AlexNet,
+  create_train_state,
+  cross_entropy,
+  load_weights,
+  parity,
+  save_weights,
+  sgd,
+  train_step,
+)
+from alexnet_flax.specs import Dropout
+from alexnet_flax.weights.keras import tensor_names
+from alexnet_flax.weights.layout import tensors_of
+from tests.networks import random_variables
+
+keras = pytest.importorskip('keras', reason='Keras is not installed')
+tf = pytest.importorskip('tensorflow', reason='TensorFlow is not installed')
+pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::UserWarning')
+
+SPEC = VARIANTS['batchnorm']
+LABELS = np.array([3, 700])
+
+
+def article(dropout=0.5):
+  """The article's model, as its code builds it."""
+  layers = keras.layers
+  return keras.Sequential(
+    [
+      layers.Input((224, 224, 3)),
+      layers.Conv2D(96, (11, 11), (4, 4), padding='same', activation='relu'),
+      layers.BatchNormalization(),
+      layers.MaxPooling2D((3, 3), (2, 2)),
+      layers.Conv2D(256, (5, 5), padding='same', activation='relu'),
+      layers.BatchNormalization(),
+      layers.MaxPooling2D((3, 3), (2, 2)),
+      layers.Conv2D(384, (3, 3), padding='same', activation='relu'),
+      layers.BatchNormalization(),
+      layers.Conv2D(384, (3, 3), padding='same', activation='relu'),
+      layers.BatchNormalization(),
+      layers.Conv2D(256, (3, 3), padding='same', activation='relu'),
+      layers.BatchNormalization(),
+      layers.MaxPooling2D((3, 3), (2, 2)),
+      layers.Flatten(),
+      layers.Dense(4096, activation='relu'),
+      layers.Dropout(dropout),
+      layers.Dense(4096, activation='relu'),
+      layers.Dropout(dropout),
+      layers.Dense(1000, activation='softmax'),
+    ]
+  )
+
+
+@pytest.fixture(scope='module')
+def variables():
+  return random_variables(SPEC)
+
+
+def with_our_weights(variables, folder, dtype='float32'):
+  """Keras's model with our weights, as our exporter writes them."""
+  path = folder / 'article.weights.h5'
+  save_weights(path, SPEC, variables)
+  keras.config.set_dtype_policy(dtype)
+  try:
+    model = article(dropout=0.0)
+  finally:
+    keras.config.set_dtype_policy('float32')
+  model.load_weights(path)
+  return model
+
+
+def test_the_count_and_keras_own_file(tmp_path):
+  model = article()
+  assert model.count_params() == 62_383_848
+  model.save(tmp_path / 'article.keras')
+  loaded = tensors_of(load_weights(tmp_path / 'article.keras', SPEC))
+  assert sum(tensor.size for tensor in loaded.values()) == 62_383_848
+  np.testing.assert_array_equal(loaded['params/conv4/kernel'], model.layers[8].kernel)
+
+
+def test_every_endpoint(variables, photographs, tmp_path, agree):
+  network = with_our_weights(variables, tmp_path)
+  images = parity.network_input(SPEC, photographs)
+  theirs = parity.keras_taps(network, SPEC, images)
+  _, taps = AlexNet(SPEC).apply(variables, jnp.asarray(images), train=False, endpoints=True)
+  assert {'conv1', 'relu1', 'norm1', 'flatten', 'fc8'} < set(theirs)
+  errors = {name: parity.greatest_error(np.asarray(taps[name]), tap) for name, tap in theirs.items()}
+  agree(f'Keras {keras.__version__}', "the article's code: every endpoint", errors)
+
+
+def test_our_keras_file(variables, photographs, tmp_path, agree):
+  path = tmp_path / 'ours.keras'
+  save_weights(path, SPEC, variables)
+  program, errors = parity.compare(path, 'keras', SPEC, load_weights(path, SPEC), photographs)
+  agree(program, 'batchnorm, a .keras file of ours: every endpoint', errors)
+
+
+def in_float64(tree):
+  return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
+
+
+# In float32 a gradient is no continuous function: where two values of a pool's window are equal to the last
+# digit, or one is all but 0 before a ReLU, rounding decides where the whole gradient goes.
+def test_every_gradient(variables, photographs, tmp_path, agree):
+  network = with_our_weights(variables, tmp_path, 'float64')
+  images = np.float64(parity.network_input(SPEC, photographs))
+  with tf.GradientTape() as tape:
+    tape.watch(pixels := tf.constant(images))
+    losses = keras.losses.sparse_categorical_crossentropy(LABELS, network(pixels, training=False))
+    loss = tf.reduce_mean(losses)
+  *theirs, of_images = tape.gradient(loss, [*(v.value for v in network.trainable_variables), pixels])
+
+  with jax.enable_x64(True):
+    model, ours = AlexNet(SPEC, dtype=jnp.float64), in_float64(variables)
+
+    def loss_of(params, images):
+      logits = model.apply(ours | {'params': params}, images, train=False)
+      return cross_entropy(logits, jnp.asarray(LABELS)).mean()
+
+    gradients, pixels = jax.jit(jax.grad(loss_of, (0, 1)))(ours['params'], jnp.asarray(images))
+  found = traverse_util.flatten_dict({'params': gradients}, sep='/')
+  errors = {
+    name: parity.greatest_error(np.asarray(found[name]), theirs.pop(0).numpy())
+    for name in tensor_names(SPEC)
+    if name.startswith('params/')
+  }
+  errors['images'] = parity.greatest_error(np.asarray(pixels), of_images.numpy())
+  agree(
+    f'Keras {keras.__version__}',
+    "the article's code: gradient of the cross entropy by every parameter and by the images, float64",
+    errors,
+  )
+
+
+def test_one_whole_step(variables, photographs, tmp_path, agree):
+  """Parameters and BatchNorm's statistics after a step of SGD with momentum, dropout off."""
+  network = with_our_weights(variables, tmp_path, 'float64')
+  images = np.float64(parity.network_input(SPEC, photographs))
+  network.compile(keras.optimizers.SGD(0.01, momentum=0.9), 'sparse_categorical_crossentropy')
+  before = [np.asarray(variable) for variable in network.weights]
+  network.train_on_batch(images, LABELS)
+  after = [np.asarray(variable) for variable in network.weights]
+
+  model = AlexNet(SPEC.replace(Dropout, rate=0.0), dtype=jnp.float64)
+  tx = sgd(0.01, momentum=0.9)
+  state = create_train_state(model, tx, jax.random.key(0), (224, 224, 3))
+  with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):  # nn.BatchNorm names float32 too
+    ours = in_float64(variables)
+    state = state.replace(**ours, opt_state=tx.init(ours['params']))
+    batch = {'image': jnp.asarray(images), 'label': jnp.asarray(LABELS, jnp.int32), 'weight': jnp.ones(2)}
+    state, _ = jax.jit(train_step)(state, batch, jax.random.key(1))
+  new = traverse_util.flatten_dict({'params': state.params, 'batch_stats': state.batch_stats}, sep='/')
+  # Against the change, not against the value: a step that does nothing would pass otherwise.
+  errors = {
+    name: parity.greatest_error(np.asarray(new[name]) - old, theirs - old)
+    for name, old, theirs in zip(tensor_names(SPEC), before, after, strict=True)
+  }
+  agree(
+    f'Keras {keras.__version__}',
+    "the article's code: change of all parameters and statistics by one step of SGD, float64",
+    errors,
+  )
