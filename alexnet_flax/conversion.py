@@ -75,7 +75,11 @@ def _pictures(paths: Sequence[str | os.PathLike[str]]) -> list[np.ndarray]:
     from sklearn.datasets import load_sample_images
 
     return load_sample_images().images
+  return [_read(path) for path in paths]
+
+
+def _read(path: str | os.PathLike[str]) -> np.ndarray:
   try:
-    return [read_picture(path) for path in paths]
+    return read_picture(path)
   except UnreadableError as error:
-    raise UsageError(f'a picture cannot be read: {error}') from None
+    raise UsageError(f'the picture {path} cannot be read: {error}') from None

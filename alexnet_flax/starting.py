@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from alexnet_flax import config as configuration
 from alexnet_flax.errors import UsageError
+from alexnet_flax.naming import named_layers
 from alexnet_flax.pretrained import load_pretrained
 from alexnet_flax.run import Run
 from alexnet_flax.steps import TrainState
@@ -53,7 +54,8 @@ def training_lines(run: Run, state: TrainState) -> list[str]:
   """Lines that say what is trained and what is frozen."""
   if not run.frozen:
     return []
-  trained = [name for name in state.params if name not in run.frozen]
+  names = [name for name, _ in named_layers(run.model.spec)]
+  trained = [name for name in names if name in state.params and name not in run.frozen]
   variables = {'params': state.params}
   statistics = ', their statistics too' if run.model.fixed_norms else ''
   return [

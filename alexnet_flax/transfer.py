@@ -80,9 +80,9 @@ def graft(
   loaded = {path.split('/')[1] for path in taken}
   return Grafted(
     variables=traverse_util.unflatten_dict(flat, sep='/'),
-    loaded=tuple(name for name in ours if name in loaded),
-    new=tuple(name for name in ours if name not in loaded),
-    left_out=tuple(name for name in stored if name not in loaded),
+    loaded=tuple(name for name in mine if name in loaded),
+    new=tuple(name for name in mine if name in ours and name not in loaded),
+    left_out=tuple(name for name in other if name in stored and name not in loaded),
   )
 
 

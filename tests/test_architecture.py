@@ -198,6 +198,7 @@ ARROWS = {
   'starting': {
     'config',
     'errors',
+    'naming',
     'pretrained',
     'run',
     'steps',

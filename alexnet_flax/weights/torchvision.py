@@ -80,7 +80,7 @@ def read_pth(content: bytes, source: str) -> dict[str, np.ndarray]:
   Raises:
     UsageError: PyTorch is not installed, or the file is broken, or holds more than tensors.
   """
-  torch = _torch(source)
+  torch = _torch()
   try:
     loaded = torch.load(io.BytesIO(content), map_location='cpu', weights_only=True)
   except pickle.UnpicklingError as error:
@@ -100,7 +100,7 @@ def read_pth(content: bytes, source: str) -> dict[str, np.ndarray]:
 
 def write_pth(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
   """Writes a state dictionary that `torchvision.models.alexnet().load_state_dict` takes."""
-  torch = _torch(str(path))
+  torch = _torch()
   state_dict = {name: torch.from_numpy(array) for name, array in to_state_dict(tensors, spec).items()}
   torch.save(state_dict, path)
 
@@ -114,11 +114,11 @@ def _numpy(tensor: Any, torch: Any) -> np.ndarray:
   return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def _torch(source: str) -> Any:
+def _torch() -> Any:
   try:
     import torch
   except ImportError:
     raise UsageError(
-      f"{source}: .pth files need PyTorch: pip install 'alexnet_flax[torch]', or use .safetensors"
+      ".pth files need PyTorch: pip install 'alexnet_flax[torch]', or use .safetensors"
     ) from None
   return torch
