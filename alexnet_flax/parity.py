@@ -91,7 +91,10 @@ def torchvision_activations(
   )
   images = torch.stack([preset(Image.fromarray(picture)) for picture in pictures])
   taps = torch_taps(model, spec, images)
-  return f'torchvision {tv.__version__}, PyTorch {torch.__version__}', {'input': _nhwc(images), **taps}
+  return f'torchvision {tv.__version__}, PyTorch {torch.__version__}', {
+    'input': _nhwc(images),
+    **taps,
+  }
 
 
 def torch_taps(model: Any, spec: Spec, images: Any) -> Activations:
@@ -181,5 +184,5 @@ def opencv_activations(
 
 
 def _nhwc(array: Any) -> np.ndarray:
-  array = np.array(array)
+  array = np.array(array.numpy() if hasattr(array, 'numpy') else array)  # a copy, of a tensor too
   return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array

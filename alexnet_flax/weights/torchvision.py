@@ -7,6 +7,7 @@ same rule names any network without norms; torchvision's own has the names of th
 import io
 import pathlib
 import pickle
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,7 +83,9 @@ def read_pth(content: bytes, source: str) -> dict[str, np.ndarray]:
   """
   torch = _torch()
   try:
-    loaded = torch.load(io.BytesIO(content), map_location='cpu', weights_only=True)
+    with warnings.catch_warnings():  # of a file that PyTorch did not write; it is refused below
+      warnings.simplefilter('ignore', UserWarning)
+      loaded = torch.load(io.BytesIO(content), map_location='cpu', weights_only=True)
   except pickle.UnpicklingError as error:
     reason = ' '.join(str(error).split())
     unsafe = 'Weights only load failed' in reason and 'GLOBAL' in reason
