@@ -32,12 +32,20 @@ def _parser() -> argparse.ArgumentParser:
 
   prepare = verbs.add_parser(
     'prepare',
-    help='download and prepare a TFDS data set',
-    description='Downloads and prepares a TFDS data set, for training by --config.data.dataset=NAME.',
+    help='download and prepare a TFDS data set; make its pictures smaller',
+    description='Downloads and prepares a TFDS data set, for training by --config.data.dataset=NAME; with'
+    ' --side, writes a prepared one anew with smaller pictures, which train several times as fast.',
   )
   prepare.add_argument('dataset', metavar='NAME', help='such as cifar10, mnist, imagenet2012')
   prepare.add_argument('--data_dir', help="where data sets lie (default: TFDS's own folder)")
   prepare.add_argument('--manual_dir', help="where archives downloaded by hand lie (ImageNet's two)")
+
+  prepare.add_argument('--side', type=int, help='what the short side of its pictures becomes, such as 256')
+  prepare.add_argument('--encoding', default='jpeg', help='jpeg (default) or raw')
+  prepare.add_argument('--quality', type=int, default=90, help='of JPEG (default 90)')
+  prepare.add_argument('--crop', default='none', help='none (default), or center for the central square')
+  prepare.add_argument('--out_dir', help='where the smaller ones go (default: --data_dir)')
+  prepare.add_argument('--on_bad_image', choices=['error', 'skip'], default='error')
 
   convert = verbs.add_parser(
     'convert',
@@ -83,7 +91,20 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
 def _prepare(arguments: argparse.Namespace) -> int:
   from alexnet_flax.data import datasets
 
-  datasets.prepare(arguments.dataset, arguments.data_dir, arguments.manual_dir)
+  if arguments.side is None:
+    datasets.prepare(arguments.dataset, arguments.data_dir, arguments.manual_dir)
+    return 0
+  from alexnet_flax.data.preparing import prepare_smaller
+  from alexnet_flax.data.shards import Form
+
+  name = prepare_smaller(
+    arguments.dataset,
+    Form(arguments.side, arguments.encoding, arguments.quality, arguments.crop),
+    data_dir=arguments.data_dir,
+    out_dir=arguments.out_dir,
+    on_bad_image=arguments.on_bad_image,
+  )
+  print(f'train on it by --config.data.dataset={name}')
   return 0
 
 

@@ -17,11 +17,12 @@ from alexnet_flax.errors import DivergedError, UsageError, unknown_name
 from alexnet_flax.variants import VARIANTS
 
 USAGE = """\
-usage: python train.py --config=FILE[:VARIANT] [--workdir=DIR] [--config.KEY=VALUE ...]
+usage: python train.py --config=FILE[:VARIANT] [--workdir=DIR] [--show_batch=PNG] [--config.KEY=VALUE ...]
 
   python train.py --config=configs/digits.py                    embedded digits, under a minute
   python train.py --config=configs/imagenet.py --workdir=runs/imagenet
   python train.py --config=configs/imagenet.py:torchvision --config.total_epochs=30
+  python train.py --config=configs/digits.py --show_batch=out.png    draws what the network will see
 
 recipes: {recipes}
 variants: {variants}
@@ -38,6 +39,12 @@ def main(argv: list[str], run: Callable[[Config, str], object] | None = None) ->
     return 0
   try:
     config, workdir = parse(argv)
+    shown = flags_of(argv).show_batch
+    if shown:
+      from alexnet_flax.show_batch import show_batch
+
+      show_batch(config, shown)
+      return 0
     if run is None:
       from alexnet_flax.training import train
 
@@ -83,10 +90,11 @@ def flags_of(argv: list[str]) -> flags.FlagValues:
   try:
     config_flags.DEFINE_config_file('config', None, 'recipe', flag_values=values, sys_argv=argv)
     flags.DEFINE_string('workdir', None, "the run's folder", flag_values=values)
+    flags.DEFINE_string('show_batch', None, 'a picture of the first step', flag_values=values)
     rest = values(argv)
     _ = values.config and values.config.items()  # a recipe's own error comes only on use
   except flags.UnrecognizedFlagError as error:
-    raise unknown_name('flag', f'--{error.flagname}', ('--config', '--workdir')) from None
+    raise unknown_name('flag', f'--{error.flagname}', ('--config', '--workdir', '--show_batch')) from None
   except UsageError:
     raise
   except flags.Error as error:

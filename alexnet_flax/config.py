@@ -39,12 +39,32 @@ class DataConfig:
   eval_split: str = 'test'
   batch_size: int = 128
   eval_batch_size: int | None = None  # batch_size
+  crop: str = 'random_resized_crop'  # or 'random_crop': a window of the picture as evaluation resizes it
   crop_scale: tuple[float, float] = (0.08, 1.0)  # shares of the picture's area
   crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
   flip: bool = True
+  rotation: float = 0.0  # degrees at most, either way
+  rotation_fill: tuple[float, float, float] = (0.0, 0.0, 0.0)  # RGB of what lies outside
+  resize: str = 'pil'  # in evaluation; or 'tf', without antialiasing
+  ten_crop: bool = False  # in evaluation: four corners and the centre, and mirrored
+  on_bad_image: str = 'error'  # or 'skip'
   center_crop_share: float | None = None  # of the short side, in evaluation; as the variant has it
   examples_per_class: int | None = None  # so many of each class of train_split, drawn by the seed
   num_threads: int | None = None  # for decoding; one a core
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+  """What is done to pixels in training, on the device. 0 is nothing."""
+
+  pca_noise: float = 0.0  # standard deviation of the principal components' weights; the paper's is 0.1
+  brightness: float = 0.0  # factors 1 - x ... 1 + x
+  contrast: float = 0.0
+  saturation: float = 0.0
+  hue: float = 0.0  # turns, at most 0.5
+  erasing: float = 0.0  # share of the pictures of which a rectangle is erased
+  mixup: float = 0.0  # alpha of the Beta distribution of shares; with CutMix each takes half of the batches
+  cutmix: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +115,7 @@ class Config:
 
   model: ModelConfig = ModelConfig()
   data: DataConfig = DataConfig()
+  augment: AugmentConfig = AugmentConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   loss: LossConfig = LossConfig()
   transfer: TransferConfig = TransferConfig()

@@ -6,6 +6,8 @@ from typing import Any
 
 from alexnet_flax import editing, specs
 from alexnet_flax.config import MODES, Config, all_keys, network, value_of
+from alexnet_flax.data.bad_pictures import Policy
+from alexnet_flax.data.views import Crop, Resize
 from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.geometry import check_image_size
 from alexnet_flax.losses import LOSSES
@@ -21,6 +23,9 @@ def check(config: Config) -> None:
     ('model.activation', model.activation, typing.get_args(specs.ActivationKind)),
     ('model.pooling', model.pooling, typing.get_args(specs.PoolKind)),
     ('model.dtype', model.dtype, ('float32', 'bfloat16')),
+    ('data.crop', data.crop, typing.get_args(Crop)),
+    ('data.resize', data.resize, typing.get_args(Resize)),
+    ('data.on_bad_image', data.on_bad_image, typing.get_args(Policy)),
     ('optimizer.schedule', optimizer.schedule, SCHEDULES),
     ('loss.name', config.loss.name, LOSSES),
     ('transfer.mode', config.transfer.mode, MODES),
@@ -46,6 +51,8 @@ def check(config: Config) -> None:
     low, high = value_of(config, key)
     if not 0 < low <= high or (key == 'data.crop_scale' and high > 1):
       raise UsageError(f'{key} (={(low, high)}) must be (least, greatest), positive, and shares at most 1')
+  if not all(0 <= value <= 255 for value in data.rotation_fill):
+    raise UsageError(f'data.rotation_fill (={data.rotation_fill}) must be RGB in 0 ... 255')
   if data.batch_size % optimizer.accumulate_steps:
     raise UsageError(
       f'data.batch_size (={data.batch_size}) must be divisible by optimizer.accumulate_steps'
@@ -83,7 +90,16 @@ _LEAST: dict[str, tuple[float, bool]] = {
   'keep_checkpoints': (1, False),
   'log_every_steps': (1, False),
 }
-_MOST = {'data.center_crop_share': 1, 'seed': 2**32 - 1}
+_MOST = {
+  'data.center_crop_share': 1,
+  'data.rotation': 180,
+  'augment.brightness': 1,
+  'augment.contrast': 1,
+  'augment.saturation': 1,
+  'augment.hue': 0.5,
+  'augment.erasing': 1,
+  'seed': 2**32 - 1,
+}
 _BELOW_ONE = (
   'model.dropout_rate',
   'model.batch_norm_momentum',

@@ -1,32 +1,42 @@
 """Pictures from files on the host, without TensorFlow: decoding, and the view of evaluation."""
 
 import os
-import pathlib
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from alexnet_flax.specs import Spec
+
+MAX_PIXELS = 100_000_000  # beyond, a picture is more likely an attack or an accident
 
 
 class UnreadableError(Exception):
   """A file that is not a picture, or a broken one."""
 
 
-def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
-  """A picture file as uint8 RGB [H, W, 3]; grey, CMYK and transparent pictures are converted.
+def read_picture(file: str | os.PathLike[str] | BinaryIO) -> np.ndarray:
+  """A picture as uint8 RGB [H, W, 3], upright; grey, CMYK and transparent ones are converted.
 
-  As TensorFlow and torchvision do, an orientation stored in EXIF is not applied.
+  An orientation stored in EXIF is applied, as every viewer does; what is transparent shows the colour
+  below.
+
+  Args:
+    file: its path, or an open file.
 
   Raises:
-    UnreadableError: the file is absent, broken, huge (Pillow's limit) or no picture.
+    UnreadableError: the file is absent, broken, no picture, or has more than `MAX_PIXELS`.
   """
   try:
-    with Image.open(pathlib.Path(path)) as image:
-      return np.asarray(image.convert('RGB'))
-  except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    with Image.open(file) as opened:
+      if opened.width * opened.height > MAX_PIXELS:
+        raise UnreadableError(f'{opened.width}x{opened.height} are more than {MAX_PIXELS:,} pixels')
+      return np.asarray(ImageOps.exif_transpose(opened).convert('RGB'))
+  except UnidentifiedImageError:
+    raise UnreadableError('no picture') from None
+  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
     reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
-    raise UnreadableError(reason) from None
+    raise UnreadableError(reason or type(error).__name__) from None
 
 
 def evaluation_view(picture: np.ndarray, spec: Spec) -> np.ndarray:

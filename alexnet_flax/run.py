@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import typing
 from typing import Any
 
 import jax
@@ -10,10 +10,13 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from alexnet_flax import config as configuration
-from alexnet_flax import probe
-from alexnet_flax.augment import normalize
+from alexnet_flax.augment import Augmentation, augment, normalize
 from alexnet_flax.config import Config
-from alexnet_flax.data.datasets import Source, open_dataset
+from alexnet_flax.data.bad_pictures import BadPictures, Policy
+from alexnet_flax.data.components import IMAGENET, read_components
+from alexnet_flax.data.datasets import open_dataset
+from alexnet_flax.data.source import Source
+from alexnet_flax.data.views import Crop, EvalView, Resize, TrainView
 from alexnet_flax.editing import frozen_layers, layer_patterns
 from alexnet_flax.errors import UsageError
 from alexnet_flax.losses import LOSSES
@@ -22,7 +25,7 @@ from alexnet_flax.naming import head_name, named_layers
 from alexnet_flax.optimizers import learning_rate_schedule, sgd
 from alexnet_flax.probe import FeatureSet
 from alexnet_flax.specs import BatchNorm, Spec
-from alexnet_flax.steps import Batch, TrainState, create_train_state, eval_step, train_step
+from alexnet_flax.steps import Preprocess, TrainState, create_train_state, eval_step, train_step
 from alexnet_flax.transfer import Head, freeze
 
 
@@ -35,8 +38,10 @@ class Run:
   eval_source: Source
   model: AlexNet
   frozen: tuple[str, ...]  # layers whose parameters stay
-  image_size: int
-  resize_side: int
+  train_view: TrainView
+  eval_view: EvalView
+  bad: BadPictures
+  preprocess: Preprocess | None  # None for features
   eval_batch_size: int
   total_steps: int
   steps_per_epoch: float
@@ -104,7 +109,8 @@ def prepare_run(config: Config) -> Run:
     return dataclasses.replace(state, apply_fn=head.apply) if probes else state
 
   loss = functools.partial(LOSSES[config.loss.name], label_smoothing=config.loss.label_smoothing)
-  preprocess = None if probes else functools.partial(normalize, preprocessing=spec.preprocessing)
+  preprocess = None if probes else _preprocess(config, spec, train_source)
+  resize_side = round(size / spec.preprocessing.center_crop_share)
   step = functools.partial(
     train_step, loss=loss, preprocess=preprocess, accumulate_steps=optimizer.accumulate_steps
   )
@@ -115,8 +121,19 @@ def prepare_run(config: Config) -> Run:
     eval_source=eval_source,
     model=model,
     frozen=frozen,
-    image_size=size,
-    resize_side=round(size / spec.preprocessing.center_crop_share),
+    train_view=TrainView(
+      size,
+      crop=typing.cast(Crop, data.crop),
+      crop_scale=data.crop_scale,
+      crop_ratio=data.crop_ratio,
+      resize_side=resize_side,
+      flip=data.flip,
+      rotation=data.rotation,
+      fill=data.rotation_fill,
+    ),
+    eval_view=EvalView(size, resize_side, typing.cast(Resize, data.resize), data.ten_crop),
+    bad=BadPictures(typing.cast(Policy, data.on_bad_image)),
+    preprocess=preprocess,
     eval_batch_size=data.eval_batch_size or data.batch_size,
     total_steps=total_steps,
     steps_per_epoch=steps_per_epoch,
@@ -131,7 +148,7 @@ def prepare_run(config: Config) -> Run:
 
 def compile_train_step(run: Run, like: TrainState) -> Any:
   """The training step compiled for the shapes of the run, before there is a batch."""
-  images, size = run.config.data.batch_size, run.image_size
+  images, size = run.config.data.batch_size, run.model.spec.image_size
   shape, dtype = (size, size, 3), jnp.uint8
   if run.config.transfer.mode == 'linear_probe':
     shape, dtype = like.params[head_name(run.model.spec)]['kernel'].shape[:1], jnp.float32
@@ -144,56 +161,23 @@ def compile_train_step(run: Run, like: TrainState) -> Any:
   return run.train_step.lower(like, batch, key).compile()
 
 
-def with_features(run: Run, state: TrainState) -> Run:
-  """The run of a linear probe with the features of both splits, in the view of evaluation."""
-  variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  sets = [
-    probe.compute_features(run.model, variables, _pictures_once(run, source))
-    for source in (run.train_source, run.eval_source)
-  ]
-  return dataclasses.replace(run, features=(sets[0], sets[1]))
-
-
-def train_batches(run: Run, first_step: int) -> Iterator[Batch]:
-  """The batches of all steps from `first_step` to the last, on the devices."""
-  from alexnet_flax.data import pipeline, views
-
-  data = run.config.data
-  steps: dict[str, Any] = {
-    'seed': run.config.seed,
-    'batch_size': data.batch_size,
-    'first_step': first_step,
-    'last_step': run.total_steps,
-  }
-  if run.features:
-    return pipeline.to_devices(probe.train_batches(run.features[0], **steps), run.sharding)
-  view = functools.partial(
-    views.train_view,
-    image_size=run.image_size,
-    crop_scale=data.crop_scale,
-    crop_ratio=data.crop_ratio,
-    flip=data.flip,
+def _preprocess(config: Config, spec: Spec, source: Source) -> Preprocess:
+  """What the steps do to pictures: they augment if they are given a key."""
+  options = dataclasses.asdict(config.augment)
+  if not any(options.values()):
+    return functools.partial(normalize, preprocessing=spec.preprocessing)
+  components = read_components(source.folder, config.data.dataset)
+  if components is None and config.augment.pca_noise:
+    raise UsageError(
+      f'augment.pca_noise (={config.augment.pca_noise}) needs the principal components of'
+      f' {config.data.dataset!r}, which alexnet-flax prepare {config.data.dataset} --side ... computes'
+    )
+  return functools.partial(
+    augment,
+    preprocessing=spec.preprocessing,
+    augmentation=Augmentation(**options, components=components or IMAGENET),
+    num_classes=config.model.num_classes or spec.num_classes,
   )
-  batches = pipeline.train_batches(run.train_source, view, **steps, **_reading(run))
-  return pipeline.to_devices(batches, run.sharding)
-
-
-def eval_batches(run: Run) -> Iterator[Batch]:
-  """The evaluated split, every example once, on the devices."""
-  if run.features:
-    from alexnet_flax.data import pipeline
-
-    batches = probe.eval_batches(run.features[1], batch_size=run.eval_batch_size)
-    return pipeline.to_devices(batches, run.sharding)
-  return _pictures_once(run, run.eval_source)
-
-
-def _pictures_once(run: Run, source: Source) -> Iterator[Batch]:
-  from alexnet_flax.data import pipeline, views
-
-  view = functools.partial(views.eval_view, image_size=run.image_size, resize_side=run.resize_side)
-  batches = pipeline.eval_batches(source, view, batch_size=run.eval_batch_size, **_reading(run))
-  return pipeline.to_devices(batches, run.sharding)
 
 
 def _frozen(config: Config, spec: Spec) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -204,15 +188,6 @@ def _frozen(config: Config, spec: Spec) -> tuple[tuple[str, ...], tuple[str, ...
   frozen = tuple(frozen_layers(spec, patterns))
   norms = tuple(name for name, layer in named_layers(spec) if isinstance(layer, BatchNorm) and name in frozen)
   return frozen, () if config.transfer.update_frozen_statistics else norms
-
-
-def _reading(run: Run) -> dict[str, Any]:
-  return {
-    'num_classes': run.config.model.num_classes,
-    'process': jax.process_index(),
-    'num_processes': jax.process_count(),
-    'num_threads': run.config.data.num_threads,
-  }
 
 
 def _resolve(config: Config, source: Source, num_devices: int) -> Config:

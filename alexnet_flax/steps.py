@@ -182,10 +182,21 @@ def eval_step(
   preprocess: Preprocess | None = None,
   axis_name: str | None = None,
 ) -> Metrics:
-  """The metrics of one batch; arguments as for `train_step`, `preprocess` being given no key."""
+  """The metrics of one batch; arguments as for `train_step`, `preprocess` being given no key.
+
+  'image' may be [B, V, H, W, 3], V views of each picture: the network's answer is then the mean of its
+  softmax over them (Krizhevsky et al. 2012, section 4.1).
+  """
   if preprocess is not None:
     batch = preprocess(batch, None)
-  logits = state.apply_fn(state.evaluated_variables(), batch['image'], train=False)
+  images = batch['image']
+  views = images.shape[1] if images.ndim == 5 else 1
+  logits = state.apply_fn(
+    state.evaluated_variables(), images.reshape(-1, *images.shape[-3:]) if views > 1 else images, train=False
+  )
+  if views > 1:
+    each = jax.nn.log_softmax(logits.reshape(-1, views, logits.shape[-1]))
+    logits = jax.nn.logsumexp(each, axis=1) - jnp.log(float(views))
   metrics = measure(logits, batch['label'], loss(logits, batch['label']), batch['weight'])
   return metrics if axis_name is None else jax.lax.psum(metrics, axis_name)
 

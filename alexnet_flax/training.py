@@ -17,17 +17,11 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from alexnet_flax import checkpoint, run_log
+from alexnet_flax.batches import eval_batches, train_batches, with_features
 from alexnet_flax.config import Config
 from alexnet_flax.errors import DivergedError, UsageError
 from alexnet_flax.metrics import Metrics
-from alexnet_flax.run import (
-  Run,
-  compile_train_step,
-  eval_batches,
-  prepare_run,
-  train_batches,
-  with_features,
-)
+from alexnet_flax.run import Run, compile_train_step, prepare_run
 from alexnet_flax.run_folder import make_folder, write_config
 from alexnet_flax.starting import start, training_lines
 from alexnet_flax.steps import Batch, TrainState
@@ -74,11 +68,14 @@ def train(config: Config, workdir: str | pathlib.Path) -> dict[str, float]:
   first = list(itertools.islice(batches, 1))  # before the folder's files are touched
   write_config(folder, run.config, resumed=latest is not None)
   log = run_log.RunLog(folder, int(state.step), run.total_steps, run.steps_per_epoch)
+  run.bad.say = log.say
   try:
     for line in [_opening_line(run, int(state.step), folder), *lines, *training_lines(run, state)]:
       log.say(line)
     values = _loop(compiled, state, itertools.chain(first, batches), manager, log, folder)
     log.say(_closing_line(run, values, folder))
+    if run.bad.skipped:
+      log.say(run.bad.summary())
     return values
   finally:
     log.close()
@@ -161,6 +158,7 @@ def _loop(
           raise _diverged(f'the evaluated loss is {measured["loss"]} after step {step}', step, run)
         values = scored = log.write(step, _evaluated_name(run), measured)
         log.show(step, _evaluated_name(run), values)
+        _check_count(measured, run, log)
       if saves:
         checkpoint.save(manager, state, scored)
       window_start = time.monotonic()
@@ -174,6 +172,13 @@ def _check_losses(window: list[Metrics], step: int, run: Run) -> None:
   for number, metrics in enumerate(jax.device_get(window), start=step - len(window) + 1):
     if not math.isfinite(metrics['loss']):
       raise _diverged(f'the loss is {metrics["loss"]} at step {number}', number, run)
+
+
+def _check_count(measured: Metrics, run: Run, log: run_log.RunLog) -> None:
+  """An evaluation never leaves out pictures silently."""
+  total = run.eval_source.num_examples
+  if int(measured.images) != total:
+    log.say(f'{_evaluated_name(run)}: {int(measured.images):,} of {total:,} pictures were counted')
 
 
 def _check_state(state: TrainState, step: int, run: Run) -> None:

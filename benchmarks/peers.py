@@ -1,6 +1,7 @@
 """Runs each program in a process of its own and times them in turn, so that noise falls on all alike.
 
-A worker is a Python file that defines `prepare(**arguments) -> callable`, which does one unit of work.
+A worker is a function of a Python file's `PEERS`, which returns one that does so many units of work. Before
+each round it does the file's `WARM_UNITS` besides, if there are any.
 """
 
 import importlib.util
@@ -75,9 +76,12 @@ def _serve(file: str, name: str, arguments: str) -> None:
   except ImportError as error:
     print(json.dumps({'absent': str(error)}), flush=True)
     return
-  work(2)
+  warm = getattr(module, 'WARM_UNITS', 2)
+  work(warm)
   print(json.dumps({'ready': name}), flush=True)
   for line in sys.stdin:
+    if hasattr(module, 'WARM_UNITS'):
+      work(warm)
     start = time.perf_counter()
     work(int(line))
     print(json.dumps({'seconds': time.perf_counter() - start}), flush=True)

@@ -3,8 +3,11 @@
 Section 5: batch 128, momentum 0.9, weight decay 5e-4, rate 0.01, divided by ten three times in roughly
 90 epochs. The paper divided it by hand, when the validation error stopped improving; the epochs here,
 25, 51 and 79, and the end at 91 are those of the authors' program (layer-params-145.cfg in
-computerhistory/AlexNet-Source-Code). The views are random resized crops rather than the paper's
-random 224 of the central 256, and its colour noise is left out.
+computerhistory/AlexNet-Source-Code). Section 4.1: random windows of 224 of a picture whose short side is
+256, mirrored, and noise along the principal components of RGB. The paper takes them from the central
+256 by 256 alone: so does this recipe on what `alexnet-flax prepare imagenet2012 --side 256 --crop center`
+writes, with --config.data.dataset=imagenet2012_256_center_q90. Its averages over ten crops:
+--config.data.ten_crop=true.
 """
 
 from alexnet_flax.config import Config
@@ -19,6 +22,8 @@ def get_config(arg: str | None = None):
   config.data.dataset = 'imagenet2012'
   config.data.eval_split = 'validation'
   config.data.batch_size = 128
+  config.data.crop = 'random_crop'
+  config.augment.pca_noise = 0.1
 
   config.optimizer.learning_rate = 0.01
   config.optimizer.schedule = 'step'

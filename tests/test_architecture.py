@@ -21,6 +21,8 @@ ARROWS = {
   '__main__': {
     'conversion',
     'data.datasets',
+    'data.preparing',
+    'data.shards',
     'errors',
     'feature_files',
   },
@@ -32,7 +34,16 @@ ARROWS = {
     'pictures',
   },
   'augment': {
+    'data.components',
     'specs',
+  },
+  'batches': {
+    'data.pipeline',
+    'data.source',
+    'data.views',
+    'probe',
+    'run',
+    'steps',
   },
   'checkpoint': {
     'errors',
@@ -42,6 +53,7 @@ ARROWS = {
     'config',
     'config_dict',
     'errors',
+    'show_batch',
     'training',
   },
   'config': {
@@ -50,6 +62,8 @@ ARROWS = {
   },
   'config_check': {
     'config',
+    'data.bad_pictures',
+    'data.views',
     'editing',
     'errors',
     'geometry',
@@ -71,25 +85,80 @@ ARROWS = {
     'weights.layout',
   },
   'data.__init__': set(),
-  'data.datasets': {
-    'data.digits',
-    'data.records',
+  'data.bad_pictures': {
     'errors',
   },
+  'data.components': set(),
+  'data.datasets': {
+    'data.digits',
+    'data.encoded',
+    'data.folders',
+    'data.records',
+    'data.source',
+    'errors',
+  },
+  'data.decoding': {
+    'data.encoded',
+    'data.views',
+  },
   'data.digits': set(),
+  'data.encoded': {
+    'pictures',
+  },
   'data.few_shot': {
-    'data.datasets',
+    'data.source',
+    'errors',
+  },
+  'data.folders': {
+    'data.source',
     'errors',
   },
   'data.order': set(),
   'data.pipeline': {
-    'data.datasets',
+    'data.bad_pictures',
+    'data.decoding',
+    'data.encoded',
     'data.order',
+    'data.raw',
+    'data.reading',
+    'data.source',
     'data.views',
+  },
+  'data.preparing': {
+    'data.bad_pictures',
+    'data.components',
+    'data.datasets',
+    'data.shards',
+    'data.source',
     'errors',
+  },
+  'data.raw': {
+    'data.encoded',
+    'data.reading',
+    'data.source',
+    'data.views',
+  },
+  'data.reading': {
+    'data.bad_pictures',
+    'data.decoding',
+    'data.encoded',
+    'data.source',
+    'errors',
+    'pictures',
   },
   'data.records': {
     'errors',
+  },
+  'data.shards': {
+    'data.bad_pictures',
+    'data.decoding',
+    'data.encoded',
+    'data.reading',
+    'data.source',
+    'errors',
+  },
+  'data.source': {
+    'data.encoded',
   },
   'data.views': set(),
   'editing': {
@@ -172,9 +241,11 @@ ARROWS = {
   'run': {
     'augment',
     'config',
+    'data.bad_pictures',
+    'data.components',
     'data.datasets',
     'data.few_shot',
-    'data.pipeline',
+    'data.source',
     'data.views',
     'editing',
     'errors',
@@ -194,6 +265,16 @@ ARROWS = {
   'run_log': {
     'metrics',
   },
+  'show_batch': {
+    'batches',
+    'config',
+    'data.order',
+    'data.pipeline',
+    'data.views',
+    'errors',
+    'run',
+    'specs',
+  },
   'specs': set(),
   'starting': {
     'config',
@@ -209,6 +290,7 @@ ARROWS = {
     'metrics',
   },
   'training': {
+    'batches',
     'checkpoint',
     'config',
     'data.pipeline',
@@ -346,7 +428,14 @@ def test_arrows():
 def test_tensorflow_is_imported_by_tf_datas_own_path_alone():
   for name, path in modules():
     if any(one.split('.')[0] == 'tensorflow' for one in imports(path)):
-      assert name in ('data.pipeline', 'data.views', 'data.datasets', 'data.few_shot', 'parity')
+      assert name in (
+        'data.pipeline',
+        'data.reading',
+        'data.decoding',
+        'data.preparing',
+        'data.shards',
+        'parity',
+      )
 
 
 def test_importing_the_package_loads_no_tensorflow():

@@ -26,11 +26,9 @@ def tfds_contents(builder, split):
 
 
 def contents(source, count=None):
-  """(encoded picture, label) of the first examples, by way of fetch and parse."""
-  fetched = source.fetch(np.arange(source.num_examples if count is None else count))
-  for row in range(len(next(iter(fetched.values())))):
-    encoded, label = source.parse({name: values[row] for name, values in fetched.items()})
-    yield encoded.numpy(), int(label)
+  """(encoded picture, label) of the first examples."""
+  for example in source.read(np.arange(source.num_examples if count is None else count)):
+    yield bytes(example.picture), example.label
 
 
 def test_no_digit_is_in_both_splits(data_dir):
@@ -92,14 +90,19 @@ def test_several_shards(tmp_path):
   assert list(contents(source)) == tfds_contents(builder, 'train[100:1200]')
 
 
+def forget_files():
+  records._record_spans.cache_clear()
+  records._mapped.cache_clear()
+
+
 def test_a_truncated_record_file(tmp_path):
   open_dataset('digits', 'test', str(tmp_path))
   (path,) = tmp_path.rglob('*test.tfrecord*')
   path.write_bytes(path.read_bytes()[:-10])
-  records._record_spans.cache_clear()
+  forget_files()
   with pytest.raises(UsageError, match=r'tfrecord.* is not a whole TFRecord file'):
     open_dataset('digits', 'test', str(tmp_path))
-  records._record_spans.cache_clear()
+  forget_files()
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,20 @@
 """Batches: what each step holds, however many processes and threads, and exact evaluation."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alexnet_flax.data import order, pipeline, views
+from alexnet_flax.data import decoding, order, pipeline
 from alexnet_flax.data.datasets import open_dataset
+from alexnet_flax.data.decoding import first_row
+from alexnet_flax.data.encoded import read_header
+from alexnet_flax.data.views import VIEW_NUMBERS, EvalView, TrainView
 from alexnet_flax.errors import UsageError
 
-TRAIN_VIEW = functools.partial(
-  views.train_view, image_size=16, crop_scale=(0.5, 1.0), crop_ratio=(0.9, 1.1), flip=True
-)
-EVAL_VIEW = functools.partial(views.eval_view, image_size=16, resize_side=16)
+TRAIN_VIEW = TrainView(16, crop_scale=(0.5, 1.0), crop_ratio=(0.9, 1.1), rotation=10.0)
+EVAL_VIEW = EvalView(16, 16)
 
 
 @pytest.fixture(scope='module')
@@ -44,15 +43,21 @@ def assert_same(ours, theirs):
       np.testing.assert_array_equal(one[name], other[name])
 
 
+def alone(view, picture, drawn=None):
+  """The view of one stored picture, by itself."""
+  encoded = [read_header(picture)]
+  if drawn is None:
+    return decoding.decode_eval(view, first_row(decoding.eval_columns(view, encoded)))['image'].numpy()
+  return decoding.decode_train(view, first_row(decoding.train_columns(view, encoded, drawn)))['image'].numpy()
+
+
 def test_a_batch_is_the_views_of_its_examples(source):
   for step, batch in enumerate(train(source)):
     indices = order.batch_indices(1, step, 8, source.num_examples)
-    drawn = order.view_numbers(1, step, 8, views.VIEW_NUMBERS)
-    fetched = source.fetch(indices)
-    for row in range(8):
-      encoded, label = source.parse({name: values[row] for name, values in fetched.items()})
-      np.testing.assert_array_equal(batch['image'][row], TRAIN_VIEW(encoded, drawn[row]))
-      assert batch['label'][row] == label
+    drawn = order.view_numbers(1, step, 8, VIEW_NUMBERS)
+    for row, example in enumerate(source.read(indices)):
+      np.testing.assert_array_equal(batch['image'][row], alone(TRAIN_VIEW, example.picture, drawn[[row]]))
+      assert batch['label'][row] == example.label
     assert batch['image'].dtype == np.uint8
     assert batch['label'].dtype == np.int32
     assert batch['weight'].tolist() == [1.0] * 8
@@ -98,25 +103,15 @@ def test_evaluation_counts_every_image_once(source, batch_size, num_processes):
       assert (batch['weight'][~real] == 0).all()
       images += [image.tobytes() for image in batch['image'][real]]
       labels += batch['label'][real].tolist()
-  fetched = source.fetch(np.arange(source.num_examples))['record']
-  expected = [source.parse({'record': record}) for record in fetched]
-  assert sorted(labels) == sorted(int(label) for _, label in expected)
-  assert sorted(images) == sorted(EVAL_VIEW(encoded).numpy().tobytes() for encoded, _ in expected)
+  expected = source.read(np.arange(source.num_examples))
+  assert sorted(labels) == sorted(example.label for example in expected)
+  assert sorted(images) == sorted(alone(EVAL_VIEW, example.picture).tobytes() for example in expected)
 
 
 def test_labels_outside_num_classes(source):
   batches = pipeline.eval_batches(source, EVAL_VIEW, batch_size=364, num_classes=9)
   with pytest.raises(UsageError, match=r'digits:test holds the label 9; labels must be 0 ... 8'):
     next(batches)
-
-
-def test_a_broken_picture_ends_in_a_line(tmp_path):
-  for name in ('cat', 'dog'):
-    (tmp_path / 'train' / name).mkdir(parents=True)
-    (tmp_path / 'train' / name / '0.jpg').write_bytes(b'\xff\xd8\xff not a picture')
-  broken = open_dataset('image_folder', 'train', str(tmp_path))
-  with pytest.raises(UsageError, match='holds a picture that cannot be decoded'):
-    next(pipeline.eval_batches(broken, EVAL_VIEW, batch_size=2, num_classes=2))
 
 
 def test_to_devices_shards_and_keeps_the_order(source):

@@ -119,7 +119,7 @@ def test_a_few_of_each_class(data_dir):
   few = few_per_class(source, 3, seed=1)
   assert few.num_examples == 30
   np.testing.assert_array_equal(np.bincount(read_labels(few)), [3] * 10)
-  record = lambda s: sorted(s.fetch(np.arange(s.num_examples))['record'])  # noqa: E731
+  record = lambda s: sorted(bytes(one.picture) for one in s.read(np.arange(s.num_examples)))  # noqa: E731
   assert record(few) == record(few_per_class(source, 3, seed=1))
   assert record(few) != record(few_per_class(source, 3, seed=2))
   assert set(record(few)) <= set(record(source))

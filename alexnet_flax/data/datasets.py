@@ -1,46 +1,25 @@
 """Which examples exist: TFDS data sets by name, and folders of pictures, with random access.
 
-TFDS describes a data set without TensorFlow, and so does this module, except for folders. Records
-are fetched by number, for the order of training is ours (`order.py`) and TFDS's own readers know
-only their own.
+TFDS describes a data set without TensorFlow, and so does this module. Examples are read by number, for
+the order of training is ours (`order.py`) and TFDS's own readers know only their own.
 """
 
-import dataclasses
 import functools
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from alexnet_flax.data import digits, records
-from alexnet_flax.data.records import as_bytes
+from alexnet_flax.data.encoded import Encoded
+from alexnet_flax.data.folders import folder_splits, open_folder
+from alexnet_flax.data.records import parse_example, read_integers
+from alexnet_flax.data.source import Example, Source
 from alexnet_flax.errors import UsageError, unknown_name
 
-if TYPE_CHECKING:
-  import tensorflow as tf
-
 IMAGE_FOLDER = 'image_folder'
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """The examples of one split, by number.
-
-  Attributes:
-    name: data set and split, for messages.
-    num_examples: how many there are.
-    class_names: of the labels 0, 1, ...
-    fetch: numbers, int [N] -> arrays [N] of bytes and numbers, in Python.
-    parse: one fetched example -> (encoded picture, int64 label), in TensorFlow.
-  """
-
-  name: str
-  num_examples: int
-  class_names: tuple[str, ...]
-  fetch: Callable[[np.ndarray], dict[str, np.ndarray]]
-  parse: Callable[[dict[str, 'tf.Tensor']], tuple['tf.Tensor', 'tf.Tensor']]
+_NAMES = ('file_name', 'id')  # what TFDS's builders call them
 
 
 def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
@@ -56,34 +35,36 @@ def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
     UsageError: the data set is unknown, not prepared or without pictures, or has no such split.
   """
   if name == IMAGE_FOLDER:
-    return _open_folder(split, data_dir)
-  builder = _builder(name, data_dir)
-  if not builder.info.splits:
-    if name != digits.Digits.name:
-      where = f' --data_dir={data_dir}' if data_dir else ''
-      raise UsageError(
-        f'the data set {name!r} is not prepared in {builder.data_dir}; run: alexnet-flax prepare'
-        f' {name}{where}'
-      )
-    tfds.disable_progress_bar()  # it takes seconds
-    try:
-      builder.download_and_prepare()
-    except OSError as error:
-      raise UsageError(f'cannot write to data_dir (={data_dir}): {error.strerror or error}') from None
-  image_key, label_key = _keys(name, builder)
-  names = builder.info.features[label_key].names
-  source = functools.partial(
-    Source,
+    return open_folder(split, data_dir)
+  builder = _prepared_builder(name, data_dir)
+  info, (image_key, label_key) = builder.info, _keys(name, builder)
+  if info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
+    reader = builder.as_data_source(split).data_source
+    fetch = lambda numbers: reader.__getitems__(numbers.tolist())  # noqa: E731
+  else:
+    index = records.record_index(_split_info(builder, split).file_instructions)
+    fetch = functools.partial(records.read_records, index)
+  image = info.features[image_key]
+  parse = functools.partial(_parse_record, image_key, label_key, image)
+  return Source(
     name=f'{name}:{split}',
     num_examples=_split_info(builder, split).num_examples,
-    class_names=tuple(names),
-    parse=functools.partial(_parse_record, builder.info.features, image_key, label_key),
+    class_names=tuple(info.features[label_key].names),
+    read=lambda numbers: [parse(record) for record in fetch(numbers)],
+    folder=str(builder.data_dir),
+    is_raw=not isinstance(image, tfds.features.Image),
   )
-  if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
-    reader = builder.as_data_source(split).data_source
-    return source(fetch=lambda numbers: {'record': as_bytes(reader.__getitems__(numbers.tolist()))})
-  index = records.record_index(_split_info(builder, split).file_instructions)
-  return source(fetch=lambda numbers: {'record': records.read_records(index, numbers)})
+
+
+def split_names(name: str, data_dir: str | None = None) -> list[str]:
+  """The splits of a prepared data set.
+
+  Raises:
+    UsageError: the data set is unknown, or not prepared.
+  """
+  if name == IMAGE_FOLDER:
+    return folder_splits(data_dir)
+  return sorted(_prepared_builder(name, data_dir).info.splits)
 
 
 def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> None:
@@ -107,6 +88,23 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
     raise UsageError(f'cannot prepare {name!r}: {" ".join(str(error).split())}') from None
   splits = ', '.join(f'{key} ({info.num_examples:,})' for key, info in builder.info.splits.items())
   print(f'{builder.info.full_name} is in {builder.data_dir}: {splits}')
+
+
+def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+  builder = _builder(name, data_dir)
+  if not builder.info.splits:
+    if name != digits.Digits.name:
+      where = f' --data_dir={data_dir}' if data_dir else ''
+      raise UsageError(
+        f'the data set {name!r} is not prepared in {builder.data_dir}; run: alexnet-flax prepare'
+        f' {name}{where}'
+      )
+    tfds.disable_progress_bar()  # it takes seconds
+    try:
+      builder.download_and_prepare()
+    except OSError as error:
+      raise UsageError(f'cannot write to data_dir (={data_dir}): {error.strerror or error}') from None
+  return builder
 
 
 def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -139,50 +137,28 @@ def _keys(name: str, builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
   keys = builder.info.supervised_keys
   if keys and len(keys) == 2:
     image, label = (builder.info.features[key] for key in keys)
-    if isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel):
+    if _is_picture(image) and isinstance(label, tfds.features.ClassLabel):
       return keys
   raise UsageError(f'the data set {name!r} is not one of pictures with one class each')
 
 
-def _parse_record(
-  features: Any, image_key: str, label_key: str, example: dict[str, 'tf.Tensor']
-) -> tuple['tf.Tensor', 'tf.Tensor']:
-  parsed = features.deserialize_example(example['record'], decoders={image_key: tfds.decode.SkipDecoding()})
-  return parsed[image_key], parsed[label_key]
+def _is_picture(feature: Any) -> bool:
+  if isinstance(feature, tfds.features.Image):
+    return True
+  is_tensor = type(feature) is tfds.features.Tensor and feature._encoding is tfds.features.Encoding.BYTES
+  return is_tensor and feature.np_dtype == np.uint8 and len(feature.shape) == 3 and feature.shape[-1] == 3
 
 
-def _open_folder(split: str, data_dir: str | None) -> Source:
-  if data_dir is None or not os.path.isdir(os.path.expanduser(data_dir)):
-    raise UsageError(f'{IMAGE_FOLDER}: data_dir (={data_dir}) must be a folder of SPLIT/CLASS/picture')
-  builder = tfds.folder_dataset.ImageFolder(os.path.expanduser(data_dir))
-  pictures = builder._split_examples  # shuffled, always alike; there is no public way to the files
-  if not any(pictures.values()):
-    raise UsageError(f'no pictures in {data_dir}; it must hold SPLIT/CLASS/picture.jpg (or .jpeg, .png)')
-  names = builder.info.features['label'].names
-  if len(names) < 2:
-    raise UsageError(f'{data_dir} holds one class ({names[0]!r}); a classifier needs at least two')
-  try:
-    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
-  except (KeyError, ValueError):
-    raise UsageError(f'{data_dir}: {unknown_name("split", split, sorted(pictures))}') from None
-  chosen = [example for part in parts for example in pictures[part.splitname][part.from_ : part.to]]
-  if not chosen:
-    raise UsageError(f'{data_dir}: the split {split!r} has no pictures')
-  paths = as_bytes([os.fsencode(example.image_path) for example in chosen])
-  labels = np.array([names.index(example.label) for example in chosen], np.int64)
-
-  def parse(example: dict[str, 'tf.Tensor']) -> tuple['tf.Tensor', 'tf.Tensor']:
-    import tensorflow as tf
-
-    return tf.io.read_file(example['path']), example['label']
-
-  return Source(
-    name=f'{data_dir}:{split}',
-    num_examples=len(chosen),
-    class_names=tuple(names),
-    fetch=lambda numbers: {'path': paths[numbers], 'label': labels[numbers]},
-    parse=parse,
-  )
+def _parse_record(image_key: str, label_key: str, image: Any, record: bytes | memoryview) -> Example:
+  values = parse_example(record)
+  name = next((str(values[key], 'utf-8') for key in _NAMES if key in values), '')
+  (label,) = read_integers(values[label_key])
+  if isinstance(image, tfds.features.Image):
+    return Example(values[image_key], label, name)
+  if None in image.shape:  # TFDS stores the shape beside the pixels then
+    height, width, _ = read_integers(values[f'{image_key}/shape'])
+    return Example(Encoded(values[f'{image_key}/value'], 'raw', height, width), label, name)
+  return Example(Encoded(values[image_key], 'raw', *image.shape[:2]), label, name)
 
 
 def _first_line(error: Exception) -> str:

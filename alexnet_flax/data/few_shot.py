@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from alexnet_flax.data.datasets import Source
+from alexnet_flax.data.source import Source
 from alexnet_flax.errors import UsageError
 
 _AT_ONCE = 4096
@@ -33,17 +33,11 @@ def few_per_class(source: Source, count: int, seed: int) -> Source:
     source,
     name=f'{source.name} ({count} a class)',
     num_examples=len(indices),
-    fetch=lambda numbers: source.fetch(indices[numbers]),
+    read=lambda numbers: source.read(indices[numbers]),
   )
 
 
 def read_labels(source: Source) -> np.ndarray:
   """The labels of all examples, int64 [N]."""
-  import tensorflow as tf
-
-  parts = []
-  for start in range(0, source.num_examples, _AT_ONCE):
-    fetched = source.fetch(np.arange(start, min(start + _AT_ONCE, source.num_examples)))
-    examples = tf.data.Dataset.from_tensor_slices(fetched).map(lambda example: source.parse(example)[1])
-    parts.append(np.fromiter(examples.as_numpy_iterator(), np.int64))
-  return np.concatenate(parts)
+  parts = (np.arange(source.num_examples)[i : i + _AT_ONCE] for i in range(0, source.num_examples, _AT_ONCE))
+  return np.array([example.label for part in parts for example in source.read(part)], np.int64)

@@ -1,29 +1,41 @@
 """Examples to batches in host memory, and batches to the devices, a few steps ahead.
 
-Python decides what each batch holds and reads its bytes; tf.data decodes them in C++ threads.
-TensorFlow is imported here and in `views.py`, and never sees a GPU.
+Python decides what each batch holds and how it is seen, and finds its bytes; tf.data decodes them in C++
+threads. TensorFlow is imported by this part of the package alone, and never sees a GPU.
 """
 
 import collections
+import contextlib
+import ctypes
+import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
 import tensorflow as tf
 
-from alexnet_flax.data import order, views
-from alexnet_flax.data.datasets import Source
-from alexnet_flax.errors import UsageError
+from alexnet_flax.data import decoding, order, raw
+from alexnet_flax.data.bad_pictures import BadPictures
+from alexnet_flax.data.encoded import Encoded
+from alexnet_flax.data.reading import HostBatch, Plan, Reader
+from alexnet_flax.data.source import Source
+from alexnet_flax.data.views import VIEW_NUMBERS, EvalView, TrainView
 
 tf.config.set_visible_devices([], 'GPU')
 
-HostBatch = dict[str, np.ndarray]
+# glibc gives a batch's memory back to the system, and every page of the next is mapped anew: 4 % of the time.
+with contextlib.suppress(AttributeError, OSError):  # other systems' C libraries have no mallopt
+  _libc = ctypes.CDLL(None)
+  _libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+  _libc.mallopt(-2, 64 << 20)  # M_TOP_PAD
+  _libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
 
 
 def train_batches(
   source: Source,
-  view: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+  view: TrainView,
   *,
   seed: int,
   batch_size: int,
@@ -33,111 +45,81 @@ def train_batches(
   process: int = 0,
   num_processes: int = 1,
   num_threads: int | None = None,
+  bad: BadPictures | None = None,
 ) -> Iterator[HostBatch]:
   """This process's share of the batches of steps `first_step` ... `last_step` - 1.
 
   Args:
     source: the examples.
-    view: (encoded picture, float32 [VIEW_NUMBERS]) -> uint8 [S, S, 3].
+    view: of each.
     seed: of order and views; what a step holds depends on nothing but this and the step.
     batch_size: of all processes together.
     first_step, last_step: the steps asked for.
     num_classes: labels must be less.
     process, num_processes: which share; example i of a batch goes to process i * P // batch_size.
     num_threads: for decoding; one a core if None.
+    bad: what to do with pictures that cannot be decoded; an error if None.
 
   Yields:
-    {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'weight': float32 [b] of ones},
-    b = batch_size / num_processes.
+    {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'weight': float32 [b]}, b = batch_size /
+    num_processes. Weights are 1, and 0 where a picture was left out; another one of the batch is in its
+    place, for BatchNorm.
+
+  Raises:
+    UsageError: a label is out of range, or a picture cannot be decoded and may not be left out.
   """
   share = _share(batch_size, process, num_processes)
 
-  def draws() -> Iterator[HostBatch]:
-    for step in range(first_step, last_step):
-      indices = order.batch_indices(seed, step, batch_size, source.num_examples)[share]
-      numbers = order.view_numbers(seed, step, batch_size, views.VIEW_NUMBERS)[share]
-      yield source.fetch(indices) | {'numbers': numbers, 'weight': np.ones(len(indices), np.float32)}
+  def plan(step: int) -> Plan:
+    indices = order.batch_indices(seed, step, batch_size, source.num_examples)[share]
+    numbers = order.view_numbers(seed, step, batch_size, VIEW_NUMBERS)[share]
+    return Plan(indices, np.ones(len(indices), np.float32), numbers)
 
-  return _decoded(source, draws, view, batch_size // num_processes, num_classes, num_threads)
+  if raw.fits(source, view):
+    return raw.raw_batches(source, view, plan, range(first_step, last_step), num_classes, num_threads)
+
+  def columns(pictures: list[Encoded], numbers: np.ndarray) -> HostBatch:
+    return decoding.train_columns(view, pictures, numbers)
+
+  reader = Reader(source, columns, functools.partial(decoding.decode_train, view), num_classes, bad)
+  return reader.batches(plan, range(first_step, last_step), num_threads)
 
 
 def eval_batches(
   source: Source,
-  view: Callable[[tf.Tensor], tf.Tensor],
+  view: EvalView,
   *,
   batch_size: int,
   num_classes: int,
   process: int = 0,
   num_processes: int = 1,
   num_threads: int | None = None,
+  bad: BadPictures | None = None,
 ) -> Iterator[HostBatch]:
-  """Every example once, in order; the last batch is filled up with examples of weight 0."""
+  """Every example once, in order; the last batch is filled up with examples of weight 0.
+
+  As `train_batches`; 'image' is uint8 [b, 10, S, S, 3] if the view is of ten crops.
+  """
   share = _share(batch_size, process, num_processes)
 
-  def draws() -> Iterator[HostBatch]:
-    for start in range(0, source.num_examples, batch_size):
-      indices = np.arange(start, start + batch_size)[share]
-      real = indices < source.num_examples
-      numbers = np.zeros((len(indices), views.VIEW_NUMBERS), np.float32)
-      fetched = source.fetch(np.where(real, indices, 0))
-      yield fetched | {'numbers': numbers, 'weight': real.astype(np.float32)}
+  def plan(step: int) -> Plan:
+    indices = np.arange(step * batch_size, (step + 1) * batch_size)[share]
+    real = indices < source.num_examples
+    return Plan(np.where(real, indices, 0), real.astype(np.float32), np.zeros((len(indices), 0)))
 
-  return _decoded(
-    source, draws, lambda encoded, _: view(encoded), batch_size // num_processes, num_classes, num_threads
-  )
+  def columns(pictures: list[Encoded], numbers: np.ndarray) -> HostBatch:
+    del numbers
+    return decoding.eval_columns(view, pictures)
 
-
-def _share(batch_size: int, process: int, num_processes: int) -> slice:
-  part = batch_size // num_processes
-  return slice(process * part, (process + 1) * part)
+  reader = Reader(source, columns, functools.partial(decoding.decode_eval, view), num_classes, bad)
+  return reader.batches(plan, range(-(-source.num_examples // batch_size)), num_threads)
 
 
-def _decoded(
-  source: Source,
-  draws: Callable[[], Iterator[HostBatch]],
-  view: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-  batch_size: int,
-  num_classes: int,
-  num_threads: int | None,
-) -> Iterator[HostBatch]:
-  stream = draws()
-  first = next(stream, None)
-  if first is None:
-    return
-  signature = {
-    name: tf.TensorSpec((None, *array.shape[1:]), tf.string if array.dtype == object else array.dtype)
-    for name, array in first.items()
-  }
-
-  def decode(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    encoded, label = source.parse(example)
-    image = view(encoded, example['numbers'])
-    return {'image': image, 'label': tf.cast(label, tf.int32), 'weight': example['weight']}
-
-  again = itertools.chain([first], stream)
-  dataset = tf.data.Dataset.from_generator(lambda: again, output_signature=signature)
-  dataset = dataset.prefetch(2).unbatch().map(decode, num_threads or tf.data.AUTOTUNE)
-  dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(2)
-  options = tf.data.Options()
-  options.deterministic = True
-  options.threading.private_threadpool_size = num_threads or 0
-  for batch in _readable(source, dataset.with_options(options).as_numpy_iterator()):
-    low, high = batch['label'].min(), batch['label'].max()
-    if low < 0 or high >= num_classes:
-      wrong = low if low < 0 else high
-      raise UsageError(
-        f'{source.name} holds the label {wrong}; labels must be 0 ... {num_classes - 1}'
-        f' (num_classes={num_classes})'
-      )
-    yield batch
-
-
-def _readable(source: Source, batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
-  try:
-    yield from batches
-  except tf.errors.InvalidArgumentError as error:
-    reason = str(error).partition('[Op:')[0].strip().splitlines()[0]
-    raise UsageError(f'{source.name} holds a picture that cannot be decoded: {reason}') from None
+def picture(source: Source, number: int, view: EvalView) -> np.ndarray:
+  """One example in a view of evaluation, uint8 [S, S, 3]."""
+  one = dataclasses.replace(source, num_examples=1, read=lambda _: source.read(np.array([number])))
+  (batch,) = eval_batches(one, view, batch_size=1, num_classes=len(source.class_names))
+  return batch['image'][0]
 
 
 def to_devices(
@@ -153,3 +135,8 @@ def to_devices(
     batch = queue.popleft()
     queue.extend(itertools.islice(arrays, 1))
     yield batch
+
+
+def _share(batch_size: int, process: int, num_processes: int) -> slice:
+  part = batch_size // num_processes
+  return slice(process * part, (process + 1) * part)

@@ -1,119 +1,173 @@
-"""One picture as the network will see it: encoded bytes to uint8 [S, S, 3], in TensorFlow's C++.
+"""Which part of each picture the network sees, and how it lies: arithmetic on sizes, in NumPy.
 
-A view is a function of the picture and of numbers drawn beforehand; nothing here is random.
+A view is a function of a picture's size and of numbers drawn beforehand (`order.view_numbers`); nothing
+here is random, and no pixel is touched (`decoding.py` does that).
 """
 
-import tensorflow as tf
+import dataclasses
+from typing import Literal, NamedTuple
 
-# Each attempt at a random crop takes two numbers; then its place takes two and the mirror one.
+import numpy as np
+
+Crop = Literal['random_resized_crop', 'random_crop']
+Resize = Literal['pil', 'tf']
+
+# Numbers of a view: each attempt at a random crop takes two; then top, left, mirror, angle.
 CROP_ATTEMPTS = 10
-VIEW_NUMBERS = 2 * CROP_ATTEMPTS + 3
+VIEW_NUMBERS = 32
+_TOP, _LEFT, _MIRROR, _ANGLE = range(2 * CROP_ATTEMPTS, 2 * CROP_ATTEMPTS + 4)
 
 
-def train_view(
-  encoded: tf.Tensor,
-  numbers: tf.Tensor,
-  *,
-  image_size: int,
-  crop_scale: tuple[float, float],
-  crop_ratio: tuple[float, float],
-  flip: bool,
-) -> tf.Tensor:
-  """A random resized crop, perhaps mirrored (Szegedy et al. 2014, section 6; torchvision's rule).
+class Windows(NamedTuple):
+  """Where the views of some pictures lie.
+
+  Attributes:
+    boxes: int32 [B, 4], (top, left, height, width) in pixels of the picture.
+    mirrored: bool [B].
+    degrees: float32 [B], by which the picture is turned about the box's centre, counter-clockwise.
+  """
+
+  boxes: np.ndarray
+  mirrored: np.ndarray
+  degrees: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainView:
+  """A random view of a picture in training.
+
+  Attributes:
+    image_size: the view's side S in pixels.
+    crop: 'random_resized_crop' (Szegedy et al. 2014, section 6; torchvision's rule): an area and a shape
+      are drawn, and what lies within is resized. 'random_crop' (Krizhevsky et al. 2012, section 4.1): a
+      window of S by S of the picture whose short side is `resize_side`.
+    crop_scale: least and greatest area of the resized crop, as shares of the picture's.
+    crop_ratio: its least and greatest width over height, drawn evenly in the logarithm.
+    resize_side: of the random crop.
+    flip: mirror every second view.
+    rotation: degrees by which the picture is turned at most, either way.
+    fill: RGB of what lies outside of a turned picture.
+  """
+
+  image_size: int
+  crop: Crop = 'random_resized_crop'
+  crop_scale: tuple[float, float] = (0.08, 1.0)
+  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+  resize_side: int = 256
+  flip: bool = True
+  rotation: float = 0.0
+  fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+  def windows(self, sizes: np.ndarray, numbers: np.ndarray) -> Windows:
+    """The views of pictures with the given sizes.
+
+    Args:
+      sizes: int [B, 2], height and width.
+      numbers: float32 [B, VIEW_NUMBERS] in [0, 1).
+    """
+    if self.crop == 'random_crop':
+      boxes = _random_crops(sizes, numbers, self.image_size, self.resize_side)
+    else:
+      boxes = _random_resized_crops(sizes, numbers, self.crop_scale, self.crop_ratio)
+    degrees = (2 * numbers[:, _ANGLE] - 1) * np.float32(self.rotation)
+    return Windows(boxes, (numbers[:, _MIRROR] < 0.5) & self.flip, degrees)
+
+
+def turned(
+  windows: Windows, sizes: np.ndarray, image_size: int, ratios: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Turned, mirrored and resized views in one: which pixels they need, and the map to them.
 
   Args:
-    encoded: JPEG, PNG, GIF or BMP.
-    numbers: float32 [VIEW_NUMBERS] in [0, 1).
+    windows: of pictures with the given sizes.
+    sizes: int [B, 2].
+    image_size: the views' side S.
+    ratios: int [B], by which the pictures shrink when they are decoded.
+
+  Returns:
+    int32 [B, 4], the smallest boxes in the pictures that hold the turned windows; and float32 [B, 2, 3],
+    which take (x, y, 1) of a view to (x, y) in such a box as it is decoded. Pixels' centres are whole.
+  """
+  radians = np.deg2rad(windows.degrees.astype(np.float64))
+  cos, sin = np.cos(radians), np.sin(radians)
+  height, width = shape = windows.boxes[:, 2:].T
+  center = windows.boxes[:, :2] + shape.T / 2
+  reach = np.abs([cos * height, cos * width]) + np.abs([sin * width, sin * height])
+  first = np.clip(np.floor(center - reach.T / 2 - 1), 0, sizes - 1).astype(np.int32)
+  last = np.clip(np.ceil(center + reach.T / 2 + 1), first + 1, sizes).astype(np.int32)
+
+  x_step = np.where(windows.mirrored, -width, width) / image_size
+  y_step = height / image_size
+  linear = np.stack([cos * x_step, -sin * y_step, sin * x_step, cos * y_step], 1).reshape(-1, 2, 2)
+  origin = first // ratios[:, None] * ratios[:, None]  # where a pixel of the shrunk picture begins
+  shift = (center - origin)[:, ::-1] - linear.sum(axis=2) * ((image_size - 1) / 2)
+  scaled = np.concatenate([linear, shift[:, :, None]], axis=2) / ratios[:, None, None]
+  scaled[:, :, 2] -= 0.5
+  return np.concatenate([first, last - first], axis=1), scaled.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalView:
+  """The view of a picture in evaluation: its short side is resized, then squares are cut out.
+
+  Attributes:
     image_size: the view's side S in pixels.
-    crop_scale: least and greatest area of the crop, as shares of the picture's.
-    crop_ratio: least and greatest width over height, drawn evenly in the logarithm.
-    flip: mirror every second view.
-
-  Returns:
-    uint8 [S, S, 3], RGB.
+    resize_side: what the short side becomes.
+    resize: 'pil' (bilinear and antialiased, as Pillow and torchvision) or 'tf' (`tf.image.resize` as it
+      stands: bilinear between four pixels, whatever the scale).
+    ten_crop: four corners and the centre, and the same mirrored (Krizhevsky et al. 2012, section 4.1).
   """
 
-  def window(height: tf.Tensor, width: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    return _random_crop(height, width, numbers, crop_scale, crop_ratio)
+  image_size: int
+  resize_side: int = 256
+  resize: Resize = 'pil'
+  ten_crop: bool = False
 
-  crop = _decode_window(encoded, window, 'INTEGER_FAST')
-  view = _resize(crop, (image_size, image_size))
-  if flip:
-    view = tf.cond(numbers[-1] < 0.5, lambda: tf.reverse(view, [1]), lambda: view)
-  return tf.ensure_shape(view, (image_size, image_size, 3))
+  def resized(self, sizes: np.ndarray) -> np.ndarray:
+    """Heights and widths after resizing, int32 [B, 2]: the long side is cut, not rounded."""
+    return (self.resize_side * sizes // sizes.min(axis=1, keepdims=True)).astype(np.int32)
 
-
-def eval_view(encoded: tf.Tensor, *, image_size: int, resize_side: int) -> tf.Tensor:
-  """The picture's short side resized to `resize_side`, then its centre of side S = `image_size`.
-
-  Returns:
-    uint8 [S, S, 3], RGB.
-  """
-  picture = _decode_window(encoded, lambda height, width: (0, 0, height, width), 'INTEGER_ACCURATE')
-  height, width = tf.shape(picture)[0], tf.shape(picture)[1]
-  short = tf.minimum(height, width)
-  # The long side is cut, not rounded, and half pixels are rounded: torchvision's Resize, CenterCrop.
-  resized = _resize(picture, (resize_side * height // short, resize_side * width // short))
-  top, left = (_round((tf.shape(resized)[axis] - image_size) / 2) for axis in (0, 1))
-  view = resized[top : top + image_size, left : left + image_size]
-  return tf.ensure_shape(view, (image_size, image_size, 3))
+  def corners(self, sizes: np.ndarray) -> np.ndarray:
+    """Top and left of each square in the resized pictures, int32 [B, 1 or 5, 2]; the centre is last."""
+    spare = self.resized(sizes) - self.image_size
+    # Half pixels are rounded to even, as torchvision's CenterCrop does.
+    center = np.round(spare / 2).astype(np.int32)[:, None]
+    if not self.ten_crop:
+      return center
+    four = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.int32)
+    return np.concatenate([spare[:, None] * four, center], axis=1)
 
 
-def _decode_window(encoded: tf.Tensor, window, dct_method: str) -> tf.Tensor:
-  """Decodes RGB within window(height, width) -> (top, left, height, width); JPEG in one pass."""
-
-  def jpeg() -> tf.Tensor:
-    shape = tf.io.extract_jpeg_shape(encoded)
-    box = tf.stack(window(shape[0], shape[1]))
-    return tf.io.decode_and_crop_jpeg(encoded, box, channels=3, dct_method=dct_method)
-
-  def other() -> tf.Tensor:
-    picture = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    top, left, height, width = window(tf.shape(picture)[0], tf.shape(picture)[1])
-    return picture[top : top + height, left : left + width]
-
-  return tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
-
-
-def _random_crop(
-  height: tf.Tensor,
-  width: tf.Tensor,
-  numbers: tf.Tensor,
-  scale: tuple[float, float],
-  ratio: tuple[float, float],
-) -> tuple[tf.Tensor, ...]:
+def _random_resized_crops(
+  sizes: np.ndarray, numbers: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
+) -> np.ndarray:
   """The first of ten drawn boxes that lies in the picture; failing that, the largest central one."""
-  areas, ratios = numbers[:CROP_ATTEMPTS], numbers[CROP_ATTEMPTS : 2 * CROP_ATTEMPTS]
-  full_height, full_width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
-  area = full_height * full_width * (scale[0] + areas * (scale[1] - scale[0]))
-  low, high = tf.math.log(ratio[0]), tf.math.log(ratio[1])
-  aspect = tf.exp(low + ratios * (high - low))
-  heights, widths = _round(tf.sqrt(area / aspect)), _round(tf.sqrt(area * aspect))
-  fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
-  first = tf.argmax(fits)
+  height, width = sizes[:, :1], sizes[:, 1:]
+  areas, ratios = numbers[:, :CROP_ATTEMPTS], numbers[:, CROP_ATTEMPTS : 2 * CROP_ATTEMPTS]
+  area = height * width * (scale[0] + areas * (scale[1] - scale[0]))
+  low, high = np.log(ratio)
+  aspect = np.exp(low + ratios * (high - low))
+  shapes = np.stack([np.round(np.sqrt(area / aspect)), np.round(np.sqrt(area * aspect))], axis=-1)
+  fits = np.all((shapes > 0) & (shapes <= sizes[:, None]), axis=-1)
+  found, rows = np.any(fits, axis=1), np.arange(len(sizes))
 
-  bounded = tf.clip_by_value(full_width / full_height, ratio[0], ratio[1])
-  largest_height = tf.minimum(height, _round(full_width / bounded))
-  largest_width = tf.minimum(width, _round(full_height * bounded))
-  found = fits[first]
-  crop_height = tf.where(found, heights[first], largest_height)
-  crop_width = tf.where(found, widths[first], largest_width)
-  spare_height, spare_width = height - crop_height, width - crop_width
-  top = tf.where(found, _choose(numbers[-3], spare_height), spare_height // 2)
-  left = tf.where(found, _choose(numbers[-2], spare_width), spare_width // 2)
-  return top, left, crop_height, crop_width
+  bounded = np.clip(width / height, *ratio)
+  largest = np.concatenate([np.round(width / bounded), np.round(height * bounded)], axis=1)
+  shape = np.where(found[:, None], shapes[rows, fits.argmax(axis=1)], np.clip(largest, 1, sizes))
+  shape = shape.astype(np.int64)
+  spare = sizes - shape
+  corner = np.where(found[:, None], _choose(numbers[:, [_TOP, _LEFT]], spare), spare // 2)
+  return np.concatenate([corner, shape], axis=1).astype(np.int32)
 
 
-def _choose(number: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+def _random_crops(sizes: np.ndarray, numbers: np.ndarray, image_size: int, resize_side: int) -> np.ndarray:
+  """Squares of image_size / resize_side of the short side, anywhere: of S by S pixels if that fits."""
+  short = sizes.min(axis=1, keepdims=True)
+  side = np.maximum(np.round(short * (image_size / resize_side)), 1).astype(np.int64)
+  corner = _choose(numbers[:, [_TOP, _LEFT]], sizes - side)
+  return np.concatenate([corner, side, side], axis=1).astype(np.int32)
+
+
+def _choose(numbers: np.ndarray, last: np.ndarray) -> np.ndarray:
   """One of 0 ... last, evenly."""
-  return tf.minimum(tf.cast(number * tf.cast(last + 1, tf.float32), tf.int32), last)
-
-
-def _resize(picture: tf.Tensor, size: tuple[tf.Tensor | int, tf.Tensor | int]) -> tf.Tensor:
-  """Bilinear, antialiased where it shrinks; uint8 in and out."""
-  resized = tf.image.resize(picture, size, antialias=True)
-  return tf.saturate_cast(tf.round(resized), tf.uint8)
-
-
-def _round(x: tf.Tensor) -> tf.Tensor:
-  return tf.cast(tf.round(x), tf.int32)
+  return np.minimum((numbers * (last + 1.0)).astype(np.int64), last)

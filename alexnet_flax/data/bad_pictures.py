@@ -1,0 +1,44 @@
+"""Pictures that cannot be decoded: an error, or left out, counted and named."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from alexnet_flax.errors import UsageError
+
+Policy = Literal['error', 'skip']
+
+
+class BadPictures:
+  """What became of pictures that cannot be decoded.
+
+  Attributes:
+    skipped: how often one was left out.
+    reasons: name -> why, of each.
+  """
+
+  def __init__(self, policy: Policy = 'error', say: Callable[[str], None] = print):
+    """`say` is given a line when a picture is left out for the first time."""
+    self.policy, self.say = policy, say
+    self.skipped = 0
+    self.reasons: dict[str, str] = {}
+
+  def report(self, name: str, reason: str) -> None:
+    """Takes note of a picture that is left out.
+
+    Raises:
+      UsageError: it may not be.
+    """
+    if self.policy == 'error':
+      raise UsageError(
+        f'{name} cannot be decoded: {reason}; mend or remove it, or set data.on_bad_image=skip'
+      )
+    self.skipped += 1
+    if name not in self.reasons:
+      self.reasons[name] = reason
+      self.say(f'skipped: {name} cannot be decoded: {reason}')
+
+  def summary(self) -> str:
+    """A line for the end of a run, or nothing."""
+    if not self.skipped:
+      return ''
+    return f'{len(self.reasons)} pictures cannot be decoded and were left out ({self.skipped} times)'

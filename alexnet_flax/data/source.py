@@ -1,0 +1,38 @@
+"""Examples by number: what data sets look like to all that reads them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from alexnet_flax.data.encoded import Encoded
+
+
+class Example(NamedTuple):
+  """One example: its picture as it is stored, its label, and its file's name where there is one."""
+
+  picture: bytes | memoryview | Encoded
+  label: int
+  name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """The examples of one split, by number.
+
+  Attributes:
+    name: data set and split, for messages.
+    num_examples: how many there are.
+    class_names: of the labels 0, 1, ...
+    read: int [N] -> N examples.
+    folder: where the data set lies.
+    is_raw: whether the pictures are stored as pixels.
+  """
+
+  name: str
+  num_examples: int
+  class_names: tuple[str, ...]
+  read: Callable[[np.ndarray], list[Example]]
+  folder: str
+  is_raw: bool = False

@@ -1,0 +1,272 @@
+"""Images a second of the input: ours in each form, the usual JAX recipe, torchvision, JPEG decoding.
+
+  python benchmarks/input_pipeline.py [--pictures DIR] [--torch-python PATH] [--rounds 5]
+
+The same pictures (JPEG files in DIR; else two photographs that come with scikit-learn, cut in pieces) and
+the same machine, in turn, 224x224 views, order and views deterministic in ours. Each program in a process
+of its own; the median of the rounds. Then ours by threads, and the memory of 10,000 batches. The last line
+is one JSON object of images/s; a peer that is not installed is null.
+"""
+
+import argparse
+import concurrent.futures
+import io
+import json
+import os
+import pathlib
+import resource
+import sys
+import tempfile
+
+import numpy as np
+from peers import Worker, compare
+
+SIZE = 224
+BATCH = 64
+WARM_UNITS = 16  # what lies ready in a buffer when a round begins is not counted
+NAME = 'pictures'
+
+
+def usual_jax(data_dir: str, folder: str):
+  """What flax's ImageNet example does: decode_and_crop_jpeg, bicubic, float32, normalised; shuffled."""
+  del folder
+  import tensorflow as tf
+  import tensorflow_datasets as tfds
+
+  mean, deviation = [[[123.7, 116.3, 103.5]]], [[[58.4, 57.1, 57.4]]]
+
+  def decode(example):
+    encoded = example['image']
+    shape = tf.io.extract_jpeg_shape(encoded)
+    begin, size, _ = tf.image.sample_distorted_bounding_box(
+      shape,
+      tf.constant([0.0, 0.0, 1.0, 1.0], shape=[1, 1, 4]),
+      min_object_covered=0.1,
+      aspect_ratio_range=(3 / 4, 4 / 3),
+      area_range=(0.08, 1.0),
+      max_attempts=10,
+      use_image_if_no_bounding_boxes=True,
+    )
+    window = tf.stack([begin[0], begin[1], size[0], size[1]])
+    image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
+    image = tf.image.resize(image, (SIZE, SIZE), tf.image.ResizeMethod.BICUBIC)
+    image = tf.image.random_flip_left_right(image)
+    return {'image': (image - mean) / deviation, 'label': example['label']}
+
+  dataset = tfds.load(
+    NAME, split='train', data_dir=data_dir, decoders={'image': tfds.decode.SkipDecoding()}, shuffle_files=True
+  )
+  dataset = dataset.repeat().shuffle(16 * BATCH).map(decode, tf.data.AUTOTUNE)
+  return _pull(dataset.batch(BATCH, drop_remainder=True).prefetch(10).as_numpy_iterator())
+
+
+def torchvision(data_dir: str, folder: str):
+  """torchvision's reference: ImageFolder, RandomResizedCrop, flip, normalised; a worker a core."""
+  del data_dir
+  import torch
+  from torchvision import datasets, transforms
+
+  view = transforms.Compose(
+    [
+      transforms.RandomResizedCrop(SIZE),
+      transforms.RandomHorizontalFlip(),
+      transforms.ToTensor(),
+      transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ]
+  )
+  torch.set_num_threads(1)
+  loader = torch.utils.data.DataLoader(
+    datasets.ImageFolder(folder, view),
+    batch_size=BATCH,
+    shuffle=True,
+    drop_last=True,
+    num_workers=os.cpu_count() or 1,
+    persistent_workers=True,
+  )
+
+  def forever():
+    while True:
+      yield from loader
+
+  return _pull(forever())
+
+
+def ours(
+  data_dir: str, folder: str, form: str = '', crop: str = 'random_resized_crop', threads: int | None = None
+):
+  """This package's batches for training, of the originals or of a prepared form."""
+  del folder
+  return _pull(_our_batches(data_dir, form, crop, BATCH, threads))
+
+
+def jpeg_decode_limit(data_dir: str, folder: str):
+  """libjpeg-turbo, by way of OpenCV, decoding whole pictures that are in memory, a thread a core."""
+  del data_dir
+  import cv2
+
+  cv2.setNumThreads(1)
+  pictures = [np.fromfile(path, np.uint8) for path in sorted(pathlib.Path(folder).rglob('*.jpg'))]
+  pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+
+  def work(times: int) -> None:
+    chosen = (pictures[number % len(pictures)] for number in range(times * BATCH))
+    for _ in pool.map(lambda data: cv2.imdecode(data, cv2.IMREAD_COLOR) is None, chosen):
+      pass
+
+  return work
+
+
+def memory(data_dir: str, form: str, batches: int) -> list[int]:
+  """Megabytes resident, at each tenth of so many batches of 16."""
+  seen = []
+  stream = _our_batches(data_dir, form, 'random_resized_crop', 16, None)
+  for number in range(1, batches + 1):
+    next(stream)
+    if number % (batches // 10) == 0:
+      pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+      seen.append(pages * resource.getpagesize() >> 20)
+  return seen
+
+
+def _our_batches(data_dir: str, form: str, crop: str, batch_size: int, threads: int | None):
+  from alexnet_flax.data import pipeline
+  from alexnet_flax.data.datasets import open_dataset
+  from alexnet_flax.data.views import TrainView
+
+  source = open_dataset('_'.join([NAME, *filter(None, [form])]), 'train', data_dir)
+  return pipeline.train_batches(
+    source,
+    TrainView(SIZE, crop),
+    seed=0,
+    batch_size=batch_size,
+    first_step=0,
+    last_step=1 << 30,
+    num_classes=1000,
+    num_threads=threads,
+  )
+
+
+def _pull(batches):
+  def work(times: int) -> None:
+    for _ in range(times):
+      next(batches)
+
+  return work
+
+
+PEERS = {
+  'usual_jax': usual_jax,
+  'torchvision': torchvision,
+  'originals': ours,
+  'prepared_jpeg_resized_crop': ours,
+  'prepared_jpeg': ours,
+  'raw': ours,
+  'jpeg_decode_limit': jpeg_decode_limit,
+}
+FORMS = {
+  'originals': {},
+  'prepared_jpeg_resized_crop': {'form': '256_q90'},
+  'prepared_jpeg': {'form': '256_q90', 'crop': 'random_crop'},
+  'raw': {'form': '256_center_raw', 'crop': 'random_crop'},
+}
+
+
+def pack(pictures: list[bytes], root: pathlib.Path) -> None:
+  """The pictures as a folder of two classes, as a TFDS data set, and in its prepared forms."""
+  import tensorflow as tf
+  import tensorflow_datasets as tfds
+
+  from alexnet_flax.data.preparing import prepare_smaller
+  from alexnet_flax.data.shards import Form
+
+  target = root / NAME / '1.0.0'
+  target.mkdir(parents=True)
+  template = tfds.core.ShardedFileTemplate(
+    data_dir=target, dataset_name=NAME, split='train', filetype_suffix='tfrecord'
+  )
+  features = tfds.features.FeaturesDict(
+    {'image': tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg'),
+     'label': tfds.features.ClassLabel(names=['even', 'odd'])}
+  )  # fmt: skip
+  with tf.io.TFRecordWriter(str(template.sharded_filepath(shard_index=0, num_shards=1))) as writer:
+    for number, picture in enumerate(pictures):
+      path = root / 'folder' / str(number % 2) / f'{number}.jpg'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(picture)
+      writer.write(features.serialize_example({'image': io.BytesIO(picture), 'label': number % 2}))
+  info = tfds.core.SplitInfo('train', [len(pictures)], 0, template)
+  tfds.folder_dataset.write_metadata(
+    data_dir=target,
+    features=features,
+    split_infos=[info],
+    check_data=False,
+    supervised_keys=('image', 'label'),
+  )
+  for form in (Form(256), Form(256, 'raw', crop='center')):
+    prepare_smaller(NAME, form, data_dir=str(root))
+
+
+def find_pictures(folder: str | None) -> list[bytes]:
+  """JPEG files, or pieces of scikit-learn's photographs; a thousand at most."""
+  if folder:
+    paths = [
+      path for path in sorted(pathlib.Path(folder).rglob('*')) if path.suffix.lower() in ('.jpg', '.jpeg')
+    ]
+    found = [path.read_bytes() for path in paths[:1000]]
+    return found or sys.exit(f'error: no .jpg or .jpeg in {folder}')
+  import cv2
+  from sklearn.datasets import load_sample_images
+
+  pieces = []
+  for number in range(256):
+    picture = load_sample_images().images[number % 2]
+    top, left = number // 2 % 8 * 6, number // 16 * 8
+    piece = np.ascontiguousarray(picture[top : top + 375, left : left + 500, ::-1])
+    pieces.append(cv2.imencode('.jpg', piece, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
+  return pieces
+
+
+def main() -> None:
+  """Prints the rounds, a table, and one JSON object."""
+  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
+  parser.add_argument('--pictures', help='a folder of JPEG files')
+  parser.add_argument('--torch-python', default=sys.executable)
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--batches', type=int, default=48, help='a round')
+  parser.add_argument('--memory-batches', type=int, default=10_000, help='0 for none')
+  options = parser.parse_args()
+  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+  pictures = find_pictures(options.pictures)
+  kilobytes = sum(map(len, pictures)) / len(pictures) / 1000
+  print(f'{len(pictures)} pictures, {kilobytes:.0f} KB on average; {os.cpu_count()} cores')
+  with tempfile.TemporaryDirectory() as temporary:
+    root = pathlib.Path(temporary)
+    pack(pictures, root)
+    arguments = {'data_dir': str(root), 'folder': str(root / 'folder')}
+    file = pathlib.Path(__file__).name
+
+    def worker(name: str, **more: object) -> Worker:
+      python = options.torch_python if name == 'torchvision' else sys.executable
+      return Worker(file, name, python, **arguments, **FORMS.get(name, {}), **more)
+
+    images = options.batches * BATCH
+    seconds = compare([worker(name) for name in PEERS], options.batches, options.rounds)
+    rates = {name: None if value is None else round(images / value) for name, value in seconds.items()}
+    for name, rate in rates.items():
+      print(
+        f'{name:28} '
+        + ('absent' if rate is None else f'{rate:7,} images/s  {rate / rates["usual_jax"]:5.2f}')
+      )
+    for name in ('originals', 'prepared_jpeg', 'raw'):
+      by_threads = []
+      for threads in (1, 2):
+        (value,) = compare([worker(name, threads=threads)], options.batches, 3).values()
+        by_threads.append(f'{threads}: {round(images / (value or 1)):,}')
+      print(f'{name}, images/s by threads: {", ".join(by_threads)}')
+    if options.memory_batches:
+      print('MB resident after each tenth:', memory(str(root), '256_q90', options.memory_batches))
+  print(json.dumps(rates))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,169 @@
+"""`alexnet-flax prepare NAME --side N`: what is written, that TFDS reads it, and that kills do no harm."""
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from alexnet_flax.__main__ import main
+from alexnet_flax.data import pipeline, preparing, raw
+from alexnet_flax.data.components import read_components
+from alexnet_flax.data.datasets import open_dataset
+from alexnet_flax.data.views import TrainView
+from tests.conftest import encode, smooth_picture
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Ten pictures of several sizes in each of two classes and two splits."""
+  for split in ('train', 'validation'):
+    for number in range(20):
+      path = tmp_path / 'pets' / split / ('cat', 'dog')[number % 2] / f'{number}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(encode(smooth_picture(60 + number, 90 - number, number), 'PNG'))
+  return tmp_path / 'pets'
+
+
+def prepare(folder, *options):
+  out = str(folder.parent / 'tfds')
+  return main(['prepare', 'image_folder', '--data_dir', str(folder), '--out_dir', out, *options]), out
+
+
+def pillows(path, side):
+  with Image.open(path) as opened:
+    width, height = opened.size
+    short = min(opened.size)
+    size = (side * width // short, side * height // short)
+    return np.asarray(opened.resize(size, Image.Resampling.BILINEAR)).astype(int)
+
+
+@pytest.mark.parametrize('crop', ['none', 'center'])
+@pytest.mark.parametrize('encoding', ['jpeg', 'raw'])
+def test_plain_tfds_reads_it(folder, encoding, crop):
+  code, out = prepare(folder, '--side', '32', '--encoding', encoding, '--crop', crop, '--quality', '100')
+  assert code == 0
+  name = 'pets_32' + ('_center' if crop == 'center' else '') + ('_raw' if encoding == 'raw' else '_q100')
+  data, info = tfds.load(name, split='validation', data_dir=out, with_info=True)
+  assert info.features['label'].names == ['cat', 'dog']
+  assert {key: split.num_examples for key, split in info.splits.items()} == {'train': 20, 'validation': 20}
+  seen = set()
+  for example in tfds.as_numpy(data):
+    name_of_file = example['file_name'].decode()
+    seen.add(name_of_file)
+    assert name_of_file.startswith(('cat', 'dog')[example['label']])
+    expected = pillows(folder / 'validation' / name_of_file, 32)
+    if crop == 'center':
+      top, left = (round((length - 32) / 2) for length in expected.shape[:2])
+      expected = expected[top : top + 32, left : left + 32]
+    assert example['image'].shape == expected.shape
+    difference = np.abs(example['image'] - expected)
+    assert difference.max() <= 1 if encoding == 'raw' else difference.mean() < 4
+  assert len(seen) == 20
+  ours = open_dataset(name, 'train', out)
+  assert ours.num_examples == 20
+  assert ours.class_names == ('cat', 'dog')
+  assert ours.is_raw == (encoding == 'raw')
+
+
+def test_components_are_of_all_pixels_of_the_training_set(folder):
+  _, out = prepare(folder, '--side', '32', '--encoding', 'raw')
+  data = tfds.load('pets_32_raw', split='train', data_dir=out)
+  values = np.concatenate([example['image'].reshape(-1, 3) for example in tfds.as_numpy(data)]) / 255
+  source = open_dataset('pets_32_raw', 'train', out)
+  found = read_components(source.folder, 'pets_32_raw')
+  vectors = np.array(found.eigenvectors)
+  np.testing.assert_allclose(
+    vectors.T @ np.diag(found.eigenvalues) @ vectors, np.cov(values.T, bias=True), atol=1e-9
+  )
+
+
+def test_a_killed_run_goes_on_at_its_shard(folder, monkeypatch, capsys):
+  monkeypatch.setattr(preparing, '_SHARD_BYTES', 6 * 32 * 32 * 4)  # six pictures each
+  write, written = preparing.write_shard, []
+
+  def killed(path, *arguments):
+    if len(written) == 3:
+      raise KeyboardInterrupt
+    written.append(path)
+    write(path, *arguments)
+
+  monkeypatch.setattr(preparing, 'write_shard', killed)
+  with pytest.raises(KeyboardInterrupt):
+    prepare(folder, '--side', '32', '--encoding', 'raw')
+  out = folder.parent / 'tfds'
+  assert not list(out.rglob('dataset_info.json'))  # nobody sees half of it
+  before = {path: path.stat().st_mtime_ns for path in written}
+  (written[2].parent / f'partial-1.{written[2].name}').write_bytes(b'half')
+  again = []
+  monkeypatch.setattr(preparing, 'write_shard', lambda path, *rest: (again.append(path), write(path, *rest)))
+  assert prepare(folder, '--side', '32', '--encoding', 'raw')[0] == 0
+  assert len(again) == 8 - 3
+  assert {path: path.stat().st_mtime_ns for path in written} == before
+  source = open_dataset('pets_32_raw', 'train', str(out))
+  names = [example.name for example in source.read(np.arange(20))]
+  assert len(set(names)) == 20
+  assert not list(out.rglob('*partial*'))
+  assert not list(out.rglob('.statistics*'))
+  capsys.readouterr()
+  assert prepare(folder, '--side', '32', '--encoding', 'raw')[0] == 0
+  assert 'already' in capsys.readouterr().out
+
+
+def test_bad_pictures_are_left_out_by_request(folder, capsys):
+  bad = folder / 'train' / 'cat' / '0.png'
+  bad.write_bytes(b'no picture')
+  assert prepare(folder, '--side', '32')[0] == 2
+  said = capsys.readouterr().err
+  assert '0.png cannot be decoded: no picture' in said
+  code, out = prepare(folder, '--side', '32', '--on_bad_image', 'skip')
+  assert code == 0
+  assert '1 pictures cannot be decoded' in capsys.readouterr().out
+  assert open_dataset('pets_32_q90', 'train', out).num_examples == 19
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    (['--side', '4'], r'--side (=4) must be at least 8'),
+    (['--side', '32', '--quality', '0'], '--quality (=0) must be 1 ... 100'),
+    (['--side', '32', '--encoding', 'rwa'], "did you mean 'raw'"),
+    (['--side', '32', '--crop', 'centre'], "did you mean 'center'"),
+  ],
+)
+def test_mistakes_are_one_line(folder, capsys, options, message):
+  code, _ = prepare(folder, *options)
+  said = capsys.readouterr().err
+  assert code == 2
+  assert said.count('\n') == 1
+  assert message in said
+  assert not (folder.parent / 'tfds').exists()
+
+
+def test_the_fast_way_gives_the_same_batches(folder, monkeypatch):
+  """Windows of raw pictures copied in NumPy are what TensorFlow makes of them."""
+  _, out = prepare(folder, '--side', '32', '--encoding', 'raw')
+  source, view = open_dataset('pets_32_raw', 'train', out), TrainView(28, 'random_crop', resize_side=32)
+  arguments = {'seed': 3, 'batch_size': 8, 'first_step': 2, 'last_step': 9, 'num_classes': 2}
+  assert raw.fits(source, view)
+  fast = [list(pipeline.train_batches(source, view, **arguments, num_threads=n)) for n in (1, 2, 8)]
+  halves = [
+    list(pipeline.train_batches(source, view, **arguments, process=p, num_processes=2)) for p in (0, 1)
+  ]
+  monkeypatch.setattr(raw, 'fits', lambda source, view: False)
+  slow = list(pipeline.train_batches(source, view, **arguments))
+  joined = [{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*halves, strict=True)]
+  assert len(slow) == 7
+  for stream in (*fast, joined):
+    for one, other in zip(stream, slow, strict=True):
+      for name in ('image', 'label', 'weight'):
+        np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_a_raw_form_of_another_side_is_resized(folder):
+  _, out = prepare(folder, '--side', '40', '--encoding', 'raw')
+  source = open_dataset('pets_40_raw', 'train', out)
+  arguments = {'seed': 3, 'batch_size': 8, 'first_step': 0, 'last_step': 1, 'num_classes': 2}
+  view = TrainView(28, 'random_crop', resize_side=32)
+  (batch,) = pipeline.train_batches(source, view, **arguments)
+  assert batch['image'].shape == (8, 28, 28, 3)
+  assert batch['image'].std() > 20
