@@ -12,6 +12,7 @@ import argparse
 import concurrent.futures
 import io
 import json
+import multiprocessing
 import os
 import pathlib
 import resource
@@ -117,7 +118,7 @@ def jpeg_decode_limit(data_dir: str, folder: str):
 
 
 def memory(data_dir: str, form: str, batches: int) -> list[int]:
-  """Megabytes resident, at each tenth of so many batches of 16."""
+  """Megabytes resident, at each tenth of so many batches of 16, and the most of all."""
   seen = []
   stream = _our_batches(data_dir, form, 'random_resized_crop', 16, None)
   for number in range(1, batches + 1):
@@ -125,7 +126,7 @@ def memory(data_dir: str, form: str, batches: int) -> list[int]:
     if number % (batches // 10) == 0:
       pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
       seen.append(pages * resource.getpagesize() >> 20)
-  return seen
+  return [*seen, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10]
 
 
 def _our_batches(data_dir: str, form: str, crop: str, batch_size: int, threads: int | None):
@@ -264,7 +265,11 @@ def main() -> None:
         by_threads.append(f'{threads}: {round(images / (value or 1)):,}')
       print(f'{name}, images/s by threads: {", ".join(by_threads)}')
     if options.memory_batches:
-      print('MB resident after each tenth:', memory(str(root), '256_q90', options.memory_batches))
+      with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as alone:
+        *seen, most = alone.submit(memory, str(root), '256_q90', options.memory_batches).result()
+      print(
+        f'prepared_jpeg_resized_crop, MB resident after each tenth of the batches: {seen}, at most {most}'
+      )
   print(json.dumps(rates))
 
 

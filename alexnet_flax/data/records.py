@@ -6,7 +6,7 @@ mapped into memory: what of a record is not looked at, is not read.
 
 import functools
 import mmap
-import struct
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,12 +47,13 @@ def _record_spans(path: str) -> np.ndarray:
   A record is its length (uint64, little-endian), a checksum of that, the data, a checksum of those
   (https://www.tensorflow.org/tutorials/load_data/tfrecord).
   """
-  spans, position, content = [], 0, _mapped(path)
-  while position + 12 <= len(content):
-    (length,) = struct.unpack_from('<Q', content, position)
-    spans.append((position + 12, length))
-    position += 12 + length + 4
-  if position != len(content):
+  spans, position, size = [], 0, os.path.getsize(path)
+  with open(path, 'rb', buffering=0) as file:  # not mapped: that would bring in a whole page for a header
+    while position + 12 <= size:
+      length = int.from_bytes(os.pread(file.fileno(), 8, position), 'little')
+      spans.append((position + 12, length))
+      position += 12 + length + 4
+  if position != size:
     raise UsageError(f'{path} is not a whole TFRecord file; prepare the data set anew')
   return np.array(spans, np.int64).reshape(-1, 2)
 
