@@ -4,6 +4,7 @@ What is to be seen of each picture was settled before, in NumPy (`views.py`); Te
 and mirrors.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,12 +64,15 @@ def eval_columns(view: EvalView, pictures: Sequence[Encoded]) -> Columns:
 def decode_train(view: TrainView, example: Example) -> Example:
   """'image', one view in training, uint8 [S, S, 3]; of columns, one row each."""
   size = view.image_size
-  crop = _decode(example, 'INTEGER_FAST')
+  crop = _decode(example, fast_to=None if view.rotation else size)
   if view.rotation:
     image = _turn(crop, example['map'], size, view.fill)
   else:
-    same = tf.reduce_all(tf.shape(crop)[:2] == size)
-    image = tf.cond(same, lambda: crop, lambda: _resize(crop, size))
+    resized = functools.partial(_resize, crop, size)
+    if view.crop == 'random_crop':  # most often of S by S pixels
+      image = tf.cond(tf.reduce_all(tf.shape(crop)[:2] == size), lambda: crop, resized)
+    else:
+      image = resized()
     image = tf.cond(example['mirrored'], lambda: tf.reverse(image, [1]), lambda: image)
   return {'image': tf.ensure_shape(image, (size, size, 3))}
 
@@ -76,7 +80,7 @@ def decode_train(view: TrainView, example: Example) -> Example:
 def decode_eval(view: EvalView, example: Example) -> Example:
   """'image', one view in evaluation, uint8 [S, S, 3], or ten of them, [10, S, S, 3]."""
   size = (view.image_size, view.image_size)
-  picture = tf.cast(_decode(example, 'INTEGER_ACCURATE'), tf.float32)[None]
+  picture = tf.cast(_decode(example), tf.float32)[None]
   squares = [
     _translated(picture, size, example['scale'], corner, antialias=view.resize == 'pil')
     for corner in tf.unstack(example['corners'], num=5 if view.ten_crop else 1)
@@ -98,7 +102,7 @@ def resized_columns(side: int, center: bool, pictures: Sequence[Encoded]) -> Col
 
 def decode_resized(example: Example) -> tf.Tensor:
   """The picture with another short side, or a square of it: uint8 [H, W, 3]."""
-  picture = tf.cast(_decode(example, 'INTEGER_ACCURATE'), tf.float32)[None]
+  picture = tf.cast(_decode(example), tf.float32)[None]
   return _to_uint8(
     _translated(picture, example['size'], example['scale'], example['corners'], antialias=True)
   )
@@ -116,34 +120,41 @@ def cut_window(picture: Encoded, box: Sequence[int]) -> np.ndarray:
   return pixels[top : top + height, left : left + width]
 
 
-def _decode(example: Example, dct_method: str) -> tf.Tensor:
-  """The picture within the box."""
+def _decode(example: Example, *, fast_to: int | None = None) -> tf.Tensor:
+  """The picture within the box; for a view of side `fast_to`, by the shortest way that looks the same.
+
+  In JPEG that is a rounder inverse DCT, and colours, stored at half the size, are doubled instead of
+  interpolated. Pictures of other kinds shrink to the view here if it is to less than a half.
+  """
   content, box = example['content'], example['box']
+  method = 'INTEGER_ACCURATE' if fast_to is None else 'INTEGER_FAST'
 
   def jpeg(ratio: int) -> tf.Tensor:
-    return tf.io.decode_and_crop_jpeg(content, box, channels=3, dct_method=dct_method, ratio=ratio)
+    return tf.io.decode_and_crop_jpeg(
+      content, box, channels=3, ratio=ratio, dct_method=method, fancy_upscaling=fast_to is None
+    )
 
   def png() -> tf.Tensor:
     picture = tf.io.decode_png(content, channels=3)
-    return tf.slice(picture, [box[0], box[1], 0], [box[2], box[3], 3])
+    return shrunk(tf.slice(picture, [box[0], box[1], 0], [box[2], box[3], 3]))
 
   def raw() -> tf.Tensor:
-    return tf.reshape(tf.io.decode_raw(content, tf.uint8), [box[2], box[3], 3])
+    return shrunk(tf.reshape(tf.io.decode_raw(content, tf.uint8), [box[2], box[3], 3]))
 
-  branches = [lambda ratio=ratio: jpeg(ratio) for ratio in _RATIOS]
+  def shrunk(crop: tf.Tensor) -> tf.Tensor:
+    if fast_to is None:
+      return crop
+    small = lambda: _to_uint8(tf.image.resize(crop, (fast_to, fast_to), antialias=True))  # noqa: E731
+    return tf.cond(tf.reduce_min(box[2:]) > 2 * fast_to, small, lambda: crop)
+
+  branches = [functools.partial(jpeg, ratio) for ratio in _RATIOS]
   return tf.switch_case(example['branch'], [*branches, png, raw])
 
 
 def _resize(crop: tf.Tensor, size: int) -> tf.Tensor:
-  """Bilinear; antialiased only where it shrinks to less than a half, for that takes four times as long."""
-  shrinks = tf.reduce_min(tf.shape(crop)[:2]) > 2 * size
-  return _to_uint8(
-    tf.cond(
-      shrinks,
-      lambda: tf.image.resize(crop, (size, size), antialias=True),
-      lambda: tf.raw_ops.ResizeBilinear(images=crop[None], size=(size, size), half_pixel_centers=True)[0],
-    )
-  )
+  """Bilinear, not antialiased, for that takes four times as long."""
+  resized = tf.raw_ops.ResizeBilinear(images=crop[None], size=(size, size), half_pixel_centers=True)
+  return _to_uint8(resized[0])
 
 
 def _translated(
