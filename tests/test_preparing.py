@@ -6,10 +6,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from alexnet_flax.__main__ import main
-from alexnet_flax.data import pipeline, preparing, raw
+from alexnet_flax.data import order, pipeline, preparing, raw
 from alexnet_flax.data.components import read_components
 from alexnet_flax.data.datasets import open_dataset
-from alexnet_flax.data.views import TrainView
+from alexnet_flax.data.reading import Plan
+from alexnet_flax.data.views import VIEW_NUMBERS, TrainView
 from tests.conftest import encode, smooth_picture
 
 
@@ -159,11 +160,18 @@ def test_the_fast_way_gives_the_same_batches(folder, monkeypatch):
         np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_a_raw_form_of_another_side_is_resized(folder):
+def test_raw_pictures_of_another_side_are_resized(folder):
+  """Windows of 28 of 32 are windows of 35 of 40."""
   _, out = prepare(folder, '--side', '40', '--encoding', 'raw')
-  source = open_dataset('pets_40_raw', 'train', out)
+  source, view = open_dataset('pets_40_raw', 'train', out), TrainView(28, 'random_crop', resize_side=32)
+  assert not raw.fits(source, view)
   arguments = {'seed': 3, 'batch_size': 8, 'first_step': 0, 'last_step': 1, 'num_classes': 2}
-  view = TrainView(28, 'random_crop', resize_side=32)
   (batch,) = pipeline.train_batches(source, view, **arguments)
+  plan = lambda step: Plan(  # noqa: E731
+    order.batch_indices(3, step, 8, 20), np.ones(8, np.float32), order.view_numbers(3, step, 8, VIEW_NUMBERS)
+  )
+  (other,) = raw.raw_batches(source, view, plan, range(1), 2, None)
   assert batch['image'].shape == (8, 28, 28, 3)
-  assert batch['image'].std() > 20
+  difference = np.abs(batch['image'].astype(int) - other['image'])  # bilinear, and antialiased bilinear
+  assert difference.mean() < 3
+  np.testing.assert_array_equal(batch['label'], other['label'])

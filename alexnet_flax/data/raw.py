@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from PIL import Image
 
 from alexnet_flax.data.encoded import Encoded
 from alexnet_flax.data.reading import HostBatch, Plan, check_labels
@@ -17,8 +18,18 @@ _PIXEL = np.dtype('V3')  # NumPy copies a reversed row twice as fast by pixels a
 
 
 def fits(source: Source, view: TrainView) -> bool:
-  """Whether views can be windows as they are, if the pictures' short sides are as the view asks for."""
-  return source.is_raw and view.crop == 'random_crop' and not view.rotation
+  """Whether views are windows as they are: of all pictures, to judge by the first."""
+  if not source.is_raw or view.crop != 'random_crop' or view.rotation:
+    return False
+  (first,) = source.read(np.array([0]))
+  return isinstance(first.picture, Encoded) and min(first.picture[2:]) == view.resize_side
+
+
+def _resized(window: np.ndarray, size: int) -> np.ndarray:
+  """A window of a picture that has another short side than the others."""
+  channels = np.ascontiguousarray(window).view(np.uint8).reshape(*window.shape, 3)
+  resized = Image.fromarray(channels).resize((size, size), Image.Resampling.BILINEAR)
+  return np.asarray(resized).view(_PIXEL)[..., 0]
 
 
 def raw_batches(
@@ -42,9 +53,11 @@ def raw_batches(
     windows = view.windows(sizes, planned.numbers)
     images = np.empty((len(pictures), size, size), _PIXEL)
     chosen = zip(pictures, windows.boxes.tolist(), windows.mirrored.tolist(), strict=True)
-    for image, (picture, (top, left, _, _), mirrored) in zip(images, chosen, strict=True):
+    for image, (picture, (top, left, side, _), mirrored) in zip(images, chosen, strict=True):
       pixels = np.frombuffer(picture.content, _PIXEL).reshape(picture.height, picture.width)
-      window = pixels[top : top + size, left : left + size]
+      window = pixels[top : top + side, left : left + side]
+      if side != size:
+        window = _resized(window, size)
       image[...] = window[:, ::-1] if mirrored else window
     unpacked = images.view(np.uint8).reshape(len(pictures), size, size, 3)
     return {'image': unpacked, 'label': labels, 'weight': planned.weights}
