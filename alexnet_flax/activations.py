@@ -62,6 +62,8 @@ def features(
   >>> {name: x.shape for name, x in features(model, variables, [picture], ['relu3', 'fc7']).items()}
   {'relu3': (1, 3, 3, 24), 'fc7': (1, 256)}
   """
+  if preprocessed and not all(jnp.issubdtype(image.dtype, jnp.floating) for image in images):
+    raise ValueError('preprocessed images must be floats [N, H, W, 3], as the network takes them')
   views = images if preprocessed else (evaluation_view(np.asarray(image), model.spec) for image in images)
   parts = list(feature_batches(model, variables, views, layers, pool=pool, batch_size=batch_size))
   if not parts:

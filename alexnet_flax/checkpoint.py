@@ -1,38 +1,78 @@
-"""Training states to Orbax and back."""
+"""Training states to Orbax and back, with digests of every file, since Orbax restores a flipped byte."""
 
+import contextlib
 import dataclasses
+import errno
+import hashlib
+import json
+import os
 import pathlib
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from alexnet_flax.errors import UsageError
 from alexnet_flax.steps import TrainState
 
+MANIFEST = 'manifest.json'
+_UNLISTED = (MANIFEST, '_CHECKPOINT_METADATA', 'commit_success.txt')  # Orbax writes these last
+_PARTIAL = '.orbax-checkpoint-tmp'
+_FULL = os.strerror(errno.ENOSPC)
+
+
+class SaveError(Exception):
+  """A checkpoint could not be written; those before it are whole."""
+
 
 def checkpoint_manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager:
   """Saves asynchronously to `folder`/STEP; keeps the last `keep`, and the best besides.
 
-  The best is that of the greatest 'top1' among those that were saved with what they scored.
+  The best is that of the greatest 'top1' among those that were saved with what they scored. A checkpoint
+  appears at its place when it is whole, with a manifest of its files' digests inside.
   """
   # `max_to_keep` with `best_fn` would drop the latest, from which a run resumes.
   best = policies.BestN(
     get_metric_fn=lambda metrics: metrics['top1'], n=1, keep_checkpoints_without_metrics=False
   )
+  folder = folder.resolve()
   options = ocp.CheckpointManagerOptions(
     preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
     create=True,
+    cleanup_tmp_directories=True,  # of saves that a kill interrupted
+    # Called when all files are written, just before the checkpoint is moved to its place.
+    async_options=ocp.options.AsyncOptions(post_finalization_callback=lambda: _write_manifests(folder)),
   )
   # Named, or a new process could not read the metadata before it restores.
   handler = ocp.StandardCheckpointHandler()
-  return ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handler)
+  return ocp.CheckpointManager(folder, options=options, item_handlers=handler)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, float] | None = None) -> None:
-  """Begins to save the state as the checkpoint of its step, with what it scored if that is known."""
-  manager.save(int(state.step), args=ocp.args.StandardSave(_saved(state)), metrics=metrics)
+  """Begins to save the state as the checkpoint of its step, with what it scored if that is known.
+
+  Raises:
+    SaveError: this save cannot begin, or the one before did not succeed.
+  """
+  finish(manager)
+  step = int(state.step)
+  with _failures(manager, step):
+    manager.save(step, args=ocp.args.StandardSave(_saved(state)), metrics=metrics)
+
+
+def finish(manager: ocp.CheckpointManager) -> None:
+  """Waits until the save that has begun is whole.
+
+  Raises:
+    SaveError: it did not succeed.
+  """
+  latest = manager.latest_step()
+  with _failures(manager, latest):
+    manager.wait_until_finished()
 
 
 def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
@@ -52,17 +92,15 @@ def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Trai
 
 
 def restore_variables(folder: pathlib.Path) -> tuple[int, dict[str, Any]]:
-  """What evaluation uses of the last checkpoint in a folder: its step, and {'params', 'batch_stats'}.
+  """What evaluation uses of the last whole checkpoint in a folder: its step, and {'params', 'batch_stats'}.
 
   Raises:
-    UsageError: the folder has no checkpoint.
+    UsageError: the folder has no whole checkpoint.
   """
-  if not folder.is_dir():
+  step = next((step for step in steps_in(folder) if damage(folder / str(step)) is None), None)
+  if step is None:
     raise UsageError(f'no checkpoint in {folder}')
-  with checkpoint_manager(folder, keep=1) as manager:
-    step = manager.latest_step()
-    if step is None:
-      raise UsageError(f'no checkpoint in {folder}')
+  with checkpoint_reader(folder) as manager:
     on_one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_one),
@@ -71,6 +109,100 @@ def restore_variables(folder: pathlib.Path) -> tuple[int, dict[str, Any]]:
     )
     saved = manager.restore(step, args=ocp.args.StandardRestore(target))
   return step, saved.get('ema') or {'params': saved['params'], 'batch_stats': saved['batch_stats']}
+
+
+def checkpoint_reader(folder: pathlib.Path) -> ocp.CheckpointManager:
+  """A manager that leaves the folder as it is."""
+  options = ocp.CheckpointManagerOptions(read_only=True)
+  handler = ocp.StandardCheckpointHandler()
+  return ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handler)
+
+
+def steps_in(folder: pathlib.Path) -> list[int]:
+  """The steps of the checkpoints in a folder, latest first."""
+  names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+  return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def latest_whole(folder: pathlib.Path, damaged: pathlib.Path, say: Callable[[str], None]) -> int | None:
+  """The step of the last checkpoint that is as it was written; damaged ones after it are set aside.
+
+  Args:
+    folder: of checkpoints.
+    damaged: where damaged ones are moved to.
+    say: is given a line for each of those.
+  """
+  step = None
+  if jax.process_index() == 0:
+    for step in steps_in(folder):
+      wrong = damage(folder / str(step))
+      if wrong is None:
+        break
+      damaged.mkdir(exist_ok=True)
+      aside = damaged / f'{step}-{len(list(damaged.iterdir())) + 1}'
+      (folder / str(step)).rename(aside)
+      say(f'warning: the checkpoint of step {step} is damaged ({wrong}); it is set aside as {aside}')
+    else:
+      step = None
+  if jax.process_count() > 1:
+    agreed = int(multihost_utils.broadcast_one_to_all(-1 if step is None else step))
+    step = None if agreed < 0 else agreed
+  return step
+
+
+def damage(checkpoint: pathlib.Path) -> str | None:
+  """What is wrong with a checkpoint's files, or None if they are as they were written."""
+  try:
+    listed = json.loads((checkpoint / MANIFEST).read_text())['files']
+  except (OSError, ValueError, KeyError):
+    return f'no readable {MANIFEST}'
+  for name, digest in listed.items():
+    path = checkpoint / name
+    if not path.is_file():
+      return f'{name} is missing'
+    if _digest(path) != digest:
+      return f'{name} has changed'
+  return None
+
+
+def write_manifest(checkpoint: pathlib.Path) -> None:
+  """Writes the digest of every file of a checkpoint beside them."""
+  files = {
+    path.relative_to(checkpoint).as_posix(): _digest(path)
+    for path in sorted(checkpoint.rglob('*'))
+    if path.is_file() and path.name not in _UNLISTED
+  }
+  partial = checkpoint / f'{MANIFEST}.partial'
+  with partial.open('w') as file:
+    json.dump({'files': files}, file, indent=1)
+    file.flush()
+    os.fsync(file.fileno())
+  partial.replace(checkpoint / MANIFEST)
+
+
+def _write_manifests(folder: pathlib.Path) -> None:
+  if jax.process_index() == 0:
+    for partial in folder.glob(f'*{_PARTIAL}'):
+      write_manifest(partial)
+
+
+def _digest(path: pathlib.Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+@contextlib.contextmanager
+def _failures(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None]:
+  """Turns what Orbax and TensorStore raise of a full or broken disk into a `SaveError`."""
+  try:
+    yield
+  except (OSError, ValueError) as error:  # TensorStore's errors are ValueErrors
+    for path in pathlib.Path(manager.directory).glob(f'*{_PARTIAL}'):
+      shutil.rmtree(path, ignore_errors=True)
+    manager.reload()
+    text = ' '.join(str(error).split())
+    reason = 'the disk is full' if _FULL in text else text[:300]
+    raise SaveError(f'the checkpoint of step {step} cannot be written: {reason}') from None
 
 
 def _saved(state: TrainState) -> dict[str, Any]:

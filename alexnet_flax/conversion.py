@@ -1,5 +1,6 @@
 """`alexnet-flax convert`: weights from one program to another, and the proof that they are the same."""
 
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from alexnet_flax.errors import UsageError
 from alexnet_flax.pictures import UnreadableError, read_picture
 from alexnet_flax.pretrained import load_variant
 from alexnet_flax.weights import load_weights, recognize, save_weights
-from alexnet_flax.weights.download import local_path
+from alexnet_flax.weights.download import local_path, stated_digests
 from alexnet_flax.weights.layout import tensors_of
 
 TOLERANCE = 1e-4
@@ -52,6 +53,12 @@ def convert(
   if verify:
     path = local_path(source)
     program, errors = parity.compare(path, recognize(path.read_bytes(), path), spec, variables, shown)
+  stated = stated_digests(pathlib.Path(destination))
+  if stated:
+    raise UsageError(
+      f'{destination}: a file of this name must have the digest {stated[0]}; choose another, or remove the'
+      ' .sha256 beside it'
+    )
   written = save_weights(destination, spec, variables, names=names)
   again = tensors_of(load_weights(written[0], spec))
   if any(not np.array_equal(again[name], tensor) for name, tensor in tensors.items()):
@@ -64,8 +71,8 @@ def convert(
   print(f'{program}, {len(shown)} pictures, greatest |a - b| / greatest |b|:')
   for name, error in errors.items():
     print(f'  {name:10} {error:.1e}')
-  worst = max(errors, key=lambda name: errors[name])
-  agrees = errors[worst] <= TOLERANCE
+  worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
+  agrees = errors[worst] <= TOLERANCE  # not so if it is NaN
   print(f'{"the same" if agrees else "NOT the same"} within {TOLERANCE:g}: {errors[worst]:.1e} at {worst}')
   return agrees
 

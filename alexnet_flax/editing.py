@@ -9,6 +9,8 @@ from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.naming import named_layers
 from alexnet_flax.specs import BatchNorm, Conv, Dense, Dropout, Flatten, Layer, Normal, Spec, VarianceScaling
 
+HEAD = 'head'  # the last layer, whatever its name
+
 
 def layer_patterns(text: str) -> list[str]:
   """The names in 'conv1, norm*'."""
@@ -34,7 +36,7 @@ def rate_multipliers(text: str) -> dict[str, float]:
 
 
 def match_layers(spec: Spec, patterns: Iterable[str]) -> list[str]:
-  """The layers whose names match any pattern ('fc8', 'conv*', 'norm[1-3]'), in the network's order.
+  """The layers whose names match any pattern ('conv*', 'norm[1-3]', 'head'), in the network's order.
 
   Raises:
     UsageError: a pattern matches nothing.
@@ -46,7 +48,7 @@ def match_layers(spec: Spec, patterns: Iterable[str]) -> list[str]:
   names = [name for name, _ in named_layers(spec)]
   found: set[str] = set()
   for pattern in patterns:
-    matching = fnmatch.filter(names, pattern)
+    matching = names[-1:] if pattern == HEAD else fnmatch.filter(names, pattern)
     if not matching:
       raise unknown_name('layer', pattern, names)
     found |= set(matching)
@@ -56,10 +58,12 @@ def match_layers(spec: Spec, patterns: Iterable[str]) -> list[str]:
 def frozen_layers(spec: Spec, patterns: Iterable[str]) -> list[str]:
   """The layers with parameters or statistics that `patterns` freeze: those named, and their BatchNorm.
 
-  The BatchNorm of a convolution or fully connected layer is that between it and the next one.
+  The BatchNorm of a convolution or fully connected layer is that between it and the next one; one on the
+  network's input goes with the first.
   """
   named = set(match_layers(spec, patterns))
-  frozen, under = [], False
+  first = next(name for name, layer in named_layers(spec) if isinstance(layer, Conv | Dense))
+  frozen, under = [], first in named
   for name, layer in named_layers(spec):
     if isinstance(layer, Conv | Dense):
       under = name in named

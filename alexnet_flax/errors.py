@@ -16,6 +16,12 @@ class DivergedError(Exception):
   exit_code = 3
 
 
+class PreemptedError(Exception):
+  """The run was asked to end, or lost a process, and goes on when it is started again."""
+
+  exit_code = 75  # EX_TEMPFAIL of sysexits.h, on which schedulers start a job again
+
+
 def unknown_name(what: str, name: str, choices: Iterable[str], adjective: str = 'unknown') -> UsageError:
   """An error for a misspelt name, with the nearest right one and the choices.
 

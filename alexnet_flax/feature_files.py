@@ -48,7 +48,8 @@ def write_features(
   Args:
     pictures: files, and folders, whose pictures are taken in the order of their names.
     layers: of the network, in the scheme that `names` says.
-    out: `.h5` or `.hdf5`, one data set a layer; or `.npz`, one array a layer. Both also hold 'names'.
+    out: `.h5` or `.hdf5`, one data set a layer (Caffe's conv1/bn is conv1.bn there); or `.npz`, one array
+      a layer. Both also hold 'names'.
     weights: a run's folder, a weights file, a URL or a published name.
     variant, width, image_size: which network, where the file alone does not tell.
     names: whose names of layers to take and to write: 'ours', 'torchvision' or 'caffe'.
@@ -137,19 +138,22 @@ def _write(
       if memory
       else h5py.File(partial, 'w') as rows
     ):
-      start = 0
+      start, stored = 0, {}
       for batch in batches:
         for name, values in batch.items():
-          data = rows.require_dataset(name, (len(files), *values.shape[1:]), dtype)
+          # In HDF5 a '/' would make a group of what is a layer too: conv1/bn is conv1.bn there.
+          key = name.replace('/', '.')
+          stored[name] = data = rows.require_dataset(key, (len(files), *values.shape[1:]), dtype)
           data[start : start + len(values)] = values
         start += len(values)
       for row in [i for i, file in enumerate(files) if file in unreadable]:
-        for data in rows.values():
+        for data in stored.values():
           data[row] = np.nan
       if memory:
-        arrays = {name: data[()] for name, data in rows.items()}
+        arrays = {name: data[()] for name, data in stored.items()}
       else:
-        rows.create_dataset(_NAMES_KEY, data=files, dtype=h5py.string_dtype())
+        names = [os.fsencode(file).decode('utf-8', 'backslashreplace') for file in files]
+        rows.create_dataset(_NAMES_KEY, data=names, dtype=h5py.string_dtype())
     if memory:
       with partial.open('wb') as file:
         np.savez(file, **arrays, **{_NAMES_KEY: np.array(files)})  # type: ignore[arg-type]

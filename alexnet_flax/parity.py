@@ -4,6 +4,7 @@ PyTorch, Keras and OpenCV are imported where they are needed, and are not requir
 """
 
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -61,7 +62,8 @@ def compare(
   try:
     program, theirs = programs[kind](path, spec, num_classes, pictures)
   except ImportError as error:
-    raise UsageError(f'--verify needs {error.name}; it is not installed: pip install {error.name}') from None
+    package = {'cv2': "'opencv-python-headless<5'"}.get(str(error.name), error.name)
+    raise UsageError(f'--verify needs {error.name}; it is not installed: pip install {package}') from None
   taps = features(AlexNet(spec, num_classes), variables, pictures, list(theirs)[1:], batch_size=len(pictures))
   ours = {'input': network_input(spec, pictures), **taps}
   return program, {name: greatest_error(ours[name], theirs[name]) for name in theirs}
@@ -83,9 +85,14 @@ def torchvision_activations(
   from safetensors.torch import load_file
 
   model = tv.models.alexnet(num_classes=num_classes)
-  is_safetensors = path.read_bytes()[8:9] == b'{'
-  state_dict = load_file(path) if is_safetensors else torch.load(path, 'cpu', weights_only=True)
-  model.load_state_dict(state_dict)
+  content = path.read_bytes()
+  stored = load_file(path) if content[8:9] == b'{' else torchvision.read_pth(content, str(path))
+  named = {name.removeprefix('module.'): torch.as_tensor(value) for name, value in stored.items()}
+  try:
+    model.load_state_dict(named)
+  except RuntimeError as error:
+    reason = ' '.join(str(error).split())[:200]
+    raise UsageError(f"{path} is not of torchvision's own network, so it cannot run it: {reason}") from None
   preset = tv.transforms._presets.ImageClassification(
     crop_size=spec.image_size, resize_size=round(spec.image_size / spec.preprocessing.center_crop_share)
   )
@@ -131,7 +138,8 @@ def keras_activations(
     model = keras.models.load_model(path, safe_mode=True)
   else:
     model = keras.Sequential.from_config(keras_network.keras_config(spec, num_classes)['config'])
-    model.load_weights(path)
+    with tempfile.TemporaryDirectory() as folder:  # Keras insists on the ending
+      model.load_weights(shutil.copy(path, pathlib.Path(folder, 'network.weights.h5')))
   images = network_input(spec, pictures)
   return f'Keras {keras.__version__}', {'input': images, **keras_taps(model, spec, images)}
 
@@ -166,6 +174,8 @@ def opencv_activations(
   """OpenCV's Caffe engine: the caffemodel, our prototxt, and the blob that OpenCV makes of our views."""
   import cv2
 
+  if not hasattr(cv2.dnn, 'readNetFromCaffe'):
+    raise ImportError('OpenCV 5 no longer reads Caffe networks', name='cv2')
   with tempfile.TemporaryDirectory() as folder:
     text = pathlib.Path(folder, 'network.prototxt')
     caffe_network.write_prototxt(spec, num_classes, text)

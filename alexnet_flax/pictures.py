@@ -19,7 +19,7 @@ def read_picture(file: str | os.PathLike[str] | BinaryIO) -> np.ndarray:
   """A picture as uint8 RGB [H, W, 3], upright; grey, CMYK and transparent ones are converted.
 
   An orientation stored in EXIF is applied, as every viewer does; what is transparent shows the colour
-  below.
+  below; of sixteen bits the upper eight are taken.
 
   Args:
     file: its path, or an open file.
@@ -31,12 +31,21 @@ def read_picture(file: str | os.PathLike[str] | BinaryIO) -> np.ndarray:
     with Image.open(file) as opened:
       if opened.width * opened.height > MAX_PIXELS:
         raise UnreadableError(f'{opened.width}x{opened.height} are more than {MAX_PIXELS:,} pixels')
-      return np.asarray(ImageOps.exif_transpose(opened).convert('RGB'))
+      return np.asarray(_eight_bits(ImageOps.exif_transpose(opened)).convert('RGB'))
   except UnidentifiedImageError:
     raise UnreadableError('no picture') from None
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
     reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
     raise UnreadableError(reason or type(error).__name__) from None
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+  """The same in at most eight bits a channel: Pillow's `convert` would clip sixteen at 255."""
+  if picture.mode.startswith('I;16') or (picture.mode == 'I' and picture.format in (None, 'PNG')):
+    return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+  if picture.mode in ('I', 'F'):
+    raise UnreadableError(f'pixels of kind {picture.mode}, whose range is not known')
+  return picture
 
 
 def evaluation_view(picture: np.ndarray, spec: Spec) -> np.ndarray:

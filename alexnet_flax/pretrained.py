@@ -38,20 +38,27 @@ def load_pretrained(source: str | os.PathLike[str], spec: Spec | None = None) ->
 def load_variant(
   source: str, variant: str | None, width: float = 1.0, image_size: int | None = None
 ) -> tuple[Spec, dict[str, Any]]:
-  """The same, of a variant by name and scaled; what the source says itself goes before.
+  """The same, of a variant by name and scaled.
 
   Raises:
-    UsageError: as above, or there is no such variant.
+    UsageError: as above, or there is no such variant, or the source says itself that it is of another.
   """
   if variant is not None and variant not in VARIANTS:
     raise unknown_name('variant', variant, VARIANTS)
-  if (variant is None and width == 1 and image_size is None) or pathlib.Path(source).expanduser().is_dir():
-    return load_pretrained(source)
-  spec = VARIANTS[variant] if variant else stored_spec(source, VARIANTS)
-  try:
-    return load_pretrained(source, spec and spec.scaled(width, image_size))
-  except ValueError as error:
-    raise UsageError(str(error)) from None
+  asked = variant is not None or width != 1 or image_size is not None
+  if not asked or pathlib.Path(source).expanduser().is_dir():
+    spec, variables = load_pretrained(source)
+  else:
+    known = VARIANTS[variant] if variant else stored_spec(source, VARIANTS)
+    try:
+      spec, variables = load_pretrained(source, known and known.scaled(width, image_size))
+    except ValueError as error:
+      raise UsageError(str(error)) from None
+  if variant not in (None, spec.name):
+    raise UsageError(f'{source} holds {spec.name}, not --variant={variant}')
+  if image_size not in (None, spec.image_size):
+    raise UsageError(f'{source} is for {spec.image_size}x{spec.image_size}, not --image_size={image_size}')
+  return spec, variables
 
 
 def _of_run(folder: pathlib.Path) -> tuple[Spec, dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from alexnet_flax.augment import normalize
 from alexnet_flax.data import order
@@ -39,9 +40,10 @@ def compute_features(model: AlexNet, variables: Any, batches: Iterable[Batch]) -
 
   features, labels = [], []
   for batch in batches:
-    real = np.asarray(batch['weight']) > 0
-    features.append(np.asarray(head_input(variables, batch))[real])
-    labels.append(np.asarray(batch['label'])[real])
+    seen = head_input(variables, batch), batch['label'], batch['weight']
+    rows, classes, weights = (multihost_utils.process_allgather(x, tiled=True) for x in seen)
+    features.append(rows[weights > 0])
+    labels.append(classes[weights > 0])
   return FeatureSet(np.concatenate(features), np.concatenate(labels))
 
 
@@ -63,4 +65,9 @@ def eval_batches(feature_set: FeatureSet, *, batch_size: int) -> Iterator[dict[s
 
 
 def _batch(feature_set: FeatureSet, chosen: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
-  return {'image': feature_set.features[chosen], 'label': feature_set.labels[chosen], 'weight': weight}
+  return {
+    'image': feature_set.features[chosen],
+    'label': feature_set.labels[chosen],
+    'weight': weight,
+    'index': chosen,
+  }

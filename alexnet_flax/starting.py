@@ -30,9 +30,14 @@ def start(run: Run) -> tuple[TrainState, list[str]]:
   spec = run.model.spec
   try:
     whole = configuration.whole_network(run.config)
-    # Files of other programs are for the variant's own pictures, whatever the size of this run's.
-    whole = dataclasses.replace(whole, image_size=VARIANTS[whole.name].image_size)
-    theirs, pretrained = load_pretrained(transfer.source, whole)
+    # Files of other programs are for the variant's own pictures most often, whatever the size of this run's.
+    published = dataclasses.replace(whole, image_size=VARIANTS[whole.name].image_size)
+    try:
+      theirs, pretrained = load_pretrained(transfer.source, published)
+    except UsageError:
+      if whole == published:
+        raise
+      theirs, pretrained = load_pretrained(transfer.source, whole)
     fresh = {'params': state.params, 'batch_stats': state.batch_stats}
     grafted = graft(fresh, spec, pretrained, theirs, new_head=transfer.new_head)
   except UsageError as error:
@@ -52,7 +57,7 @@ def start(run: Run) -> tuple[TrainState, list[str]]:
 
 def training_lines(run: Run, state: TrainState) -> list[str]:
   """Lines that say what is trained and what is frozen."""
-  if not run.frozen:
+  if not run.frozen and run.config.transfer.source is None:
     return []
   names = [name for name, _ in named_layers(run.model.spec)]
   trained = [name for name in names if name in state.params and name not in run.frozen]

@@ -26,7 +26,7 @@ def get_config(arg: str | None = None):
 
   config.transfer.source = 'runs/cifar10'
   config.transfer.freeze = 'conv*'
-  config.transfer.learning_rates = 'fc8:10'
+  config.transfer.learning_rates = 'head:10'
 
   config.data.dataset = 'digits'
   config.data.batch_size = 32

@@ -9,6 +9,14 @@ PACKAGE = pathlib.Path('alexnet_flax')
 
 # What each module may import of ours. `run` and `training` alone know them all; `config` names choices.
 ARROWS = {
+  'distributed': {
+    'errors',
+  },
+  'stopping': set(),
+  'guard': {
+    'metrics',
+    'steps',
+  },
   '__init__': {
     'activations',
     'losses',
@@ -380,6 +388,7 @@ ARROWS = {
   'weights.native': {
     'editing',
     'errors',
+    'model',
     'naming',
     'specs',
     'weights.layout',

@@ -11,6 +11,7 @@ from PIL import Image
 from alexnet_flax import VARIANTS, AlexNet, features, save_weights
 from alexnet_flax.__main__ import main
 from alexnet_flax.errors import UsageError
+from alexnet_flax.feature_files import write_features
 from alexnet_flax.pictures import UnreadableError, evaluation_view, read_picture
 from tests.conftest import encode, smooth_picture
 from tests.networks import random_variables
@@ -195,3 +196,40 @@ def test_an_empty_folder(folder, capsys):
   command = ['features', str(folder / 'empty'), '--layers', 'fc7', '--weights', str(folder / 'w.safetensors')]
   assert main([*command, '--out', str(folder / 'f.h5')]) == 2
   assert 'no pictures in the folder' in capsys.readouterr().err
+
+
+def test_caffes_names_with_a_slash(tmp_path):
+  spec = VARIANTS['batchnorm_grouped'].scaled(1 / 16, 67)
+  save_weights(tmp_path / 'w.safetensors', spec, random_variables(spec))
+  Image.fromarray(smooth_picture(70, 80, 0)).save(tmp_path / 'a.png')
+  (tmp_path / 'b.png').write_bytes(b'none')
+  names = ['conv1', 'conv1/bn']
+  for out in ('f.npz', 'f.h5'):
+    unreadable = write_features(
+      [str(tmp_path / 'a.png'), str(tmp_path / 'b.png')],
+      names,
+      str(tmp_path / out),
+      weights=str(tmp_path / 'w.safetensors'),
+      names='caffe',
+    )
+    assert unreadable == [str(tmp_path / 'b.png')]
+  found = np.load(tmp_path / 'f.npz')
+  with h5py.File(tmp_path / 'f.h5') as stored:
+    for name in names:
+      np.testing.assert_array_equal(found[name], stored[name.replace('/', '.')][()])
+      assert np.isfinite(found[name][0]).all()
+      assert np.isnan(found[name][1]).all()
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+  ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+  Image.fromarray(ramp).save(tmp_path / 'a.png')
+  np.testing.assert_array_equal(read_picture(tmp_path / 'a.png')[..., 1], ramp >> 8)
+  Image.fromarray(np.float32(ramp)).save(tmp_path / 'a.tif')
+  with pytest.raises(UnreadableError, match='whose range is not known'):
+    read_picture(tmp_path / 'a.tif')
+
+
+def test_preprocessed_images_are_floats(variables):
+  with pytest.raises(ValueError, match='must be floats'):
+    features(AlexNet(SPEC, 5), variables, np.zeros((1, 67, 67, 3), np.uint8), ['fc7'], preprocessed=True)

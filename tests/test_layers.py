@@ -64,8 +64,11 @@ def test_max_pool_does_not_hide_nan(x):
 
 @pytest.mark.parametrize('size', [5, 4, 3])
 @pytest.mark.parametrize('groups', [1, 2])
-def test_local_response_norm_is_the_papers_sum(x, size, groups):
-  layer = LocalResponseNorm(size, k=2.0, alpha=0.3, beta=0.75, groups=groups)
+@pytest.mark.parametrize('k', [2.0, 1.0])
+@pytest.mark.parametrize('divided', [False, True])
+def test_local_response_norm_is_a_loop_over_channels(x, size, groups, divided, k):
+  """The paper's formula, k + alpha * sum; and Caffe's and PyTorch's, k + alpha / n * sum."""
+  layer = LocalResponseNorm(size, k=k, alpha=0.3 / size if divided else 0.3, beta=0.75, groups=groups)
   expected = np.empty_like(x)
   channels = 12 // groups
   for channel in range(12):
@@ -75,17 +78,19 @@ def test_local_response_norm_is_the_papers_sum(x, size, groups):
     total = np.zeros(x.shape[:3])
     for j in range(low, high + 1):
       total += x[..., j].astype(np.float64) ** 2
-    expected[..., channel] = x[..., channel] / (2.0 + 0.3 * total) ** 0.75
+    mean_or_sum = total / size if divided else total  # of the whole window, at the edges too
+    expected[..., channel] = x[..., channel] / (k + 0.3 * mean_or_sum) ** 0.75
   np.testing.assert_allclose(layers.local_response_norm(jnp.asarray(x), layer), expected, rtol=1e-5)
 
 
-def test_spatial_response_norm_is_a_loop_over_windows(x):
-  layer = SpatialResponseNorm(5, k=1.0, alpha=0.2, beta=0.75)
+@pytest.mark.parametrize('divided', [False, True])
+def test_spatial_response_norm_is_a_loop_over_windows(x, divided):
+  layer = SpatialResponseNorm(5, k=1.0, alpha=0.2 / 25 if divided else 0.2, beta=0.75)
   expected = np.empty_like(x)
   for row in range(7):
     for column in range(8):
       window = x[:, max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3].astype(np.float64)
-      total = (window**2).sum((1, 2))
+      total = (window**2).sum((1, 2)) / (25 if divided else 1)
       expected[:, row, column] = x[:, row, column] / (1 + 0.2 * total) ** 0.75
   np.testing.assert_allclose(layers.spatial_response_norm(jnp.asarray(x), layer), expected, rtol=1e-5)
 

@@ -32,7 +32,7 @@ def test_layers_by_name_and_pattern():
 def test_a_frozen_layer_takes_its_batchnorm_with_it():
   assert frozen_layers(SPEC, ['conv1', 'fc6']) == ['conv1', 'norm1', 'fc6']
   assert frozen_layers(SPEC, ['norm2']) == ['norm2']
-  assert frozen_layers(VARIANTS['batchnorm_grouped'], ['conv1']) == ['conv1', 'norm1']
+  assert frozen_layers(VARIANTS['batchnorm_grouped'], ['conv1']) == ['norm0', 'conv1', 'norm1']
 
 
 def test_rates_by_layer():

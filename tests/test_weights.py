@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from alexnet_flax import VARIANTS, AlexNet, load_weights, save_weights
 from alexnet_flax.errors import UsageError
 from alexnet_flax.specs import Activation, Dense, Preprocessing
-from alexnet_flax.weights import caffe_schema, download, stored_spec, torchvision
+from alexnet_flax.weights import caffe_schema, download, native, stored_spec, torchvision
 from alexnet_flax.weights.layout import from_channels_first, tensors_of, to_channels_first
 from tests.networks import random_variables
 
@@ -416,3 +416,83 @@ def test_the_head_may_have_any_number_of_classes(tmp_path):
   head = spec.layers[-1]
   assert isinstance(head, Dense)
   assert load_weights(tmp_path / 'a.safetensors', spec)['params']['fc8']['bias'].shape == (3,)
+
+
+def test_a_caffemodel_of_ours_says_its_mean(tmp_path):
+  spec = tiny('caffe')
+  other = dataclasses.replace(
+    spec, preprocessing=dataclasses.replace(spec.preprocessing, mean=(10.0, 20.0, 30.0))
+  )
+  save_weights(tmp_path / 'a.caffemodel', other, random_variables(other))
+  load_weights(tmp_path / 'a.caffemodel', other)
+  with pytest.raises(UsageError, match='mean'):
+    load_weights(tmp_path / 'a.caffemodel', spec)
+
+
+def test_a_leaky_relu_is_no_relu(tmp_path):
+  spec = tiny('caffe')
+  save_weights(tmp_path / 'a.caffemodel', spec, random_variables(spec))
+  net = caffe_schema.NetParameter.FromString((tmp_path / 'a.caffemodel').read_bytes())
+  next(layer for layer in net.layer if layer.type == 'ReLU').relu_param.negative_slope = 0.1
+  (tmp_path / 'a.caffemodel').write_bytes(net.SerializeToString())
+  with pytest.raises(UsageError, match='of another network than caffe'):
+    load_weights(tmp_path / 'a.caffemodel', spec)
+
+
+@pytest.mark.parametrize(
+  ('old', 'new'),
+  [
+    ('"image_size": 224', '"image_size": 27'),
+    ('"strides": 4', '"strides": 0'),
+    ('"kind": "relu"', '"kind": "rflu"'),
+    ('"channel_order": "RGB"', '"channel_order": "RBG"'),
+  ],
+)
+def test_a_damaged_description_of_the_network(tmp_path, old, new):
+  spec, path = tiny('torchvision'), tmp_path / 'a.safetensors'
+  tensors = tensors_of(random_variables(spec))
+  text = json.dumps(native._encode(spec))
+  assert old in text
+  metadata = {'format': native.FORMAT, 'spec': text.replace(old, new)}
+  save_file(tensors, path, metadata)
+  with pytest.raises(UsageError, match='description of the network cannot be read'):
+    stored_spec(path, VARIANTS)
+
+
+@pytest.mark.parametrize('share', [0.0, 0.01, 0.3, 0.9])
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_truncated_pth(tmp_path, share, zipped):
+  torch = pytest.importorskip('torch', reason='PyTorch is not installed')
+  spec, path = tiny('torchvision'), tmp_path / 'a.pth'
+  save_weights(path, spec, random_variables(spec))
+  if not zipped:
+    torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False)
+  content = path.read_bytes()
+  path.write_bytes(content[: int(share * len(content))])
+  with pytest.raises(UsageError, match=r'a.pth: \S'):
+    load_weights(path, spec)
+
+
+def test_odd_tensors_in_a_pth(tmp_path):
+  torch = pytest.importorskip('torch', reason='PyTorch is not installed')
+  spec, path = tiny('torchvision'), tmp_path / 'a.pth'
+  with pytest.raises(UsageError, match='cannot write'):
+    save_weights(tmp_path / 'nowhere' / 'a.pth', spec, random_variables(spec))
+  save_weights(path, spec, random_variables(spec))
+  stored = torch.load(path, weights_only=True)
+  torch.save({name: torch.nn.Parameter(tensor) for name, tensor in stored.items()}, path)
+  load_weights(path, spec)
+  torch.save(stored | {'features.0.bias': stored['features.0.bias'].to_sparse()}, path)
+  with pytest.raises(UsageError, match=r'features.0.bias is not a dense one'):
+    load_weights(path, spec)
+  torch.save({1: stored['features.0.bias']}, path)
+  with pytest.raises(UsageError, match='not a state dictionary'):
+    load_weights(path, spec)
+
+
+def test_half_precision_of_another_kind(tmp_path):
+  path = tmp_path / 'a.safetensors'
+  header = json.dumps({'a': {'dtype': 'BF16', 'shape': [2], 'data_offsets': [0, 4]}}).encode()
+  path.write_bytes(len(header).to_bytes(8, 'little') + header + bytes(4))
+  with pytest.raises(UsageError, match='it holds BF16; save its tensors as float32'):
+    load_weights(path, tiny('torchvision'))

@@ -61,9 +61,9 @@ def train_batches(
     bad: what to do with pictures that cannot be decoded; an error if None.
 
   Yields:
-    {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'weight': float32 [b]}, b = batch_size /
-    num_processes. Weights are 1, and 0 where a picture was left out; another one of the batch is in its
-    place, for BatchNorm.
+    {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'weight': float32 [b], 'index': int64 [b]}, b =
+    batch_size / num_processes; 'index' are the examples' numbers. Weights are 1, and 0 where a picture was
+    left out; another one of the batch is in its place, for BatchNorm.
 
   Raises:
     UsageError: a label is out of range, or a picture cannot be decoded and may not be left out.
@@ -125,9 +125,16 @@ def picture(source: Source, number: int, view: EvalView) -> np.ndarray:
 def to_devices(
   batches: Iterable[HostBatch], sharding: jax.sharding.Sharding, ahead: int = 2
 ) -> Iterator[dict[str, jax.Array]]:
-  """The same batches as global arrays, sharded over all processes, `ahead` of them on their way."""
+  """The same batches as global arrays, sharded over all processes, `ahead` of them on their way.
+
+  The examples' numbers ('index') stay on the host.
+  """
   arrays = (
-    {name: jax.make_array_from_process_local_data(sharding, part) for name, part in batch.items()}
+    {
+      name: jax.make_array_from_process_local_data(sharding, part)
+      for name, part in batch.items()
+      if name != 'index'
+    }
     for batch in batches
   )
   queue = collections.deque(itertools.islice(arrays, ahead))

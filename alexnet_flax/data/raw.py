@@ -60,7 +60,7 @@ def raw_batches(
         window = _resized(window, size)
       image[...] = window[:, ::-1] if mirrored else window
     unpacked = images.view(np.uint8).reshape(len(pictures), size, size, 3)
-    return {'image': unpacked, 'label': labels, 'weight': planned.weights}
+    return {'image': unpacked, 'label': labels, 'weight': planned.weights, 'index': planned.indices}
 
   threads = num_threads or os.cpu_count() or 1
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:

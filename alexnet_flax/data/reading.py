@@ -100,7 +100,7 @@ class Reader:
       raise failure[0]
 
   def _decoded(self, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    return self.decode(example) | {'label': example['label'], 'weight': example['weight']}
+    return self.decode(example) | {name: example[name] for name in ('label', 'weight', 'index')}
 
   def _read(self, plan: Plan) -> tuple[HostBatch, list[tuple[str, str]]]:
     """A plan's columns, and (name, reason) of what is left out of it."""
@@ -120,8 +120,8 @@ class Reader:
     good = np.array([picture is not None for picture in pictures])
     rows = self._stand_ins(good, left_out)
     columns = self.columns([typing.cast(Encoded, pictures[row]) for row in rows], plan.numbers)
-    weights = plan.weights * good.astype(np.float32)
-    return columns | {'label': labels[rows].astype(np.int32), 'weight': weights}, left_out
+    columns |= {'label': labels[rows].astype(np.int32), 'index': plan.indices}
+    return columns | {'weight': plan.weights * good.astype(np.float32)}, left_out
 
   def _picture(self, picture: Encoded | bytes | memoryview, suspected: bool, numbers: np.ndarray) -> Encoded:
     encoded = picture if isinstance(picture, Encoded) else read_header(picture)

@@ -157,7 +157,10 @@ def _read(path: pathlib.Path) -> bytes:
 
 def _safetensors(content: bytes, path: pathlib.Path) -> Tensors:
   with _broken(path):
-    return safetensors.numpy.load(content)
+    try:
+      return safetensors.numpy.load(content)
+    except KeyError as error:  # a type that NumPy lacks
+      raise ValueError(f'it holds {error.args[0]}; save its tensors as float32') from None
 
 
 def _safetensors_metadata(content: bytes, path: pathlib.Path) -> dict[str, str]:

@@ -27,7 +27,7 @@ from alexnet_flax.weights.layout import (
 _DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
   'Convolution': ('convolution_param', {'kernel_size': [], 'stride': [1], 'pad': [0], 'group': 1}),
   'InnerProduct': ('inner_product_param', {}),
-  'ReLU': ('', {}),
+  'ReLU': ('relu_param', {'negative_slope': 0.0}),
   'TanH': ('', {}),
   'Sigmoid': ('', {}),
   'LRN': ('lrn_param', {'local_size': 5, 'alpha': 1.0, 'beta': 0.75, 'norm_region': 0, 'k': 1.0}),
@@ -69,7 +69,7 @@ def write(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
   Raises:
     UsageError: Caffe has no such layer, or no such input.
   """
-  tensors = match_input(tensors, spec, caffe_input(spec, str(path)), str(path))
+  tensors = match_input(tensors, spec, caffe_input(spec, "Caffe's layout"), "Caffe's layout")
   net = network(spec, tensors[f'params/{head_name(spec)}/bias'].shape[0])
   blobs: dict[str, list[np.ndarray]] = {}
   for ours, name in _tensor_names(spec).items():
@@ -80,6 +80,8 @@ def write(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
     for array in blobs.get(layer.name, ()):
       blob = layer.blobs.add(data=np.asarray(array, '<f4').tobytes())
       blob.shape.dim.extend(array.shape)
+    if layer.type == 'Input' and any(caffe_input(spec, str(path)).mean):  # Caffe ignores it there; we do not
+      layer.transform_param.mean_value.extend(caffe_input(spec, str(path)).mean)
   path.write_bytes(net.SerializeToString())
 
 
@@ -170,7 +172,9 @@ def _stored_input(layers: list[Any], spec: Spec, source: str) -> Preprocessing:
       raise UsageError(
         f'{source}: its network subtracts {transform.mean_file}; {spec.name} subtracts nothing'
       )
-    return dataclasses.replace(theirs, scale=scale, mean=mean)
+    found = dataclasses.replace(theirs, scale=scale, mean=mean)
+    if not np.allclose((found.scale, *found.mean), (theirs.scale, *theirs.mean), rtol=1e-6):
+      return found  # a file may have several data layers
   return theirs
 
 

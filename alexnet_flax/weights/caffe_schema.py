@@ -47,6 +47,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
     'stride': (3, 'uint32'),
     'pad': (4, 'uint32'),
   },
+  'ReLUParameter': {'negative_slope': (1, 'float')},
   'DropoutParameter': {'dropout_ratio': (1, 'float')},
   'BatchNormParameter': {
     'use_global_stats': (1, 'bool'),
@@ -67,6 +68,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
     'inner_product_param': (117, 'InnerProductParameter'),
     'lrn_param': (118, 'LRNParameter'),
     'pooling_param': (121, 'PoolingParameter'),
+    'relu_param': (123, 'ReLUParameter'),
     'batch_norm_param': (139, 'BatchNormParameter'),
     'scale_param': (142, 'ScaleParameter'),
     'input_param': (143, 'InputParameter'),
@@ -83,6 +85,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
     'inner_product_param': (17, 'InnerProductParameter'),
     'lrn_param': (18, 'LRNParameter'),
     'pooling_param': (19, 'PoolingParameter'),
+    'relu_param': (30, 'ReLUParameter'),
     'transform_param': (36, 'TransformationParameter'),
   },
   'NetParameter': {

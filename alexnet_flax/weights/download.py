@@ -1,6 +1,7 @@
 """Weights files by path, by URL, and by a published name; digests; the cache."""
 
 import hashlib
+import http.client
 import os
 import pathlib
 import re
@@ -45,7 +46,7 @@ def local_path(source: str | os.PathLike[str]) -> pathlib.Path:
     url, digest = PUBLISHED[text]
     return _downloaded(url, digest)
   if re.match(r'https?://', text):
-    return _downloaded(text, _digest_in_name(text))
+    return _downloaded(text, None)
   if path.suffix or os.sep in text:
     raise UsageError(f'{text}: {"a folder, not a weights file" if path.is_dir() else "no such file"}')
   raise unknown_name('weights', text, PUBLISHED, adjective='no file and no published')
@@ -57,6 +58,17 @@ def verify_digest(source: str | os.PathLike[str], path: pathlib.Path, content: b
   Raises:
     UsageError: the content has another.
   """
+  published = [PUBLISHED[os.fspath(source)][1]] if os.fspath(source) in PUBLISHED else []
+  for digest in [*published, *stated_digests(path)]:
+    _check_digest(content, digest, str(path))
+
+
+def stated_digests(path: pathlib.Path) -> list[str]:
+  """The digests that a file must have by FILE.sha256 beside it and by its name.
+
+  Raises:
+    UsageError: what lies beside it is no digest.
+  """
   beside = path.with_name(f'{path.name}.sha256')
   try:
     stated = beside.read_text().split()[0].lower() if beside.is_file() else None
@@ -64,9 +76,7 @@ def verify_digest(source: str | os.PathLike[str], path: pathlib.Path, content: b
     stated = ''
   if stated is not None and not re.fullmatch(r'[0-9a-f]{64}', stated):
     raise UsageError(f'{beside}: not a SHA-256 digest')
-  published = PUBLISHED[os.fspath(source)][1] if os.fspath(source) in PUBLISHED else None
-  for digest in filter(None, (published, stated, _digest_in_name(path.name))):
-    _check_digest(content, digest, str(path))
+  return [digest for digest in (stated, _digest_in_name(path.name)) if digest]
 
 
 def _check_digest(content: bytes, digest: str, source: str) -> None:
@@ -79,8 +89,8 @@ def _check_digest(content: bytes, digest: str, source: str) -> None:
 
 
 def _digest_in_name(name: str) -> str | None:
-  """The digest in 'alexnet-owt-7be5be79.pth', PyTorch's hub's way; a date is none."""
-  match = re.search(r'-(?!(?:19|20)\d\d[01]\d[0-3]\d\.)([0-9a-f]{8,64})\.[a-z0-9.]+$', name)
+  """The digest in 'alexnet-owt-7be5be79.pth', PyTorch's hub's way; a date or a number is none."""
+  match = re.search(r'-(?!\d+\.)([0-9a-f]{8,64})\.[a-z0-9.]+$', name)
   return match[1] if match else None
 
 
@@ -89,6 +99,7 @@ def _downloaded(url: str, digest: str | None) -> pathlib.Path:
   # Two hosts may have files of one name.
   place = hashlib.sha256(url.encode()).hexdigest()[:8]
   path = cache / place / pathlib.PurePosixPath(url.partition('?')[0]).name
+  digest = digest or _digest_in_name(path.name)
   if path.is_file():
     return path
   try:
@@ -101,7 +112,7 @@ def _downloaded(url: str, digest: str | None) -> pathlib.Path:
       partial.replace(path)
     finally:
       partial.unlink(missing_ok=True)
-  except urllib.error.URLError as error:
+  except (urllib.error.URLError, http.client.HTTPException, ValueError) as error:
     reason = getattr(error, 'reason', error)
     raise UsageError(f'cannot download {url}: {reason}; download it by hand and give its path') from None
   except OSError as error:

@@ -9,6 +9,7 @@ import json
 import pathlib
 import re
 import zipfile
+import zlib
 from collections import Counter
 from typing import Any, BinaryIO
 
@@ -32,6 +33,7 @@ _LEAVES = {
   'Dense': ('params/{}/kernel', 'params/{}/bias'),
   'BatchNormalization': ('params/{}/scale', 'params/{}/bias', 'batch_stats/{}/mean', 'batch_stats/{}/var'),
 }
+_BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 _WEIGHTS = 'model.weights.h5'  # inside a .keras archive
 
 
@@ -64,7 +66,7 @@ def read(content: bytes, spec: Spec, source: str) -> Tensors:
   try:
     stored = _stored(io.BytesIO(content))
   except (OSError, KeyError, ValueError, RuntimeError) as error:
-    raise UsageError(f'{source}: broken: {str(error).splitlines()[0]}') from None
+    raise UsageError(f'{source}: broken: {" ".join(str(error).split())[:200]}') from None
   names = tensor_names(spec)
   tensors = check(pick(stored, names, source), spec, source, names)
   return match_input(tensors, spec, _rgb(spec), source)
@@ -123,7 +125,7 @@ def _from_archive(content: bytes, spec: Spec, source: str) -> bytes:
       config = json.loads(archive.read('config.json'))
       weights = archive.read(_WEIGHTS)
     theirs = steps(config)
-  except (KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+  except (KeyError, ValueError, TypeError, AttributeError, EOFError, *_BROKEN_ARCHIVE) as error:
     raise UsageError(f'{source}: broken, or not a Keras network of layers in a row: {error}') from None
   ours = steps(keras_config(spec, 1))
   for (name, *step), (our_name, *our_step) in zip(theirs, ours, strict=False):

@@ -83,7 +83,7 @@ def steps(config: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     name = str(settings.get('name', kind))
     if kind in ('InputLayer', 'Dropout'):
       continue
-    if kind == 'ReLU':
+    if kind == 'ReLU' and not any(settings.get(key) for key in ('max_value', 'negative_slope', 'threshold')):
       kind, settings = 'Activation', {'activation': 'relu'}
     chosen = {key: settings.get(key, value) for key, value in _SETTINGS.get(kind, {}).items()}
     if kind == 'BatchNormalization' and chosen['axis'] in (3, -1, [3]):

@@ -1,16 +1,20 @@
 """Our own weights files: safetensors with our names, and the whole spec inside as JSON."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
 
 from alexnet_flax import specs
 from alexnet_flax.editing import computation
 from alexnet_flax.errors import UsageError
+from alexnet_flax.model import AlexNet
 from alexnet_flax.naming import named_layers
 from alexnet_flax.specs import Spec
 from alexnet_flax.weights.layout import Tensors, check, match_input
@@ -42,8 +46,15 @@ def write(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
 def stored_spec(metadata: dict[str, str], source: str) -> Spec:
   """The spec inside one of our own files."""
   try:
-    return _decode(json.loads(metadata['spec']))
-  except (KeyError, TypeError, ValueError) as error:
+    spec = _decode(json.loads(metadata['spec']))
+    # A network of these layers is one that JAX can trace at its size: what is damaged shows here.
+    model = AlexNet(spec)
+    shape = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.float32)
+    jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), shape)
+    if spec.preprocessing.channel_order not in ('RGB', 'BGR') or not spec.preprocessing.center_crop_share > 0:
+      raise ValueError('its preprocessing is none')
+    return spec
+  except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError) as error:
     raise UsageError(f'{source}: its description of the network cannot be read: {error}') from None
 
 

@@ -91,21 +91,26 @@ def read_pth(content: bytes, source: str) -> dict[str, np.ndarray]:
     unsafe = 'Weights only load failed' in reason and 'GLOBAL' in reason
     why = 'refused, for it holds code, not only tensors' if unsafe else 'broken, or not a state dictionary'
     raise UsageError(f'{source}: {why}; save model.state_dict() alone') from None
-  except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError) as error:
-    raise UsageError(f'{source}: broken: {str(error).splitlines()[0][:200]}') from None
+  except Exception as error:  # PyTorch's loader raises what it likes at a broken file
+    reason = ' '.join(str(error).split())[:200] or type(error).__name__
+    raise UsageError(f'{source}: broken: {reason}') from None
   for key in ('state_dict', 'model'):
     if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
       loaded = loaded[key]
-  if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+  if not isinstance(loaded, dict) or not all(
+    isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
+  ):
     raise UsageError(f'{source}: not a state dictionary; save model.state_dict()')
-  return {name: _numpy(value, torch) for name, value in loaded.items()}
+  return {name: _numpy(name, value, torch, source) for name, value in loaded.items()}
 
 
 def write_pth(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
   """Writes a state dictionary that `torchvision.models.alexnet().load_state_dict` takes."""
   torch = _torch()
   state_dict = {name: torch.from_numpy(array) for name, array in to_state_dict(tensors, spec).items()}
-  torch.save(state_dict, path)
+  buffer = io.BytesIO()
+  torch.save(state_dict, buffer)  # to a path it would raise errors of its own
+  path.write_bytes(buffer.getvalue())
 
 
 def write_safetensors(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
@@ -113,8 +118,10 @@ def write_safetensors(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
   path.write_bytes(save(to_state_dict(tensors, spec), metadata={'format': 'pt'}))
 
 
-def _numpy(tensor: Any, torch: Any) -> np.ndarray:
-  return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+def _numpy(name: str, tensor: Any, torch: Any, source: str) -> np.ndarray:
+  if tensor.layout != torch.strided or tensor.is_quantized:
+    raise UsageError(f'{source}: tensor {name} is not a dense one; save it as float32')
+  return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
 
 
 def _torch() -> Any:

@@ -1,0 +1,155 @@
+"""Several processes as one run: JAX's own runtime, and a line instead of its abort when one is lost.
+
+JAX notices by missing heartbeats that a process is gone, and then aborts all others from a thread of its
+own. So the run proper is a child of the command: what it prints is passed on, and how it ended is said.
+"""
+
+import collections
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+import jax
+
+from alexnet_flax.errors import PreemptedError, UsageError
+
+_CHILD = 'ALEXNET_FLAX_CHILD'
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+  """Where this process stands among others; None where JAX is to find out.
+
+  Attributes:
+    coordinator: HOST:PORT of process 0.
+    processes: how many.
+    process_id: 0 ... processes - 1.
+    lost_after: seconds without a sign of life after which a process counts as lost.
+  """
+
+  coordinator: str | None = None
+  processes: int | None = None
+  process_id: int | None = None
+  lost_after: int = 60
+
+  def __post_init__(self) -> None:
+    given = (self.coordinator, self.processes, self.process_id)
+    if any(value is not None for value in given):
+      if None in given:
+        raise UsageError('--coordinator=HOST:PORT, --processes=N and --process_id=I go together')
+      if not re.fullmatch(r'.+:\d+', self.coordinator or ''):
+        raise UsageError(f'--coordinator (={self.coordinator}) must be HOST:PORT, of process 0')
+      if not 0 <= (self.process_id or 0) < (self.processes or 0):
+        raise UsageError(f'--process_id (={self.process_id}) must be 0 ... {self.processes} - 1')
+    if self.lost_after < 1:
+      raise UsageError(f'--lost_after (={self.lost_after}) must be at least 1 second')
+
+  @property
+  def is_given(self) -> bool:
+    return self.coordinator is not None
+
+
+def initialize(cluster: Cluster) -> None:
+  """Joins the other processes, if there are any; before JAX touches a device.
+
+  Without arguments JAX looks for SLURM, Open MPI, Kubernetes and Cloud TPU.
+
+  Raises:
+    UsageError: the other processes cannot be reached.
+  """
+  seconds = cluster.lost_after
+  # By default JAX's coordinator listens on all addresses.
+  local = re.match(r'(localhost|127\.[\d.]+):', cluster.coordinator or '')
+  try:
+    jax.distributed.initialize(
+      cluster.coordinator,
+      cluster.processes,
+      cluster.process_id,
+      coordinator_bind_address=cluster.coordinator if local else None,
+      heartbeat_timeout_seconds=seconds,
+      shutdown_timeout_seconds=seconds,
+    )
+  except ValueError as error:
+    if cluster.is_given or 'coordinator_address should be defined' not in str(error):
+      raise UsageError(f'cannot join the other processes: {error}') from None
+  except RuntimeError as error:
+    raise UsageError(f'cannot join the other processes: {" ".join(str(error).split())[:300]}') from None
+
+
+def is_child() -> bool:
+  """Whether this process is the run proper, and not the one that watches over it."""
+  return _CHILD in os.environ
+
+
+def die_with_parent() -> None:
+  """Ends this process when the one that started it is gone, however that ended."""
+
+  def wait() -> None:
+    os.read(0, 1)  # never written to; ends with its other end
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
+
+
+def supervise(argv: Sequence[str], cluster: Cluster) -> int:
+  """Runs the same command as a child, and returns its exit code.
+
+  Raises:
+    PreemptedError: another process was lost.
+  """
+  command = [sys.executable, *argv]
+  last: collections.deque[str] = collections.deque(maxlen=100)
+  with subprocess.Popen(
+    command,
+    env=os.environ | {_CHILD: '1'},
+    stdin=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    errors='replace',
+    start_new_session=True,  # so that Ctrl-C comes by way of us alone
+  ) as child:
+    before = {
+      number: signal.signal(number, lambda number, _: child.send_signal(number))
+      for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+      assert child.stderr is not None
+      for line in child.stderr:
+        last.append(line)
+        if not _is_trace(line):
+          sys.stderr.write(line)
+          sys.stderr.flush()
+      code = child.wait()
+    finally:
+      for number, handler in before.items():
+        signal.signal(number, handler)
+  if code in (-signal.SIGABRT, LOST):
+    raise PreemptedError(
+      f'process {cluster.process_id} of {cluster.processes} ends: {_lost(list(last), cluster)};'
+      ' start all of them again, and the run goes on from its last checkpoint'
+    )
+  return 128 - code if code < 0 else code
+
+
+LOST = 76  # the child's exit code when a collective failed, and nothing was heard of which process it was
+
+
+def _is_trace(line: str) -> bool:
+  return line.startswith(('    @ ', '*** Check failure stack trace'))
+
+
+def _lost(lines: list[str], cluster: Cluster) -> str:
+  """Which process JAX says is gone."""
+  text = ' '.join(lines)
+  match = re.search(r'stopped sending heartbeats\):\s+((?:[^\s]*task:)?[\d, ]+)', text)
+  if match:
+    numbers = ', '.join(re.findall(r'\d+', match[1].rpartition('task:')[2]))
+    return f'process {numbers} is lost (no sign of life for {cluster.lost_after} s)'
+  if 'coordination service' in text or 'PollForError' in text:
+    return f'process 0, the coordinator at {cluster.coordinator}, is lost'
+  return 'another process is lost'
