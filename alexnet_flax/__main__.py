@@ -41,9 +41,9 @@ def _parser() -> argparse.ArgumentParser:
   prepare.add_argument('--manual_dir', help="where archives downloaded by hand lie (ImageNet's two)")
 
   prepare.add_argument('--side', type=int, help='what the short side of its pictures becomes, such as 256')
-  prepare.add_argument('--encoding', default='jpeg', help='jpeg (default) or raw')
-  prepare.add_argument('--quality', type=int, default=90, help='of JPEG (default 90)')
-  prepare.add_argument('--crop', default='none', help='none (default), or center for the central square')
+  prepare.add_argument('--encoding', help='jpeg (default) or raw')
+  prepare.add_argument('--quality', type=int, help='of JPEG (default 90)')
+  prepare.add_argument('--crop', help='none (default), or center for the central square')
   prepare.add_argument('--out_dir', help='where the smaller ones go (default: --data_dir)')
   prepare.add_argument('--on_bad_image', choices=['error', 'skip'], default='error')
 
@@ -91,7 +91,11 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
 def _prepare(arguments: argparse.Namespace) -> int:
   from alexnet_flax.data import datasets
 
+  given = {name: getattr(arguments, name) for name in ('encoding', 'quality', 'crop')}
+  given = {name: value for name, value in given.items() if value is not None}
   if arguments.side is None:
+    if given:
+      raise UsageError(f'--{next(iter(given))} is for smaller pictures; give their --side too, such as 256')
     datasets.prepare(arguments.dataset, arguments.data_dir, arguments.manual_dir)
     return 0
   from alexnet_flax.data.preparing import prepare_smaller
@@ -99,7 +103,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
   name = prepare_smaller(
     arguments.dataset,
-    Form(arguments.side, arguments.encoding, arguments.quality, arguments.crop),
+    Form(arguments.side, **given),
     data_dir=arguments.data_dir,
     out_dir=arguments.out_dir,
     on_bad_image=arguments.on_bad_image,

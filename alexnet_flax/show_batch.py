@@ -41,7 +41,12 @@ def show_batch(config: Config, path: str) -> None:
   seen = jax.jit(run.preprocess)(batch, jax.random.split(key)[0])
   after = _as_bytes(np.asarray(seen['image'][:_MOST]), preprocessing)
   chosen = order.batch_indices(run.config.seed, 0, run.config.data.batch_size, run.train_source.num_examples)
-  before = [pipeline.picture(run.train_source, number, EvalView(size, size)) for number in chosen[:_MOST]]
+  before = []
+  for number in chosen[:_MOST].tolist():
+    try:
+      before.append(pipeline.picture(run.train_source, number, EvalView(size, size)))
+    except UsageError:  # left out by request, or `train_batches` would have raised it
+      before.append(np.full((size, size, 3), 128, np.uint8))
   names = [_label(label, run.train_source.class_names) for label in np.asarray(seen['label'][:_MOST])]
   try:
     _sheet(before, list(after), names).save(pathlib.Path(path).expanduser())

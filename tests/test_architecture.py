@@ -164,6 +164,7 @@ ARROWS = {
     'data.reading',
     'data.source',
     'errors',
+    'pictures',
   },
   'data.source': {
     'data.encoded',

@@ -32,11 +32,11 @@ def saved(image, kind, **options):
   return buffer.getvalue()
 
 
-def turned_by_exif():
+def turned_by_exif(kind='JPEG', **options):
   """Stored on its side, with the orientation that sets it upright."""
   exif = Image.Exif()
   exif[0x0112] = 6  # turn by 90 degrees clockwise
-  return saved(Image.fromarray(np.rot90(PICTURE)), 'JPEG', exif=exif, quality=100, subsampling=0)
+  return saved(Image.fromarray(np.rot90(PICTURE)), kind, exif=exif, **options)
 
 
 def with_alpha():
@@ -54,7 +54,8 @@ ODD = {
   'tiff': (saved(converted('RGB'), 'TIFF'), 1),
   'progressive': (saved(converted('RGB'), 'JPEG', quality=98, subsampling=0, progressive=True), 5),
   'cmyk': (saved(converted('CMYK'), 'JPEG', quality=98), 8),
-  'exif': (turned_by_exif(), 5),
+  'exif': (turned_by_exif(quality=100, subsampling=0), 5),
+  'exif in png': (turned_by_exif('PNG'), 1),
   'alpha': (with_alpha(), 1),
   'palette': (saved(converted('RGB').quantize(256), 'PNG'), 40),
 }
@@ -109,9 +110,16 @@ def test_odd_pictures_are_decoded_right(tmp_path, kind):
 
 
 def test_grey_and_one_pixel(tmp_path):
-  grey, line = encode(PICTURE[..., 0]), encode(PICTURE[:1])
-  batch = evaluated(folder(tmp_path, grey, line, encode(PICTURE[:1, :1])))
+  grey, line = encode(PICTURE[..., 0], 'PNG'), encode(PICTURE[:1], 'PNG')
+  source = folder(tmp_path, grey, line, encode(PICTURE[:1, :1], 'PNG'))
+  batch = evaluated(source)
   assert batch['weight'].tolist() == [1.0] * 9
+  rows = {one.name[-5:]: row for row, one in enumerate(source.read(np.arange(9)))}
+  same = np.repeat(PICTURE[..., :1], 3, -1)
+  for name, picture, most in (('6.jpg', same, 1), ('7.jpg', PICTURE[:1], 1), ('8.jpg', PICTURE[:1, :1], 0)):
+    expected = eval_view(encode(picture, 'PNG'), EVAL).astype(int)
+    assert np.abs(batch['image'][rows[name]] - expected).max() <= most
+  assert (batch['image'][rows['8.jpg']] == PICTURE[0, 0]).all()
   assert len(trained(folder(tmp_path))) == 6
 
 
@@ -130,6 +138,7 @@ def test_bad_pictures_are_left_out_named_once_and_counted(tmp_path, kind):
   said = []
   bad = BadPictures('skip', said.append)
   names = [one.name[-5:] for one in source.read(np.arange(8))]
+  labels = [one.label for one in source.read(np.arange(8))]
   batch = evaluated(source, bad)
   assert [name for name, weight in zip(names, batch['weight'], strict=True) if not weight] == [
     name for name in names if name in ('6.jpg', '7.jpg')
@@ -145,7 +154,8 @@ def test_bad_pictures_are_left_out_named_once_and_counted(tmp_path, kind):
     ):
       assert weight == (names[number] not in ('6.jpg', '7.jpg'))
       assert image.std() > 5  # never a blank
-      assert weight or label in batch['label'][batch['weight'] == 1]
+      following = next(i % 8 for i in range(number, number + 8) if names[i % 8] not in ('6.jpg', '7.jpg'))
+      assert label == labels[following]
   assert len(said) == 2
   assert bad.skipped == 2 + 6
   assert bad.summary() == '2 pictures cannot be decoded and were left out (8 times)'
@@ -163,8 +173,35 @@ def test_what_is_left_out_depends_on_nothing_that_was_read_before(tmp_path):
 
 def test_a_batch_without_any_good_picture(tmp_path):
   source = folder(tmp_path, BAD['empty'], BAD['text'], good=0)
-  with pytest.raises(UsageError, match='no picture of a whole batch can be decoded'):
+  with pytest.raises(UsageError, match=r'no picture of .* can be decoded'):
     trained(source, bad=BadPictures('skip', lambda line: None))
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_what_is_left_out_is_the_same_for_any_number_of_processes(tmp_path, processes):
+  source = folder(tmp_path, BAD['truncated'], BAD['empty'], BAD['text'])
+
+  def stream(**share):
+    bad = BadPictures('skip', lambda line: None)
+    arguments = {'seed': 0, 'batch_size': 4, 'first_step': 0, 'last_step': 9, 'num_classes': 2}
+    return list(pipeline.train_batches(source, TRAIN, **arguments, bad=bad, **share))
+
+  shares = [stream(process=process, num_processes=processes) for process in range(processes)]
+  for whole, *parts in zip(stream(), *shares, strict=True):
+    for name in ('image', 'label', 'weight', 'index'):
+      np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+
+
+def test_a_share_that_is_padding_alone(tmp_path):
+  source = folder(tmp_path, BAD['empty'])
+  order_of_bad = next(i for i, one in enumerate(source.read(np.arange(7))) if one.name.endswith('6.jpg'))
+  first_is_bad = dataclasses.replace(source, read=lambda numbers: source.read((numbers + order_of_bad) % 7))
+  bad = BadPictures('skip', lambda line: None)
+  (batch,) = pipeline.eval_batches(
+    first_is_bad, EVAL, batch_size=24, num_classes=2, process=1, num_processes=2, bad=bad
+  )
+  assert batch['weight'].sum() == 0
+  assert bad.skipped == 0
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):

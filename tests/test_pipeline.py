@@ -85,7 +85,7 @@ def test_any_step_can_be_asked_for(source):
   assert_same(train(source, first_step=44, last_step=60), whole[44:])
 
 
-@pytest.mark.parametrize('num_processes', [1, 2])
+@pytest.mark.parametrize('num_processes', [1, 2, 4])
 @pytest.mark.parametrize('batch_size', [8, 64, 364, 500])
 def test_evaluation_counts_every_image_once(source, batch_size, num_processes):
   images, labels = [], []
@@ -122,6 +122,21 @@ def test_to_devices_shards_and_keeps_the_order(source):
     assert_same(placed, host)
     assert len(placed[0]['image'].sharding.device_set) == 8
     assert placed[0]['image'].addressable_shards[0].data.shape == (1, 16, 16, 3)
+
+
+@pytest.mark.parametrize('ahead', [1, 2, 3])
+def test_batches_are_on_their_way_before_they_are_asked_for(source, ahead):
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+  host, taken = train(source, last_step=7), []
+
+  def counted():
+    for number, batch in enumerate(host):
+      taken.append(number)
+      yield batch
+
+  placed = pipeline.to_devices(counted(), NamedSharding(mesh, P('data')), ahead)
+  for number, _ in enumerate(placed):
+    assert len(taken) == min(number + 1 + ahead, 7)
 
 
 def test_tensorflow_sees_no_gpu():

@@ -1,12 +1,15 @@
 """`alexnet-flax prepare NAME --side N`: what is written, that TFDS reads it, and that kills do no harm."""
 
+import os
+import subprocess
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
 from alexnet_flax.__main__ import main
-from alexnet_flax.data import order, pipeline, preparing, raw
+from alexnet_flax.data import order, pipeline, preparing, raw, shards
 from alexnet_flax.data.components import read_components
 from alexnet_flax.data.datasets import open_dataset
 from alexnet_flax.data.reading import Plan
@@ -175,3 +178,89 @@ def test_raw_pictures_of_another_side_are_resized(folder):
   difference = np.abs(batch['image'].astype(int) - other['image'])  # bilinear, and antialiased bilinear
   assert difference.mean() < 3
   np.testing.assert_array_equal(batch['label'], other['label'])
+
+
+def test_what_goes_on_is_the_same_or_begins_anew(folder, monkeypatch, capsys):
+  """Twenty pictures in four files, killed after three; then two more pictures."""
+  monkeypatch.setattr(preparing, '_SHARD_BYTES', 6 * 32 * 32 * 4)
+  write, written = preparing.write_shard, []
+
+  def killed(path, *arguments):
+    if len(written) == 3:
+      raise KeyboardInterrupt
+    written.append(path)
+    write(path, *arguments)
+
+  monkeypatch.setattr(preparing, 'write_shard', killed)
+  with pytest.raises(KeyboardInterrupt):
+    prepare(folder, '--side', '32', '--encoding', 'raw')
+  monkeypatch.setattr(preparing, 'write_shard', write)
+  for number in (20, 21):
+    (folder / 'train' / 'cat' / f'{number}.png').write_bytes(encode(smooth_picture(40, 50, number), 'PNG'))
+  code, out = prepare(folder, '--side', '32', '--encoding', 'raw')
+  assert code == 0
+  source = open_dataset('pets_32_raw', 'train', out)
+  assert len({example.name for example in source.read(np.arange(22))}) == 22
+  (folder / 'train' / 'cat' / '20.png').unlink()
+  capsys.readouterr()
+  assert prepare(folder, '--side', '32', '--encoding', 'raw')[0] == 2
+  assert 'was made of other pictures; remove it' in capsys.readouterr().err
+
+
+def test_two_at_once(folder, capsys):
+  import fcntl
+
+  place = folder.parent / 'tfds' / 'pets_32_q90' / '1.0.0'
+  place.mkdir(parents=True)
+  with (place / '.lock').open('w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    assert prepare(folder, '--side', '32')[0] == 2
+  assert 'another process is writing' in capsys.readouterr().err
+  assert prepare(folder, '--side', '32')[0] == 0
+
+
+def test_a_folder_whose_name_begins_with_a_number(folder):
+  moved = folder.rename(folder.parent / '2020 pets')
+  assert prepare(moved, '--side', '32')[0] == 0
+  assert (
+    tfds.load('d_2020_pets_32_q90', split='train', data_dir=str(folder.parent / 'tfds')).cardinality() == 20
+  )
+
+
+def test_a_line_of_pixels(folder, capsys):
+  (folder / 'train' / 'cat' / 'line.png').write_bytes(encode(smooth_picture(1, 1000, 0), 'PNG'))
+  assert prepare(folder, '--side', '256')[0] == 2
+  assert 'line.png cannot be decoded: 1x1000 would become 256,000 pixels long' in capsys.readouterr().err
+  assert prepare(folder, '--side', '256', '--on_bad_image', 'skip')[0] == 0
+
+
+def test_a_chunk_of_bad_pictures(folder, monkeypatch):
+  monkeypatch.setattr(shards, '_CHUNK', 2)
+  for name in ('x', 'y', 'z'):
+    (folder / 'train' / 'dog' / f'{name}.png').write_bytes(b'')
+  code, out = prepare(folder, '--side', '32', '--on_bad_image', 'skip')
+  assert code == 0
+  assert open_dataset('pets_32_q90', 'train', out).num_examples == 20
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root can mount a small filesystem')
+def test_a_full_disk(folder, tmp_path, capsys):
+  small = tmp_path / 'small'
+  small.mkdir()
+  subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=100k', 'tmpfs', str(small)], check=True)
+  try:
+    code = main(
+      ['prepare', 'image_folder', '--data_dir', str(folder), '--out_dir', str(small), '--side', '200']
+    )
+    said = capsys.readouterr().err
+    assert code == 2
+    assert 'cannot write' in said
+    assert 'No space left on device; what is written stays' in said
+    assert not list(small.rglob('*partial*'))
+  finally:
+    subprocess.run(['umount', '-l', str(small)], check=True)
+
+
+def test_options_of_smaller_pictures_need_a_side(capsys):
+  assert main(['prepare', 'digits', '--encoding', 'raw']) == 2
+  assert '--encoding is for smaller pictures; give their --side too' in capsys.readouterr().err

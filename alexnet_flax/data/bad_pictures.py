@@ -16,9 +16,14 @@ class BadPictures:
     reasons: name -> why, of each.
   """
 
-  def __init__(self, policy: Policy = 'error', say: Callable[[str], None] = print):
-    """`say` is given a line when a picture is left out for the first time."""
-    self.policy, self.say = policy, say
+  def __init__(
+    self,
+    policy: Policy = 'error',
+    say: Callable[[str], None] = print,
+    option: str = 'data.on_bad_image=skip',
+  ):
+    """`say` is given a line when a picture is left out for the first time; `option` asks for that."""
+    self.policy, self.say, self.option = policy, say, option
     self.skipped = 0
     self.reasons: dict[str, str] = {}
 
@@ -29,9 +34,7 @@ class BadPictures:
       UsageError: it may not be.
     """
     if self.policy == 'error':
-      raise UsageError(
-        f'{name} cannot be decoded: {reason}; mend or remove it, or set data.on_bad_image=skip'
-      )
+      raise UsageError(f'{name} cannot be decoded: {reason}; mend or remove it, or set {self.option}')
     self.skipped += 1
     if name not in self.reasons:
       self.reasons[name] = reason

@@ -19,7 +19,8 @@ from alexnet_flax.data.source import Example, Source
 from alexnet_flax.errors import UsageError, unknown_name
 
 IMAGE_FOLDER = 'image_folder'
-_NAMES = ('file_name', 'id')  # what TFDS's builders call them
+# What TFDS's builders call a picture's name.
+_NAMES = ('file_name', 'filename', 'image/filename', 'image/file_name', 'image_name', 'image_id', 'id')
 
 
 def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
@@ -45,13 +46,15 @@ def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
     index = records.record_index(_split_info(builder, split).file_instructions)
     fetch = functools.partial(records.read_records, index)
   image = info.features[image_key]
-  parse = functools.partial(_parse_record, image_key, label_key, image)
+  name_key = next((key for key in _NAMES if type(dict(info.features).get(key)) is tfds.features.Text), None)
+  parse = functools.partial(_parse_record, image_key, label_key, name_key, image)
   return Source(
     name=f'{name}:{split}',
     num_examples=_split_info(builder, split).num_examples,
     class_names=tuple(info.features[label_key].names),
     read=lambda numbers: [parse(record) for record in fetch(numbers)],
     folder=str(builder.data_dir),
+    identity=f'{info.full_name}:{split}',
     is_raw=not isinstance(image, tfds.features.Image),
   )
 
@@ -84,7 +87,7 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
   config = tfds.download.DownloadConfig(manual_dir=manual_dir and os.path.expanduser(manual_dir))
   try:
     builder.download_and_prepare(download_config=config)
-  except (AssertionError, OSError) as error:  # an archive that is not there; a download that fails
+  except (AssertionError, OSError, RuntimeError) as error:  # an archive that is absent; a full disk
     raise UsageError(f'cannot prepare {name!r}: {" ".join(str(error).split())}') from None
   splits = ', '.join(f'{key} ({info.num_examples:,})' for key, info in builder.info.splits.items())
   print(f'{builder.info.full_name} is in {builder.data_dir}: {splits}')
@@ -149,9 +152,11 @@ def _is_picture(feature: Any) -> bool:
   return is_tensor and feature.np_dtype == np.uint8 and len(feature.shape) == 3 and feature.shape[-1] == 3
 
 
-def _parse_record(image_key: str, label_key: str, image: Any, record: bytes | memoryview) -> Example:
+def _parse_record(
+  image_key: str, label_key: str, name_key: str | None, image: Any, record: bytes | memoryview
+) -> Example:
   values = parse_example(record)
-  name = next((str(values[key], 'utf-8') for key in _NAMES if key in values), '')
+  name = str(values[name_key], 'utf-8') if name_key else ''
   (label,) = read_integers(values[label_key])
   if isinstance(image, tfds.features.Image):
     return Example(values[image_key], label, name)

@@ -172,15 +172,20 @@ def _translated(
 
 
 def _turn(crop: tf.Tensor, mapping: tf.Tensor, size: int, fill: tuple[float, float, float]) -> tf.Tensor:
-  color = tf.constant(fill, tf.float32)
-  turned = tf.raw_ops.ImageProjectiveTransformV3(
-    images=(tf.cast(crop, tf.float32) - color)[None],
-    transforms=tf.concat([tf.reshape(mapping, [1, 6]), [[0.0, 0.0]]], 1),
-    output_shape=(size, size),
-    fill_value=0.0,
-    interpolation='BILINEAR',
-  )[0]
-  return _to_uint8(turned + color)
+  def transformed(pixels: tf.Tensor, interpolation: str, fill_mode: str) -> tf.Tensor:
+    return tf.raw_ops.ImageProjectiveTransformV3(
+      images=pixels[None],
+      transforms=tf.concat([tf.reshape(mapping, [1, 6]), [[0.0, 0.0]]], 1),
+      output_shape=(size, size),
+      fill_value=0.0,
+      interpolation=interpolation,
+      fill_mode=fill_mode,
+    )[0]
+
+  # As Pillow does it: a pixel is of the picture or of the fill, and no mixture.
+  turned = transformed(tf.cast(crop, tf.float32), 'BILINEAR', 'NEAREST')
+  inside = transformed(tf.ones_like(crop[..., :1]), 'NEAREST', 'CONSTANT')
+  return _to_uint8(tf.where(inside > 0, turned, tf.constant(fill, tf.float32)))
 
 
 def _to_uint8(pixels: tf.Tensor) -> tf.Tensor:
@@ -200,7 +205,7 @@ def _scaled(boxes: np.ndarray, sizes: np.ndarray, ratios: np.ndarray) -> np.ndar
   """The boxes in the pictures that libjpeg makes at 1 / ratio; as large as they are where that is 1."""
   ratio = ratios[:, None]
   corner = boxes[:, :2] // ratio
-  shape = np.minimum(boxes[:, 2:] // ratio, -(-sizes // ratio) - corner)
+  shape = np.minimum(-(-boxes[:, 2:] // ratio), -(-sizes // ratio) - corner)
   return np.concatenate([corner, np.maximum(shape, 1)], axis=1).astype(np.int32)
 
 

@@ -27,7 +27,7 @@ def read_header(content: bytes | memoryview) -> Encoded | None:
   """The picture with its size, if it is a plain JPEG or PNG; None if it needs `made_plain`."""
   if bytes(content[:8]) == b'\x89PNG\r\n\x1a\n' and len(content) > 24:
     width, height = (int.from_bytes(content[start : start + 4], 'big') for start in (16, 20))
-    return _within_limit(Encoded(content, 'png', height, width))
+    return None if _has_exif(content) else _within_limit(Encoded(content, 'png', height, width))
   if bytes(content[:3]) == b'\xff\xd8\xff':
     return _read_jpeg_header(content)
   return None
@@ -43,6 +43,17 @@ def made_plain(content: bytes | memoryview) -> Encoded:
   buffer = io.BytesIO()
   picture.save(buffer, 'PNG', compress_level=1)
   return Encoded(buffer.getvalue(), 'png', picture.height, picture.width)
+
+
+def _has_exif(content: bytes | memoryview) -> bool:
+  """Whether a PNG says, before its pixels, how it is to be turned: chunks of length, type, data, checksum."""
+  position = 8
+  while position + 12 <= len(content):
+    kind = bytes(content[position + 4 : position + 8])
+    if kind in (b'IDAT', b'eXIf'):
+      return kind == b'eXIf'
+    position += 12 + int.from_bytes(content[position : position + 4], 'big')
+  return False
 
 
 def _read_jpeg_header(content: bytes | memoryview) -> Encoded | None:

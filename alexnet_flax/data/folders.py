@@ -1,5 +1,6 @@
 """Folders of pictures, SPLIT/CLASS/picture, by way of TFDS's ImageFolder."""
 
+import hashlib
 import os
 
 import numpy as np
@@ -21,21 +22,42 @@ def open_folder(split: str, data_dir: str | None) -> Source:
   try:
     parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
   except (KeyError, ValueError):
-    raise UsageError(f'{data_dir}: {unknown_name("split", split, sorted(pictures))}') from None
+    hint = '' if split not in pictures else "; TFDS's names of splits are letters, digits, '_' and '-' alone"
+    raise UsageError(f'{data_dir}: {unknown_name("split", split, sorted(pictures))}{hint}') from None
   chosen = [example for part in parts for example in pictures[part.splitname][part.from_ : part.to]]
   if not chosen:
     raise UsageError(f'{data_dir}: the split {split!r} has no pictures')
-  labels = [names.index(example.label) for example in chosen]
+  number_of = {name: number for number, name in enumerate(names)}
+  labels = [number_of[example.label] for example in chosen]
+  paths = [os.fspath(example.image_path) for example in chosen]
+  for part in sorted({part.splitname for part in parts}):
+    _say_what_is_unused(builder, part, {os.fspath(example.image_path) for example in pictures[part]})
 
   def read(numbers: np.ndarray) -> list[Example]:
-    return [_read_file(chosen[number].image_path, labels[number]) for number in numbers.tolist()]
+    return [_read_file(paths[number], labels[number]) for number in numbers.tolist()]
 
-  return Source(f'{data_dir}:{split}', len(chosen), tuple(names), read, str(data_dir))
+  digest = hashlib.sha256('\0'.join(os.path.relpath(path, builder._data_dir) for path in paths).encode())
+  return Source(f'{data_dir}:{split}', len(paths), tuple(names), read, str(data_dir), digest.hexdigest())
 
 
 def _read_file(path: str, label: int) -> Example:
-  with open(path, 'rb') as file:
-    return Example(file.read(), label, os.fspath(path))
+  try:
+    with open(path, 'rb') as file:
+      return Example(file.read(), label, path)
+  except OSError:  # gone, or not to be read: as bad as an empty file
+    return Example(b'', label, path)
+
+
+def _say_what_is_unused(builder: tfds.folder_dataset.ImageFolder, split: str, used: set[str]) -> None:
+  """TFDS takes .jpg, .jpeg and .png directly below a class, and nothing else, without a word."""
+  root = os.path.join(builder._data_dir, split)
+  below = [os.path.join(folder, name) for folder, _, files in os.walk(root) for name in files]
+  unused = sorted(path for path in below if path not in used and not os.path.basename(path).startswith('.'))
+  if unused:
+    print(
+      f'note: {len(unused)} files below {root} are not used (the first: {os.path.relpath(unused[0], root)});'
+      ' pictures are CLASS/NAME.jpg, .jpeg or .png'
+    )
 
 
 def folder_splits(data_dir: str | None) -> list[str]:

@@ -63,7 +63,7 @@ def train_batches(
   Yields:
     {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'weight': float32 [b], 'index': int64 [b]}, b =
     batch_size / num_processes; 'index' are the examples' numbers. Weights are 1, and 0 where a picture was
-    left out; another one of the batch is in its place, for BatchNorm.
+    left out; the next example is in its place, for BatchNorm.
 
   Raises:
     UsageError: a label is out of range, or a picture cannot be decoded and may not be left out.

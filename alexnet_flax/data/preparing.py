@@ -5,10 +5,13 @@ written beside its place and then moved there, and the data set's description, b
 comes last: a run that was killed goes on at the shard at which it was, and nobody sees half a data set.
 """
 
+import contextlib
+import dataclasses
+import fcntl
 import json
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +21,13 @@ from tqdm import tqdm
 from alexnet_flax.data.bad_pictures import BadPictures, Policy
 from alexnet_flax.data.components import principal_components, write_components
 from alexnet_flax.data.datasets import IMAGE_FOLDER, open_dataset, split_names
-from alexnet_flax.data.shards import Form, write_shard
+from alexnet_flax.data.shards import Form, write_shard, write_whole
 from alexnet_flax.data.source import Source
 from alexnet_flax.errors import UsageError
 
 VERSION = '1.0.0'
 _SHARD_BYTES = 256 << 20
+_PLAN = 'prepared_from.json'  # which pictures, and how: a run that goes on must go on with the same
 
 
 def prepare_smaller(
@@ -55,28 +59,66 @@ def prepare_smaller(
   is_folder = name == IMAGE_FOLDER
   base = pathlib.Path(data_dir or '').resolve().name if is_folder else name.partition(':')[0]
   new_name = re.sub(r'\W+', '_', f'{base}_{form.suffix()}').lower()
+  if not new_name[0].isalpha():  # TFDS finds no other
+    new_name = f'd_{new_name}'
   root = out_dir or (None if is_folder else data_dir)
   folder = pathlib.Path(root or tfds.core.constants.DATA_DIR).expanduser() / new_name / VERSION
-  bad = BadPictures(on_bad_image, lambda line: tqdm.write(line))
+  bad = BadPictures(on_bad_image, lambda line: tqdm.write(line), '--on_bad_image=skip')
   sources = {split: open_dataset(name, split, data_dir) for split in split_names(name, data_dir)}
-  if (folder / 'dataset_info.json').exists():
-    print(f'{new_name} is in {folder} already')
-    return new_name
+  plan = {
+    'splits': {split: [source.identity, source.num_examples] for split, source in sources.items()},
+    'form': dataclasses.asdict(form),
+    'on_bad_image': on_bad_image,
+  }
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    total = sum(source.num_examples for source in sources.values())
-    with tqdm(total=total, unit='picture', desc=new_name) as bar:
-      splits = [
-        _write_split(folder, new_name, split, source, form, bad, bar) for split, source in sources.items()
-      ]
-    _write_description(folder, form, next(iter(sources.values())), splits)
+    with _alone_in(folder):
+      if _is_done(folder, plan):
+        print(f'{new_name} is in {folder} already')
+        return new_name
+      total = sum(source.num_examples for source in sources.values())
+      with tqdm(total=total, unit='picture', desc=new_name) as bar:
+        splits = [
+          _write_split(folder, new_name, split, source, form, bad, bar) for split, source in sources.items()
+        ]
+      left_out = _write_description(folder, form, next(iter(sources.values())), splits)
   except OSError as error:
     raise UsageError(f'cannot write {folder}: {error.strerror or error}; what is written stays') from None
   counts = ', '.join(f'{info.name} ({info.num_examples:,})' for info in splits)
   print(f'{new_name} is in {folder}: {counts}')
-  if bad.skipped:
-    print(bad.summary())
+  if left_out:
+    print(f'{left_out} pictures cannot be decoded and were left out')
   return new_name
+
+
+@contextlib.contextmanager
+def _alone_in(folder: pathlib.Path) -> Iterator[None]:
+  with (folder / '.lock').open('w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UsageError(f'another process is writing {folder}; wait for it') from None
+    yield
+
+
+def _is_done(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
+  """Whether the folder holds the whole of a plan; if it holds parts of another, they are removed.
+
+  Raises:
+    UsageError: it holds the whole of another.
+  """
+  path, plan = folder / _PLAN, json.loads(json.dumps(plan))
+  found = json.loads(path.read_text()) if path.exists() else None
+  if (folder / 'dataset_info.json').exists():
+    if found != plan:
+      raise UsageError(f'{folder} was made of other pictures; remove it, or give another --out_dir')
+    return True
+  if found != plan:
+    for old in folder.iterdir():
+      if old.name != '.lock':
+        old.unlink()
+    write_whole(path, json.dumps(plan))
+  return False
 
 
 def _write_split(
@@ -88,7 +130,7 @@ def _write_split(
   template = tfds.core.ShardedFileTemplate(
     data_dir=folder, dataset_name=name, split=split, filetype_suffix='tfrecord'
   )
-  lengths = []
+  lengths, written = [], 0
   for shard in range(count):
     path = pathlib.Path(template.sharded_filepath(shard_index=shard, num_shards=count))
     noted = _statistics_path(folder, split, shard)
@@ -98,18 +140,19 @@ def _write_split(
     else:
       bar.update(len(numbers))
     lengths.append(json.loads(noted.read_text())['pictures'])
-  return tfds.core.SplitInfo(
-    name=split, shard_lengths=lengths, num_bytes=_total_bytes(folder, split), filename_template=template
-  )
+    written += path.stat().st_size
+  return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=written, filename_template=template)
 
 
-def _write_description(folder: pathlib.Path, form: Form, source: Source, splits: Sequence[Any]) -> None:
-  """The statistics, and the files by which TFDS finds the data set, last of all."""
-  train = [
-    path for path in sorted(folder.glob('.statistics-*.json')) if path.name.startswith('.statistics-train-')
-  ]
-  if train:
-    notes = [json.loads(path.read_text()) for path in train]
+def _write_description(folder: pathlib.Path, form: Form, source: Source, splits: Sequence[Any]) -> int:
+  """The statistics, and the files by which TFDS finds the data set, last of all.
+
+  Returns:
+    How many pictures were left out.
+  """
+  every = {path.name: json.loads(path.read_text()) for path in sorted(folder.glob('.statistics-*.json'))}
+  notes = [note for name, note in every.items() if name.startswith('.statistics-train-')]
+  if notes:
     pixels = sum(note['pixels'] for note in notes)
     sums, products = (np.sum([note[key] for note in notes], axis=0) for key in ('sums', 'products'))
     write_components(folder, principal_components(pixels, sums, products))
@@ -135,11 +178,8 @@ def _write_description(folder: pathlib.Path, form: Form, source: Source, splits:
   )
   for path in (*folder.glob('.statistics-*.json'), *folder.glob('partial-*')):
     path.unlink()
+  return sum(note['left_out'] for note in every.values())
 
 
 def _statistics_path(folder: pathlib.Path, split: str, shard: int) -> pathlib.Path:
   return folder / f'.statistics-{split}-{shard:05d}.json'
-
-
-def _total_bytes(folder: pathlib.Path, split: str) -> int:
-  return sum(path.stat().st_size for path in folder.glob(f'*-{split}.tfrecord*'))

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import os
-import typing
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -41,12 +40,17 @@ class Reader:
   decode: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]
   num_classes: int | None  # None for any labels
   bad: BadPictures | None
+  accept: Callable[[Encoded], None] = lambda encoded: None  # raises UnreadableError
   suspects: set[int] = dataclasses.field(default_factory=set)
+
+  @property
+  def _bad(self) -> BadPictures:
+    return self.bad or BadPictures()
 
   def batches(
     self, plan: Callable[[int], Plan], steps: range, num_threads: int | None
   ) -> Iterator[HostBatch]:
-    bad = self.bad or BadPictures()
+    bad = self._bad
     while steps:
       left_out: dict[int, list[tuple[str, str]]] = {}
       try:
@@ -108,35 +112,45 @@ class Reader:
     labels = np.array([example.label for example in examples], np.int64)
     if self.num_classes is not None:
       check_labels(self.source, labels, self.num_classes)
-    pictures: list[Encoded | None] = []
-    left_out = []
+    pictures, left_out, weights = [], [], plan.weights.copy()
     for row, (number, example) in enumerate(zip(plan.indices.tolist(), examples, strict=True)):
       try:
         pictures.append(self._picture(example.picture, number in self.suspects, plan.numbers[row]))
       except UnreadableError as error:
-        pictures.append(None)
-        if plan.weights[row]:
-          left_out.append((f'{self.source.name}: {example.name or f"example {number}"}', str(error)))
-    good = np.array([picture is not None for picture in pictures])
-    rows = self._stand_ins(good, left_out)
-    columns = self.columns([typing.cast(Encoded, pictures[row]) for row in rows], plan.numbers)
-    columns |= {'label': labels[rows].astype(np.int32), 'index': plan.indices}
-    return columns | {'weight': plan.weights * good.astype(np.float32)}, left_out
+        if weights[row]:
+          name = f'{self.source.name}: {example.name or f"example {number}"}'
+          if self._bad.policy == 'error':
+            self._bad.report(name, str(error))
+          left_out.append((name, str(error)))
+        picture, labels[row] = self._stand_in(number, plan.numbers[row], str(error))
+        pictures.append(picture)
+        weights[row] = 0.0
+    columns = self.columns(pictures, plan.numbers)
+    columns |= {'label': labels.astype(np.int32), 'index': plan.indices}
+    return columns | {'weight': weights}, left_out
 
   def _picture(self, picture: Encoded | bytes | memoryview, suspected: bool, numbers: np.ndarray) -> Encoded:
     encoded = picture if isinstance(picture, Encoded) else read_header(picture)
     content = picture.content if isinstance(picture, Encoded) else picture
+    if encoded is not None:
+      self.accept(encoded)
     if encoded is None or (suspected and not self._decodes(encoded, numbers)):
-      return made_plain(content)
+      encoded = made_plain(content)
+      self.accept(encoded)
     return encoded
 
-  def _stand_ins(self, good: np.ndarray, left_out: list[tuple[str, str]]) -> np.ndarray:
-    """For each row of a batch its own, or the next one with a picture: BatchNorm sees nothing strange."""
-    rows = np.flatnonzero(good)
-    if not len(rows):
-      name, reason = left_out[0]
-      raise UsageError(f'no picture of a whole batch can be decoded; the first, {name}: {reason}')
-    return rows[np.searchsorted(rows, np.arange(len(good))) % len(rows)]
+  def _stand_in(self, number: int, numbers: np.ndarray, reason: str) -> tuple[Encoded, int]:
+    """The next example that can be decoded, with its label: BatchNorm is to see nothing strange.
+
+    A function of the example and its view alone, so that all processes and batch sizes agree on it.
+    """
+    for other in (*range(number + 1, self.source.num_examples), *range(number)):
+      (example,) = self.source.read(np.array([other]))
+      try:
+        return self._picture(example.picture, True, numbers), example.label
+      except UnreadableError:
+        continue
+    raise UsageError(f'no picture of {self.source.name} can be decoded: {reason}')
 
   def _undecodable(self, plan: Plan) -> set[int]:
     """The examples of a plan at which TensorFlow fails."""

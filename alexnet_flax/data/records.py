@@ -4,6 +4,7 @@ ArrayRecord has an index of its own; but data sets that are prepared already nee
 mapped into memory: what of a record is not looked at, is not read.
 """
 
+import concurrent.futures
 import functools
 import mmap
 import os
@@ -16,6 +17,7 @@ from alexnet_flax.errors import UsageError
 
 # Paths, and for each record (its path's number, offset, length), int64 [N, 3].
 RecordIndex = tuple[list[str], np.ndarray]
+_READERS = 32
 
 
 def record_index(file_instructions: list[Any]) -> RecordIndex:
@@ -28,9 +30,12 @@ def record_index(file_instructions: list[Any]) -> RecordIndex:
     UsageError: a file ends within a record.
   """
   parts = []
-  for number, instruction in enumerate(file_instructions):
-    spans = _record_spans(instruction.filename)[instruction.skip :][: instruction.take]
-    parts.append(np.column_stack([np.full(len(spans), number), spans]))
+  # Most of the time is waiting for a disk that can do many things at once.
+  with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+    found = pool.map(_record_spans, [instruction.filename for instruction in file_instructions])
+    for number, (instruction, every) in enumerate(zip(file_instructions, found, strict=True)):
+      spans = every[instruction.skip :][: instruction.take]
+      parts.append(np.column_stack([np.full(len(spans), number), spans]))
   return [instruction.filename for instruction in file_instructions], np.concatenate(parts)
 
 

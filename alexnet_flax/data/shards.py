@@ -1,6 +1,8 @@
 """Files of resized pictures, each written whole or not at all, with notes of their colours."""
 
+import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -19,10 +21,12 @@ from alexnet_flax.data.encoded import Encoded
 from alexnet_flax.data.reading import HostBatch, Plan, Reader
 from alexnet_flax.data.source import Source
 from alexnet_flax.errors import UsageError, unknown_name
+from alexnet_flax.pictures import UnreadableError
 
 Encoding = Literal['jpeg', 'raw']
 Center = Literal['none', 'center']
 
+_LONGEST = 65_500  # of libjpeg
 _CHUNK = 64  # pictures that are decoded together
 
 
@@ -86,9 +90,9 @@ def write_shard(
   partial = path.with_name(f'partial-{os.getpid()}.{path.name}')
   pictures, pixels, sums, products = 0, 0, np.zeros(3), np.zeros((3, 3))
   try:
-    with tf.io.TFRecordWriter(str(partial)) as writer:
+    with _system_errors(), tf.io.TFRecordWriter(str(partial)) as writer:
       for chosen, batch in _resized(source, numbers, form, bad):
-        names = ['/'.join(pathlib.PurePath(one.name).parts[-2:]) for one in source.read(chosen)]
+        names = [_short_name(one.name) for one in source.read(chosen)]
         for row in np.flatnonzero(batch['weight'][: len(chosen)]):
           writer.write(
             _record(batch['image'][row], batch['size'][row], int(batch['label'][row]), names[row], form)
@@ -98,13 +102,36 @@ def write_shard(
           sums += batch['sums'][row]
           products += batch['products'][row]
         bar.update(len(chosen))
-    note = {'pictures': pictures, 'pixels': pixels, 'sums': sums.tolist(), 'products': products.tolist()}
-    noted.write_text(json.dumps(note))
+    note = {'pictures': pictures, 'left_out': len(numbers) - pictures, 'pixels': pixels}
+    write_whole(noted, json.dumps(note | {'sums': sums.tolist(), 'products': products.tolist()}))
     partial.replace(path)
-  except tf.errors.OpError as error:
-    raise OSError(error.message) from None
   finally:
     partial.unlink(missing_ok=True)
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+  """Writes a file that is there whole or not at all."""
+  partial = path.with_name(f'partial-{os.getpid()}.{path.name}')
+  try:
+    partial.write_text(text)
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+  """What TensorFlow's writer raises of a full disk, as Python would."""
+  try:
+    yield
+  except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError, tf.errors.UnknownError) as error:
+    full = os.strerror(errno.ENOSPC)
+    raise OSError(full if full in error.message else error.message) from None
+
+
+def _short_name(name: str) -> str:
+  """CLASS/picture of a file's path; TFDS's own names as they are."""
+  return '/'.join(pathlib.PurePath(name).parts[-2:]) if os.path.isfile(name) else name
 
 
 def _resized(
@@ -122,7 +149,15 @@ def _resized(
     del numbers
     return decoding.resized_columns(form.side, form.crop == 'center', pictures)
 
-  reader = Reader(source, columns, functools.partial(_encode, form), None, bad)
+  def accept(picture: Encoded) -> None:
+    sides = sorted((picture.height, picture.width))
+    longest = form.side if form.crop == 'center' else form.side * sides[1] // sides[0]
+    if longest > _LONGEST:
+      raise UnreadableError(
+        f'{picture.height}x{picture.width} would become {longest:,} pixels long; JPEG ends at {_LONGEST:,}'
+      )
+
+  reader = Reader(source, columns, functools.partial(_encode, form), None, bad, accept)
   yield from zip(chunks, reader.batches(plan, range(len(chunks)), None), strict=True)
 
 

@@ -27,6 +27,7 @@ class Source:
     class_names: of the labels 0, 1, ...
     read: int [N] -> N examples.
     folder: where the data set lies.
+    identity: what distinguishes its examples from those of others: name and version, or a digest.
     is_raw: whether the pictures are stored as pixels.
   """
 
@@ -35,4 +36,5 @@ class Source:
   class_names: tuple[str, ...]
   read: Callable[[np.ndarray], list[Example]]
   folder: str
+  identity: str = ''
   is_raw: bool = False

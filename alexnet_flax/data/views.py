@@ -93,13 +93,14 @@ def turned(
   height, width = shape = windows.boxes[:, 2:].T
   center = windows.boxes[:, :2] + shape.T / 2
   reach = np.abs([cos * height, cos * width]) + np.abs([sin * width, sin * height])
-  first = np.clip(np.floor(center - reach.T / 2 - 1), 0, sizes - 1).astype(np.int32)
-  last = np.clip(np.ceil(center + reach.T / 2 + 1), first + 1, sizes).astype(np.int32)
+  ratio = ratios[:, None]  # whole pixels of the picture as it is decoded, and one more
+  first = np.clip((np.floor((center - reach.T / 2) / ratio) - 1) * ratio, 0, sizes - 1).astype(np.int32)
+  last = np.clip((np.ceil((center + reach.T / 2) / ratio) + 1) * ratio, first + 1, sizes).astype(np.int32)
 
   x_step = np.where(windows.mirrored, -width, width) / image_size
   y_step = height / image_size
   linear = np.stack([cos * x_step, -sin * y_step, sin * x_step, cos * y_step], 1).reshape(-1, 2, 2)
-  origin = first // ratios[:, None] * ratios[:, None]  # where a pixel of the shrunk picture begins
+  origin = first // ratio * ratio  # where a pixel of the shrunk picture begins
   shift = (center - origin)[:, ::-1] - linear.sum(axis=2) * ((image_size - 1) / 2)
   scaled = np.concatenate([linear, shift[:, :, None]], axis=2) / ratios[:, None, None]
   scaled[:, :, 2] -= 0.5
