@@ -13,8 +13,12 @@ def main(argv: list[str] | None = None) -> int:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   try:
-    arguments = _parser().parse_args(argv)
-    return {'prepare': _prepare, 'convert': _convert, 'features': _features}[arguments.verb](arguments)
+    parser = _parser()
+    arguments, others = parser.parse_known_args(argv)
+    if others and arguments.verb not in _WITH_FLAGS:
+      parser.error(f'unrecognized arguments: {" ".join(others)}')
+    arguments.flags = others
+    return _VERBS[arguments.verb](arguments)
   except UsageError as error:
     print(f'error: {error}', file=sys.stderr)
     return error.exit_code
@@ -79,6 +83,21 @@ def _parser() -> argparse.ArgumentParser:
   features.add_argument('--pool', choices=['mean', 'max'], help='over space; else all of it')
   features.add_argument('--half', action='store_true', help='float16 instead of float32')
   features.add_argument('--batch_size', type=int, default=64)
+
+  verify = verbs.add_parser(
+    'verify-resume',
+    help='kill a run again and again, and compare it with one that was left alone',
+    description='Takes --config=FILE and --config.KEY=VALUE as train.py does; few steps unless given.',
+  )
+  verify.add_argument('--kills', type=int, default=3, help='how many (default 3)')
+  verify.add_argument('--seed', type=int, default=0, help='of the moments')
+
+  doctor = verbs.add_parser(
+    'doctor',
+    help='look for what could be wrong with machine, data and recipe',
+    description='Takes --config=FILE and --config.KEY=VALUE as train.py does; without, the embedded digits.',
+  )
+  doctor.add_argument('--workdir', default='.', help='where runs are to be written')
   return parser
 
 
@@ -110,6 +129,34 @@ def _prepare(arguments: argparse.Namespace) -> int:
   )
   print(f'train on it by --config.data.dataset={name}')
   return 0
+
+
+def _verify_resume(arguments: argparse.Namespace) -> int:
+  from alexnet_flax.command_line import parse
+  from alexnet_flax.resume_proof import prove_resume
+
+  if arguments.kills < 1:
+    raise UsageError(f'--kills (={arguments.kills}) must be at least 1')
+  parse(['train.py', *arguments.flags])  # its mistakes are said before anything begins
+  proof = prove_resume(
+    arguments.flags, arguments.kills, seed=arguments.seed, say=lambda line: print(line, flush=True)
+  )
+  for difference in proof.differences:
+    print(f'different: {difference}')
+  counts = ', '.join(f'{count:,} {name}' for name, count in proof.compared.items())
+  print(
+    f'{proof.kills} kills, {proof.inside_save} inside of a save: {proof.equal} times the same bits ({counts})'
+  )
+  return 0 if proof.equal == proof.kills else 1
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+  from alexnet_flax.command_line import parse
+  from alexnet_flax.config import Config
+  from alexnet_flax.doctor import examine
+
+  config = parse(['train.py', *arguments.flags])[0] if arguments.flags else Config()
+  return 2 if examine(config, arguments.workdir) else 0
 
 
 def _convert(arguments: argparse.Namespace) -> int:
@@ -151,6 +198,16 @@ def _features(arguments: argparse.Namespace) -> int:
       f'{len(unreadable)} of the pictures cannot be read; {arguments.out} is written, and their rows are NaN'
     )
   return 0
+
+
+_WITH_FLAGS = ('verify-resume', 'doctor')  # which take train.py's
+_VERBS = {
+  'prepare': _prepare,
+  'convert': _convert,
+  'features': _features,
+  'verify-resume': _verify_resume,
+  'doctor': _doctor,
+}
 
 
 if __name__ == '__main__':

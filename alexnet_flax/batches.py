@@ -1,15 +1,19 @@
 """The batches of a run, on its devices: of pictures, or of features that were computed once."""
 
 import dataclasses
+import json
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from alexnet_flax import probe
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.run import Run
+from alexnet_flax.run_log import read_lines, rewrite_lines
 from alexnet_flax.steps import Batch, TrainState
 
 
@@ -24,8 +28,11 @@ def with_features(run: Run, state: TrainState) -> Run:
   return dataclasses.replace(run, features=(sets[0], sets[1]))
 
 
-def train_batches(run: Run, first_step: int) -> Iterator[Batch]:
-  """The batches of all steps from `first_step` to the last, on the devices."""
+def train_batches(run: Run, first_step: int, folder: pathlib.Path | None = None) -> Iterator[Batch]:
+  """The batches of all steps from `first_step` to the last, on the devices.
+
+  What they hold is recorded in `folder`, if that is given and asked for.
+  """
   from alexnet_flax.data import pipeline
 
   steps: dict[str, Any] = {
@@ -35,9 +42,23 @@ def train_batches(run: Run, first_step: int) -> Iterator[Batch]:
     'last_step': run.total_steps,
   }
   if run.features:
-    return pipeline.to_devices(probe.train_batches(run.features[0], **steps), run.sharding)
-  batches = pipeline.train_batches(run.train_source, run.train_view, **steps, **_reading(run))
+    batches = probe.train_batches(run.features[0], **steps)
+  else:
+    batches = pipeline.train_batches(run.train_source, run.train_view, **steps, **_reading(run))
+  if folder is not None and run.config.record_examples:
+    batches = _recorded(batches, folder / f'examples-{jax.process_index()}.jsonl', first_step)
   return pipeline.to_devices(batches, run.sharding)
+
+
+def _recorded(
+  batches: Iterator[dict[str, np.ndarray]], path: pathlib.Path, first_step: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """The same batches; a line for each, {'step', 'examples'}, when it is taken."""
+  rewrite_lines(path, [line for line in read_lines(path) if line['step'] <= first_step])
+  with path.open('a', buffering=1) as file:
+    for step, batch in enumerate(batches, start=first_step + 1):
+      file.write(json.dumps({'step': step, 'examples': batch['index'].tolist()}) + '\n')
+      yield batch
 
 
 def eval_batches(run: Run) -> Iterator[Batch]:

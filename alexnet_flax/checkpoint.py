@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
@@ -21,7 +22,7 @@ from alexnet_flax.steps import TrainState
 
 MANIFEST = 'manifest.json'
 _UNLISTED = (MANIFEST, '_CHECKPOINT_METADATA', 'commit_success.txt')  # Orbax writes these last
-_PARTIAL = '.orbax-checkpoint-tmp'
+PARTIAL = '.orbax-checkpoint-tmp'
 _FULL = os.strerror(errno.ENOSPC)
 
 
@@ -61,7 +62,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, f
   finish(manager)
   step = int(state.step)
   with _failures(manager, step):
-    manager.save(step, args=ocp.args.StandardSave(_saved(state)), metrics=metrics)
+    manager.save(step, args=ocp.args.StandardSave(saved_tree(state)), metrics=metrics)
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
@@ -86,7 +87,7 @@ def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Trai
   Raises:
     UsageError: the checkpoint is of another network or optimiser; the message names what differs.
   """
-  target = _saved(like)
+  target = saved_tree(like)
   _check_same_arrays(manager.item_metadata(step), target, manager.directory / str(step))
   return dataclasses.replace(like, **manager.restore(step, args=ocp.args.StandardRestore(target)))
 
@@ -100,22 +101,26 @@ def restore_variables(folder: pathlib.Path) -> tuple[int, dict[str, Any]]:
   step = next((step for step in steps_in(folder) if damage(folder / str(step)) is None), None)
   if step is None:
     raise UsageError(f'no checkpoint in {folder}')
-  with checkpoint_reader(folder) as manager:
-    on_one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_one),
-      dict(manager.item_metadata(step)),
-      is_leaf=lambda leaf: hasattr(leaf, 'shape'),
-    )
-    saved = manager.restore(step, args=ocp.args.StandardRestore(target))
+  saved = _restore_on_one_device(folder, step)
   return step, saved.get('ema') or {'params': saved['params'], 'batch_stats': saved['batch_stats']}
 
 
-def checkpoint_reader(folder: pathlib.Path) -> ocp.CheckpointManager:
-  """A manager that leaves the folder as it is."""
-  options = ocp.CheckpointManagerOptions(read_only=True)
-  handler = ocp.StandardCheckpointHandler()
-  return ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handler)
+def load_arrays(folder: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+  """Everything in the checkpoint of a step, by name: 'params/conv1/kernel', ..."""
+  leaves = jax.tree_util.tree_leaves_with_path(_restore_on_one_device(folder, step))
+  return {_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _restore_on_one_device(folder: pathlib.Path, step: int) -> dict[str, Any]:
+  place = folder.resolve() / str(step) / 'default'  # of a checkpoint of one item
+  on_one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  with ocp.StandardCheckpointer() as checkpointer:
+    target = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_one),
+      dict(checkpointer.metadata(place).item_metadata),
+      is_leaf=lambda leaf: hasattr(leaf, 'shape'),
+    )
+    return checkpointer.restore(place, target)
 
 
 def steps_in(folder: pathlib.Path) -> list[int]:
@@ -182,7 +187,7 @@ def write_manifest(checkpoint: pathlib.Path) -> None:
 
 def _write_manifests(folder: pathlib.Path) -> None:
   if jax.process_index() == 0:
-    for partial in folder.glob(f'*{_PARTIAL}'):
+    for partial in folder.glob(f'*{PARTIAL}'):
       write_manifest(partial)
 
 
@@ -197,7 +202,7 @@ def _failures(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None
   try:
     yield
   except (OSError, ValueError) as error:  # TensorStore's errors are ValueErrors
-    for path in pathlib.Path(manager.directory).glob(f'*{_PARTIAL}'):
+    for path in pathlib.Path(manager.directory).glob(f'*{PARTIAL}'):
       shutil.rmtree(path, ignore_errors=True)
     manager.reload()
     text = ' '.join(str(error).split())
@@ -205,7 +210,8 @@ def _failures(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None
     raise SaveError(f'the checkpoint of step {step} cannot be written: {reason}') from None
 
 
-def _saved(state: TrainState) -> dict[str, Any]:
+def saved_tree(state: TrainState) -> dict[str, Any]:
+  """What is saved of a state: all but its static fields."""
   saved = {
     'step': state.step,
     'params': state.params,

@@ -11,9 +11,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from alexnet_flax import config as configuration
+from alexnet_flax import distributed
 from alexnet_flax.config import Config
 from alexnet_flax.config_dict import from_config_dict
-from alexnet_flax.errors import DivergedError, UsageError, unknown_name
+from alexnet_flax.distributed import Cluster
+from alexnet_flax.errors import DivergedError, PreemptedError, UsageError, unknown_name
 from alexnet_flax.variants import VARIANTS
 
 USAGE = """\
@@ -23,10 +25,23 @@ usage: python train.py --config=FILE[:VARIANT] [--workdir=DIR] [--show_batch=PNG
   python train.py --config=configs/imagenet.py --workdir=runs/imagenet
   python train.py --config=configs/imagenet.py:torchvision --config.total_epochs=30
   python train.py --config=configs/digits.py --show_batch=out.png    draws what the network will see
+  python train.py --config=... --coordinator=HOST:PORT --processes=N --process_id=I [--lost_after=SECONDS]
+      one of several processes; under SLURM, MPI, Kubernetes and on TPU pods these four are found out
 
 recipes: {recipes}
 variants: {variants}
 A run goes on from the last checkpoint in its --workdir (default: runs/RECIPE)."""
+
+
+_FLAGS = (
+  '--config',
+  '--workdir',
+  '--show_batch',
+  '--coordinator',
+  '--processes',
+  '--process_id',
+  '--lost_after',
+)
 
 
 def main(argv: list[str], run: Callable[[Config, str], object] | None = None) -> int:
@@ -39,7 +54,14 @@ def main(argv: list[str], run: Callable[[Config, str], object] | None = None) ->
     return 0
   try:
     config, workdir = parse(argv)
-    shown = flags_of(argv).show_batch
+    values = flags_of(argv)
+    cluster = Cluster(values.coordinator, values.processes, values.process_id, values.lost_after)
+    if distributed.is_child():
+      distributed.die_with_parent()
+      distributed.initialize(cluster)
+    elif cluster.is_given or distributed.is_in_cluster():
+      return distributed.supervise(argv, cluster)
+    shown = values.show_batch
     if shown:
       from alexnet_flax.show_batch import show_batch
 
@@ -49,8 +71,12 @@ def main(argv: list[str], run: Callable[[Config, str], object] | None = None) ->
       from alexnet_flax.training import train
 
       run = train
-    run(config, workdir)
+    with distributed.lost_processes(cluster):
+      run(config, workdir)
     return 0
+  except PreemptedError as error:
+    print(error, file=sys.stderr)
+    return error.exit_code
   except (UsageError, DivergedError) as error:
     print(f'error: {error}', file=sys.stderr)
     return error.exit_code
@@ -91,10 +117,14 @@ def flags_of(argv: list[str]) -> flags.FlagValues:
     config_flags.DEFINE_config_file('config', None, 'recipe', flag_values=values, sys_argv=argv)
     flags.DEFINE_string('workdir', None, "the run's folder", flag_values=values)
     flags.DEFINE_string('show_batch', None, 'a picture of the first step', flag_values=values)
+    flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0', flag_values=values)
+    flags.DEFINE_integer('processes', None, 'how many', flag_values=values)
+    flags.DEFINE_integer('process_id', None, '0 ... processes - 1', flag_values=values)
+    flags.DEFINE_integer('lost_after', Cluster.lost_after, 'seconds', flag_values=values)
     rest = values(argv)
     _ = values.config and values.config.items()  # a recipe's own error comes only on use
   except flags.UnrecognizedFlagError as error:
-    raise unknown_name('flag', f'--{error.flagname}', ('--config', '--workdir', '--show_batch')) from None
+    raise unknown_name('flag', f'--{error.flagname}', _FLAGS) from None
   except UsageError:
     raise
   except flags.Error as error:

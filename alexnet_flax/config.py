@@ -128,6 +128,10 @@ class Config:
   checkpoint_every_steps: int | None = None
   keep_checkpoints: int = 3  # the latest; the best by top-1 is kept besides
   log_every_steps: int = 50
+  on_nonfinite: str = 'stop'  # at a loss or an update that is not finite; or 'skip' it
+  on_save_error: str = 'stop'  # when a checkpoint cannot be written; or 'continue'
+  deterministic: bool = False  # on GPUs, by slower operations; CPUs and TPUs always are
+  record_examples: bool = False  # the numbers of each step's examples, in examples-PROCESS.jsonl
   profile_steps: int = 0  # trace so many steps, from the tenth after the start
 
 

@@ -4,7 +4,7 @@ import math
 import typing
 from typing import Any
 
-from alexnet_flax import editing, specs
+from alexnet_flax import editing, guard, specs
 from alexnet_flax.config import MODES, Config, all_keys, network, value_of
 from alexnet_flax.data.bad_pictures import Policy
 from alexnet_flax.data.views import Crop, Resize
@@ -28,6 +28,8 @@ def check(config: Config) -> None:
     ('data.on_bad_image', data.on_bad_image, typing.get_args(Policy)),
     ('optimizer.schedule', optimizer.schedule, SCHEDULES),
     ('loss.name', config.loss.name, LOSSES),
+    ('on_nonfinite', config.on_nonfinite, typing.get_args(guard.Policy)),
+    ('on_save_error', config.on_save_error, ('stop', 'continue')),
     ('transfer.mode', config.transfer.mode, MODES),
   ]
   for key, name, choices in names:

@@ -5,6 +5,7 @@ own. So the run proper is a child of the command: what it prints is passed on, a
 """
 
 import collections
+import contextlib
 import dataclasses
 import os
 import re
@@ -12,13 +13,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 import jax
+from jax.experimental import multihost_utils
 
 from alexnet_flax.errors import PreemptedError, UsageError
 
 _CHILD = 'ALEXNET_FLAX_CHILD'
+_LOST = 76  # the child's exit code when a collective failed and JAX did not say which process was gone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +85,40 @@ def initialize(cluster: Cluster) -> None:
     raise UsageError(f'cannot join the other processes: {" ".join(str(error).split())[:300]}') from None
 
 
+@contextlib.contextmanager
+def first_process_first(what: str) -> Iterator[None]:
+  """Lets the others do something only when process 0 has done it."""
+  several, first = jax.process_count() > 1, jax.process_index() == 0
+  if several and not first:
+    multihost_utils.sync_global_devices(what)
+  yield
+  if several and first:
+    multihost_utils.sync_global_devices(what)
+
+
 def is_child() -> bool:
   """Whether this process is the run proper, and not the one that watches over it."""
   return _CHILD in os.environ
+
+
+def is_in_cluster() -> bool:
+  """Whether a scheduler started this process as one of several."""
+  counts = [os.environ.get(name, '1') for name in ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')]
+  hosts = os.environ.get('TPU_WORKER_HOSTNAMES', '')
+  return any(count.isdigit() and int(count) > 1 for count in counts) or ',' in hosts
+
+
+@contextlib.contextmanager
+def lost_processes(cluster: Cluster) -> Iterator[None]:
+  """When a collective fails, waits for JAX to say which process is gone, and to abort this one."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() == 1:
+      raise
+    print(' '.join(str(error).split())[:300], file=sys.stderr, flush=True)
+    time.sleep(2 * cluster.lost_after)
+    os._exit(_LOST)
 
 
 def die_with_parent() -> None:
@@ -128,15 +163,13 @@ def supervise(argv: Sequence[str], cluster: Cluster) -> int:
     finally:
       for number, handler in before.items():
         signal.signal(number, handler)
-  if code in (-signal.SIGABRT, LOST):
+  if code in (-signal.SIGABRT, _LOST):
+    name = f'process {cluster.process_id} of {cluster.processes}' if cluster.is_given else 'this process'
     raise PreemptedError(
-      f'process {cluster.process_id} of {cluster.processes} ends: {_lost(list(last), cluster)};'
-      ' start all of them again, and the run goes on from its last checkpoint'
+      f'{name} ends: {_lost(list(last), cluster)}; start all of them again, and the run goes on from its last'
+      ' checkpoint'
     )
   return 128 - code if code < 0 else code
-
-
-LOST = 76  # the child's exit code when a collective failed, and nothing was heard of which process it was
 
 
 def _is_trace(line: str) -> bool:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from alexnet_flax import config as configuration
+from alexnet_flax import guard
 from alexnet_flax.augment import Augmentation, augment, normalize
 from alexnet_flax.config import Config
 from alexnet_flax.data.bad_pictures import BadPictures, Policy
@@ -17,8 +18,10 @@ from alexnet_flax.data.components import IMAGENET, read_components
 from alexnet_flax.data.datasets import open_dataset
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.views import Crop, EvalView, Resize, TrainView
+from alexnet_flax.distributed import first_process_first
 from alexnet_flax.editing import frozen_layers, layer_patterns
 from alexnet_flax.errors import UsageError
+from alexnet_flax.guard import guarded
 from alexnet_flax.losses import LOSSES
 from alexnet_flax.model import AlexNet
 from alexnet_flax.naming import head_name, named_layers
@@ -47,6 +50,7 @@ class Run:
   steps_per_epoch: float
   schedule: Any
   sharding: NamedSharding  # of batches; the state is replicated
+  replicated: NamedSharding
   state: TrainState  # shapes only
   make_state: Any
   train_step: Any
@@ -61,8 +65,9 @@ def prepare_run(config: Config) -> Run:
     UsageError: configuration and data do not fit each other or the devices.
   """
   data = config.data
-  train_source = open_dataset(data.dataset, data.train_split, data.data_dir)
-  eval_source = open_dataset(data.dataset, data.eval_split, data.data_dir)
+  with first_process_first('data'):  # it prepares the embedded digits
+    train_source = open_dataset(data.dataset, data.train_split, data.data_dir)
+    eval_source = open_dataset(data.dataset, data.eval_split, data.data_dir)
   config = _resolve(config, train_source, jax.device_count())
   data, model_config, optimizer, transfer = config.data, config.model, config.optimizer, config.transfer
   if data.examples_per_class is not None:
@@ -114,6 +119,8 @@ def prepare_run(config: Config) -> Run:
   step = functools.partial(
     train_step, loss=loss, preprocess=preprocess, accumulate_steps=optimizer.accumulate_steps
   )
+  # XLA then neither tries algorithms for their speed nor adds in the order of arrival.
+  options = {'xla_gpu_deterministic_ops': True} if config.deterministic and _on_gpus() else None
   evaluate_step = functools.partial(eval_step, loss=LOSSES[config.loss.name], preprocess=preprocess)
   return Run(
     config=dataclasses.replace(config, total_steps=total_steps),
@@ -139,10 +146,16 @@ def prepare_run(config: Config) -> Run:
     steps_per_epoch=steps_per_epoch,
     schedule=schedule,
     sharding=NamedSharding(mesh, PartitionSpec('data')),
+    replicated=replicated,
     state=jax.eval_shape(create),
     make_state=jax.jit(create, out_shardings=replicated),
-    train_step=jax.jit(step, donate_argnums=0, out_shardings=replicated),
-    eval_step=jax.jit(evaluate_step, out_shardings=replicated),
+    train_step=jax.jit(
+      guarded(step, typing.cast(guard.Policy, config.on_nonfinite)),
+      donate_argnums=0,
+      out_shardings=replicated,
+      compiler_options=options,
+    ),
+    eval_step=jax.jit(evaluate_step, out_shardings=replicated, compiler_options=options),
   )
 
 
@@ -158,7 +171,13 @@ def compile_train_step(run: Run, like: TrainState) -> Any:
     'weight': jax.ShapeDtypeStruct((images,), jnp.float32, sharding=run.sharding),
   }
   key = jax.eval_shape(lambda: jax.random.key(0))
-  return run.train_step.lower(like, batch, key).compile()
+  going = jax.ShapeDtypeStruct((), jnp.bool_, sharding=run.replicated)
+  stops = jax.ShapeDtypeStruct((jax.device_count(),), jnp.bool_, sharding=run.sharding)
+  return run.train_step.lower(like, batch, key, going, stops).compile()
+
+
+def _on_gpus() -> bool:
+  return jax.default_backend() in ('gpu', 'cuda', 'rocm')
 
 
 def _preprocess(config: Config, spec: Spec, source: Source) -> Preprocess:

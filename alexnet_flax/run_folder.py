@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import re
 from typing import Any
 
 from alexnet_flax.config import Config
@@ -10,10 +12,15 @@ from alexnet_flax.errors import UsageError
 
 
 def make_folder(folder: pathlib.Path) -> None:
+  """Makes the folder where it is missing.
+
+  Raises:
+    UsageError: it cannot be written to.
+  """
   try:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'checkpoints').mkdir(exist_ok=True)
-    probe = folder / '.writable'
+    probe = folder / f'.writable-{os.getpid()}'
     probe.touch()
     probe.unlink()
   except OSError as error:
@@ -23,7 +30,7 @@ def make_folder(folder: pathlib.Path) -> None:
 def write_config(folder: pathlib.Path, config: Config, resumed: bool) -> None:
   """Writes config.json; when resuming, says first which keys differ from the run so far."""
   path = folder / 'config.json'
-  new = json.loads(json.dumps(dataclasses.asdict(config)))
+  new = json.loads(json.dumps(dataclasses.asdict(_without_private(config))))
   if resumed and path.exists():
     old = _flat(json.loads(path.read_text()))
     for key, value in _flat(new).items():
@@ -32,6 +39,27 @@ def write_config(folder: pathlib.Path, config: Config, resumed: bool) -> None:
   partial = path.with_suffix('.partial')
   partial.write_text(json.dumps(new, indent=2) + '\n')
   partial.replace(path)
+
+
+def _without_private(config: Config) -> Config:
+  """The configuration for others to read: where the user's files lie is nobody else's business."""
+  data = dataclasses.replace(config.data, data_dir=_public(config.data.data_dir))
+  transfer = dataclasses.replace(config.transfer, source=_public(config.transfer.source))
+  return dataclasses.replace(config, data=data, transfer=transfer)
+
+
+def _public(place: str | None) -> str | None:
+  """An absolute path's last part; a URL without user, password and query.
+
+  >>> _public('/home/ada/data/pets'), _public('https://ada:secret@host/a.pth?token=1'), _public('runs/a')
+  ('.../pets', 'https://host/a.pth', 'runs/a')
+  """
+  if place is None:
+    return None
+  if '://' in place:
+    return re.sub(r'^(\w+://)(?:[^/@]*@)?([^?#]*).*$', r'\1\2', place)
+  path = pathlib.PurePath(place)
+  return f'.../{path.name}' if path.is_absolute() or place.startswith('~') else place
 
 
 def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:

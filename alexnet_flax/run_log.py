@@ -19,32 +19,60 @@ class RunLog:
   evaluating, start-up and pauses left out) and images (how many the value was counted over).
   """
 
-  def __init__(self, folder: pathlib.Path, first_step: int, total_steps: int, steps_per_epoch: float):
-    """Continues the folder's log after `first_step`; what was logged beyond it is cut off."""
-    self._path = folder / 'metrics.jsonl'
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    first_step: int,
+    total_steps: int,
+    steps_per_epoch: float,
+    is_writer: bool = True,
+  ):
+    """Continues the folder's log after `first_step`; what was logged beyond it is cut off.
+
+    Of several processes one `is_writer`; the others write and say nothing.
+    """
+    self._is_writer = is_writer
     lines = [line for line in read_metrics(folder) if line['step'] <= first_step]
-    self._rewrite(lines)
-    self._events = tensorboardX.SummaryWriter(str(folder), purge_step=first_step + 1)
-    self._file = self._path.open('a')
+    if is_writer:
+      rewrite_lines(folder / 'metrics.jsonl', lines)
+      # Without a bound: its thread ends when the disk is full, and a bounded queue would block us then.
+      self._events = tensorboardX.SummaryWriter(str(folder), purge_step=first_step + 1, max_queue=0)
+      self._file = (folder / 'metrics.jsonl').open('ab', buffering=0)
+    self._pending = b''
     self._steps_per_epoch = steps_per_epoch
     self._total_steps = total_steps
     self._first_step = first_step
     self._start = time.monotonic()
     self._seconds_before = max((line['seconds'] for line in lines), default=0.0)
-    self._bar = tqdm(total=total_steps, initial=first_step, unit='step', disable=not sys.stderr.isatty())
+    self._bar = tqdm(
+      total=total_steps, initial=first_step, unit='step', disable=not (is_writer and sys.stderr.isatty())
+    )
 
   def write(self, step: int, split: str, metrics: Metrics, **others: float) -> dict[str, float]:
     """Records the means of `metrics` and `others` at a step; returns them all."""
     values = metrics.means() | others
+    if not self._is_writer:
+      return values
     images = int(metrics.images)
     seconds = round(self._seconds_before + time.monotonic() - self._start, 3)
     epoch = round(step / self._steps_per_epoch, 4)
     for name, value in values.items():
       line = {'step': step, 'epoch': epoch, 'split': split, 'name': name, 'value': value}
-      self._file.write(json.dumps(line | {'seconds': seconds, 'images': images}, allow_nan=False) + '\n')
+      text = json.dumps(line | {'seconds': seconds, 'images': images}, allow_nan=False) + '\n'
+      self._pending += text.encode()
       self._events.add_scalar(f'{split}/{name}', value, step)
-    self._file.flush()
+    self._flush()
     return values
+
+  def _flush(self) -> None:
+    """Writes what is pending; what a full disk does not take is kept for the next time."""
+    try:
+      while self._pending:
+        self._pending = self._pending[self._file.write(self._pending) :]
+    except OSError as error:
+      self.say(
+        f'warning: cannot write {self._file.name}: {error.strerror}; its last lines are kept in memory'
+      )
 
   def advance(self, step: int) -> None:
     """Moves the progress bar to a step."""
@@ -65,6 +93,8 @@ class RunLog:
 
   def say(self, text: str) -> None:
     """Prints a line without breaking the bar."""
+    if not self._is_writer:
+      return
     if self._bar.disable:
       print(text, flush=True)
     else:
@@ -73,18 +103,26 @@ class RunLog:
   def close(self) -> None:
     """Ends the bar and the files."""
     self._bar.close()
-    self._events.close()
-    self._file.close()
+    if self._is_writer:
+      self._flush()
+      self._events.close()
+      self._file.close()
 
-  def _rewrite(self, lines: list[dict[str, Any]]) -> None:
-    partial = self._path.with_suffix('.partial')
-    partial.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-    partial.replace(self._path)
+
+def rewrite_lines(path: pathlib.Path, lines: list[dict[str, Any]]) -> None:
+  """Writes a file of JSON lines, whole or not at all."""
+  partial = path.with_suffix('.partial')
+  partial.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  partial.replace(path)
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
-  """The whole lines of a run's metrics.jsonl; a last line that a kill cut short is left out."""
-  path = folder / 'metrics.jsonl'
+  """The lines of a run's metrics.jsonl."""
+  return read_lines(folder / 'metrics.jsonl')
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The whole lines of a file of JSON lines; a last one that a kill cut short is left out."""
   if not path.exists():
     return []
   return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line[-1] == '\n']

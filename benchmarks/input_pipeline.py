@@ -269,8 +269,8 @@ def main() -> None:
         *seen, most = alone.submit(memory, str(root), '256_q90', options.memory_batches).result()
       growth = (seen[-1] - seen[0]) / seen[0]
       print(
-        f'prepared_jpeg_resized_crop, MB resident after each tenth of {options.memory_batches:,} batches: {seen},'
-        f' at most {most}; from the first to the last tenth {growth:+.1%}'
+        f'prepared_jpeg_resized_crop, MB resident after each tenth of {options.memory_batches:,} batches:'
+        f' {seen}, at most {most}; from the first to the last tenth {growth:+.1%}'
       )
   print(json.dumps(rates))
 

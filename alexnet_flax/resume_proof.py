@@ -1,0 +1,191 @@
+"""`alexnet-flax verify-resume`: a run that is killed again and again, beside one that never was.
+
+Both are the real program in processes of their own. Each kill is SIGKILL, at a random moment or inside of a
+save; after each one the last whole checkpoint must have the bits that the other run had at that step, and at
+the end so must everything.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+
+from alexnet_flax import checkpoint
+from alexnet_flax.errors import UsageError
+from alexnet_flax.run_log import read_lines, read_metrics
+
+# What is not said on the command line: enough steps for several checkpoints and evaluations.
+_SHORT = {
+  'total_steps': 24,
+  'optimizer.warmup_steps': 2,
+  'checkpoint_every_steps': 4,
+  'eval_every_steps': 12,
+  'log_every_steps': 4,
+}
+_TIMED = ('images_per_second',)
+_PROGRAM = 'import sys; from alexnet_flax.command_line import main; sys.exit(main(sys.argv))'
+
+
+@dataclasses.dataclass
+class Proof:
+  """What was done and found.
+
+  Attributes:
+    kills: how often the run was killed.
+    inside_save: how many of these left an unfinished checkpoint behind.
+    equal: after how many of them the run came to the same bits.
+    differences: what differed, a line each.
+    compared: what was compared at the ends of runs: checkpoints, arrays, values of metrics, steps' examples.
+  """
+
+  kills: int = 0
+  inside_save: int = 0
+  equal: int = 0
+  differences: list[str] = dataclasses.field(default_factory=list)
+  compared: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def prove_resume(
+  flags: Sequence[str], kills: int, *, seed: int = 0, say: Callable[[str], None] = print
+) -> Proof:
+  """Kills a run `kills` times, and compares it with one that is left alone.
+
+  Args:
+    flags: `--config=FILE` and overrides, as for `train.py`; without a number of steps there are few.
+    kills: how many; every third waits for a save and strikes inside of it.
+    seed: of the moments.
+    say: is given a line now and then.
+
+  Raises:
+    UsageError: the run itself fails.
+  """
+  given = {flag.lstrip('-').partition('=')[0].removeprefix('config.') for flag in flags}
+  short = [f'--config.{key}={value}' for key, value in _SHORT.items() if key not in given]
+  kept = ['--config.record_examples=true', '--config.keep_checkpoints=100000']
+  command = [sys.executable, '-c', _PROGRAM, *flags, *short, *kept]
+  moments, proof = random.Random(seed), Proof()
+  with tempfile.TemporaryDirectory() as temporary:
+    root = pathlib.Path(temporary)
+    whole = root / 'whole'
+    seconds = _run_to_the_end(command, whole)
+    say(f'undisturbed: {len(checkpoint.steps_in(whole / "checkpoints"))} checkpoints in {seconds:.0f} s')
+    rounds = 0
+    while proof.kills < kills:
+      rounds += 1
+      folder = root / f'killed-{rounds}'
+      before, good = proof.kills, 0
+      while proof.kills < kills and _killed(command, folder, seconds, moments, proof):
+        wrong = _differs_at_latest(whole, folder)
+        good += not wrong
+        proof.differences += wrong
+        say(f'kill {proof.kills} of {kills}: {_state(folder)}{"; DIFFERENT" if wrong else ""}')
+      _run_to_the_end(command, folder)
+      wrong = _differences(whole, folder, proof)
+      proof.differences += wrong
+      proof.equal += 0 if wrong else good
+      verdict = 'DIFFERENT' if wrong else 'the same bits'
+      say(f'run {rounds}, killed {proof.kills - before} times, has ended: {verdict}')
+  return proof
+
+
+def _run_to_the_end(command: list[str], folder: pathlib.Path) -> float:
+  start = time.monotonic()
+  done = subprocess.run([*command, f'--workdir={folder}'], capture_output=True, text=True, check=False)
+  if done.returncode:
+    last = (done.stderr.strip() or 'it said nothing').splitlines()[-1]
+    raise UsageError(f'the run ends with {done.returncode}: {last.removeprefix("error: ")}')
+  return time.monotonic() - start
+
+
+def _killed(
+  command: list[str], folder: pathlib.Path, seconds: float, moments: random.Random, proof: Proof
+) -> bool:
+  """Runs until the next kill; False if the run ends before it."""
+  strikes_in_save = proof.kills % 3 == 2
+  # Anywhere from the program's start to beyond its end.
+  wait = moments.uniform(0.02 * seconds, 1.1 * seconds)
+  deadline = time.monotonic() + (10 * seconds + 60 if strikes_in_save else wait)
+  left = _partial(folder)  # by the kill before
+  with subprocess.Popen(
+    [*command, f'--workdir={folder}'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+  ) as process:
+    while process.poll() is None and time.monotonic() < deadline:
+      if strikes_in_save and _partial(folder) - left:
+        time.sleep(moments.uniform(0, 0.05))
+        break
+      time.sleep(0.001 if strikes_in_save else 0.01)
+    if process.poll() is not None:
+      return False
+    process.kill()
+  proof.kills += 1
+  proof.inside_save += bool(_partial(folder) - left)
+  return True
+
+
+def _partial(folder: pathlib.Path) -> set[tuple[str, int]]:
+  """Unfinished checkpoints: their names, and which of several of a name they are."""
+  found = set()
+  for path in (folder / 'checkpoints').glob(f'*{checkpoint.PARTIAL}'):
+    with contextlib.suppress(FileNotFoundError):  # finished meanwhile
+      found.add((path.name, path.stat().st_ino))
+  return found
+
+
+def _state(folder: pathlib.Path) -> str:
+  step = next(iter(checkpoint.steps_in(folder / 'checkpoints')), None)
+  return 'no checkpoint yet' if step is None else f'the last checkpoint is that of step {step}'
+
+
+def _differs_at_latest(whole: pathlib.Path, folder: pathlib.Path) -> list[str]:
+  """What the last whole checkpoint has otherwise than the undisturbed run had at its step."""
+  places = (folder / 'checkpoints', whole / 'checkpoints')
+  step = next((s for s in checkpoint.steps_in(places[0]) if not checkpoint.damage(places[0] / str(s))), None)
+  return [] if step is None else _different_arrays(*places, step)[0]
+
+
+def _different_arrays(ours: pathlib.Path, theirs: pathlib.Path, step: int) -> tuple[list[str], int]:
+  one, other = (checkpoint.load_arrays(place, step) for place in (ours, theirs))
+  names = sorted({*one, *other})
+  same = [name in one and name in other and one[name].tobytes() == other[name].tobytes() for name in names]
+  return [f'{name} at step {step}' for name, equal in zip(names, same, strict=True) if not equal], len(names)
+
+
+def _differences(whole: pathlib.Path, folder: pathlib.Path, proof: Proof) -> list[str]:
+  """What of an ended run is not as in the undisturbed one."""
+  wrong, arrays = [], 0
+  steps = [checkpoint.steps_in(place / 'checkpoints') for place in (whole, folder)]
+  if steps[0] != steps[1]:
+    wrong.append(f'checkpoints of the steps {steps[1]}, not {steps[0]}')
+  for step in set(steps[0]) & set(steps[1]):
+    different, count = _different_arrays(folder / 'checkpoints', whole / 'checkpoints', step)
+    wrong, arrays = wrong + different, arrays + count
+  metrics = [
+    [
+      (line['step'], line['split'], line['name'], line['value'], line['images'])
+      for line in read_metrics(place)
+      if line['name'] not in _TIMED
+    ]
+    for place in (whole, folder)
+  ]
+  if metrics[0] != metrics[1]:
+    wrong.append('metrics.jsonl')
+  keys = [(line['step'], line['split'], line['name']) for line in read_metrics(folder)]
+  if len(keys) != len(set(keys)):
+    wrong.append('metrics.jsonl has a value twice')
+  examples = [read_lines(place / 'examples-0.jsonl') for place in (whole, folder)]
+  if examples[0] != examples[1]:
+    wrong.append('the examples of the steps')
+  found = {
+    'checkpoints': len(steps[1]),
+    'arrays': arrays,
+    'metrics': len(metrics[1]),
+    'steps': len(examples[1]),
+  }
+  for name, count in found.items():
+    proof.compared[name] = proof.compared.get(name, 0) + count
+  return wrong

@@ -1,0 +1,332 @@
+"""Kills, signals and faults, made for real: what a run loses by them (nothing), and what it says."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_flax import checkpoint, resume_proof, run_log, training
+from alexnet_flax.__main__ import main
+from alexnet_flax.errors import DivergedError, UsageError
+from tests.test_training import TINY, replace
+
+SMALL = (
+  '--config=configs/digits.py',
+  '--config.model.width=0.0625',
+  '--config.model.image_size=57',
+  '--config.model.dropout_rate=0.0',
+  '--config.data.train_split=train[:320]',
+  '--config.optimizer.warmup_steps=2',
+  '--config.eval_every_steps=100',
+)
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+  """optax's schedules and nn.BatchNorm mix types."""
+  with jax.numpy_dtype_promotion('standard'):
+    yield
+
+
+@pytest.fixture
+def tiny(data_dir):
+  return replace(TINY, data={'data_dir': data_dir}, optimizer={'schedule': 'constant'})
+
+
+def command(data_dir, *flags):
+  return [sys.executable, 'train.py', *SMALL, f'--config.data.data_dir={data_dir}', *flags]
+
+
+def arrays(folder):
+  (step, *_) = checkpoint.steps_in(folder / 'checkpoints')
+  return checkpoint.load_arrays(folder / 'checkpoints', step)
+
+
+def assert_same_bits(one, other):
+  assert one.keys() == other.keys()
+  for name, array in one.items():
+    assert array.tobytes() == other[name].tobytes(), name
+
+
+def test_three_kills(data_dir):
+  """By the command that users have; the third kill is inside of a save."""
+  flags = [*SMALL, f'--config.data.data_dir={data_dir}', '--config.total_steps=24']
+  flags += ['--config.checkpoint_every_steps=3', '--config.log_every_steps=6']
+  proof = resume_proof.prove_resume(flags, 3)
+  assert (proof.kills, proof.equal, proof.differences) == (3, 3, [])
+  assert proof.compared['checkpoints'] >= 8
+  assert proof.compared['arrays'] >= 8 * 30
+  assert proof.compared['steps'] >= 24
+
+
+def test_the_proof_sees_a_difference(tiny, tmp_path):
+  """Another seed: other bits, other examples, other metrics."""
+  config = replace(tiny, total_steps=2, record_examples=True, log_every_steps=1)
+  for name, seed in (('a', 0), ('b', 1)):
+    training.train(replace(config, seed=seed), tmp_path / name)
+  proof = resume_proof.Proof()
+  wrong = resume_proof._differences(tmp_path / 'a', tmp_path / 'b', proof)
+  assert {'metrics.jsonl', 'the examples of the steps', 'params/conv1/kernel at step 2'} <= set(wrong)
+  assert resume_proof._differences(tmp_path / 'a', tmp_path / 'a', proof) == []
+  assert resume_proof._differs_at_latest(tmp_path / 'a', tmp_path / 'b')
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_with_75(data_dir, tmp_path, number):
+  flags = ['--config.total_steps=100000', '--config.checkpoint_every_steps=100000', f'--workdir={tmp_path}']
+  with subprocess.Popen(
+    command(data_dir, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  ) as process:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    for line in process.stdout:
+      if line.startswith('step '):
+        process.send_signal(number)
+        break
+    said = process.stderr.read()
+  assert process.returncode == 75
+  assert f'{number.name}: finishing the step' in said
+  assert 'as asked; the same command goes on from there' in said
+  (step,) = checkpoint.steps_in(tmp_path / 'checkpoints')
+  assert checkpoint.damage(tmp_path / 'checkpoints' / str(step)) is None
+  again = subprocess.run(
+    command(data_dir, f'--config.total_steps={step + 2}', f'--workdir={tmp_path}'),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert again.returncode == 0, again.stderr
+  assert f'steps {step + 1} to {step + 2}' in again.stdout
+  keys = [(line['step'], line['split'], line['name']) for line in run_log.read_metrics(tmp_path)]
+  assert len(keys) == len(set(keys))
+
+
+def test_a_second_signal_ends_at_once():
+  program = (
+    'import time; from alexnet_flax.stopping import StopRequest\n'
+    'with StopRequest() as request:\n'
+    '  print("ready", flush=True)\n'
+    '  while True: time.sleep(0.01)'
+  )
+  with subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True) as process:
+    assert process.stdout is not None
+    assert process.stdout.readline() == 'ready\n'
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)  # at the same time: the same request
+    time.sleep(1.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 128 + signal.SIGTERM
+
+
+def flip_a_byte(folder):
+  path = max((path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def truncate(folder):
+  path = max((path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+  os.truncate(path, path.stat().st_size // 2)
+
+
+def remove_a_file(folder):
+  (folder / 'default' / '_METADATA').unlink()
+
+
+def remove_the_manifest(folder):
+  (folder / checkpoint.MANIFEST).unlink()
+
+
+@pytest.mark.parametrize('harm', [flip_a_byte, truncate, remove_a_file, remove_the_manifest])
+def test_a_damaged_checkpoint_is_set_aside(tiny, tmp_path, capsys, harm):
+  config = replace(tiny, checkpoint_every_steps=2, total_steps=6)
+  training.train(config, tmp_path)
+  whole = arrays(tmp_path)
+  harm(tmp_path / 'checkpoints' / '6')
+  capsys.readouterr()
+  training.train(config, tmp_path)
+  said = capsys.readouterr().out
+  assert 'warning: the checkpoint of step 6 is damaged (' in said
+  assert 'steps 5 to 6' in said
+  assert_same_bits(arrays(tmp_path), whole)
+  assert [path.name for path in (tmp_path / 'damaged').iterdir()] == ['6-1']
+
+
+def test_orbax_alone_restores_a_flipped_byte(tiny, tmp_path):
+  """Why there is a manifest. If this fails, Orbax has begun to notice."""
+  training.train(replace(tiny, total_steps=1), tmp_path)
+  before = arrays(tmp_path)
+  changed = False
+  for path in (path for path in (tmp_path / 'checkpoints' / '1').rglob('d/*') if path.is_file()):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    try:
+      after = arrays(tmp_path)
+    except Exception:
+      after = before
+    changed |= any(after[name].tobytes() != before[name].tobytes() for name in before)
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+  assert changed
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A filesystem of one megabyte."""
+  if os.geteuid() != 0:
+    pytest.skip('only root can mount a small filesystem')
+  folder = tmp_path / 'small'
+  folder.mkdir()
+  subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', str(folder)], check=True)
+  yield folder
+  subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')  # tensorboardX's
+@pytest.mark.parametrize('policy', ['stop', 'continue'])
+def test_a_full_disk(tiny, small_disk, capsys, policy):
+  config = replace(tiny, checkpoint_every_steps=1, total_steps=3, on_save_error=policy)
+  training.train(replace(config, total_steps=1), small_disk / 'run')
+  (small_disk / 'ballast').write_bytes(bytes(max(os.statvfs(small_disk).f_bavail * 4096 - 60_000, 0)))
+  capsys.readouterr()
+  if policy == 'stop':
+    with pytest.raises(UsageError, match=r'step \d cannot be written: the disk is full; make room and start'):
+      training.train(config, small_disk / 'run')
+  else:
+    training.train(config, small_disk / 'run')
+    said = capsys.readouterr().out
+    assert 'cannot be written: the disk is full; the run goes on' in said
+    assert 'done: 3 steps' in said
+  steps = checkpoint.steps_in(small_disk / 'run' / 'checkpoints')
+  assert steps[0] < 3
+  assert checkpoint.damage(small_disk / 'run' / 'checkpoints' / str(steps[0])) is None
+  (small_disk / 'ballast').unlink()
+  training.train(config, small_disk / 'run')
+  assert checkpoint.steps_in(small_disk / 'run' / 'checkpoints')[0] == 3
+  assert {line['step'] for line in run_log.read_metrics(small_disk / 'run')} >= {3}
+
+
+def poisoned(monkeypatch, *steps):
+  """Makes the pictures of some steps infinite on their way to the network."""
+  from alexnet_flax import run as run_module
+
+  original = run_module.train_step
+
+  def poisoned_step(state, batch, key, **options):
+    preprocess = options.pop('preprocess')
+
+    def broken(batch, key):
+      out = preprocess(batch, key)
+      bad = jax.numpy.isin(state.step + 1, jax.numpy.asarray(steps))
+      return out | {'image': jax.numpy.where(bad, jax.numpy.inf, out['image'])}
+
+    return original(state, batch, key, preprocess=broken, **options)
+
+  monkeypatch.setattr(run_module, 'train_step', poisoned_step)
+
+
+def test_a_step_that_is_not_finite_leaves_the_state_before_it(tiny, tmp_path, monkeypatch):
+  config = replace(tiny, total_steps=8, checkpoint_every_steps=4, log_every_steps=8)
+  training.train(replace(config, total_steps=4), tmp_path / 'before')
+  poisoned(monkeypatch, 5)
+  with pytest.raises(DivergedError, match=r'at step 5 .*; the state before it is in .*failures/5;') as caught:
+    training.train(config, tmp_path / 'run')
+  assert caught.value.exit_code == 3
+  place = tmp_path / 'run' / 'failures' / '5'
+  found = json.loads((place / 'batch.json').read_text())
+  assert found['step'] == 5
+  assert len(found['examples']) == 16
+  import orbax.checkpoint as ocp
+
+  saved = ocp.StandardCheckpointer().restore(place.resolve() / 'state')
+  (whole,) = [checkpoint.load_arrays(tmp_path / 'before' / 'checkpoints', 4)]
+  np.testing.assert_array_equal(saved['params']['fc8']['kernel'], whole['params/fc8/kernel'])
+  np.testing.assert_array_equal(saved['batch_stats']['norm1']['mean'], whole['batch_stats/norm1/mean'])
+
+
+def test_steps_that_are_not_finite_are_skipped(tiny, tmp_path, monkeypatch, capsys):
+  poisoned(monkeypatch, 2, 3)
+  config = replace(
+    tiny, total_steps=6, log_every_steps=3, on_nonfinite='skip', checkpoint_every_steps=6, eval_every_steps=6
+  )
+  values = training.train(config, tmp_path)
+  assert np.isfinite(values['loss'])
+  assert 'steps 1 to 3: 2 updates were not finite and were left out' in capsys.readouterr().out
+  lines = run_log.read_metrics(tmp_path)
+  counts = [line['value'] for line in lines if line['name'] == 'skipped_steps']
+  assert counts == [2.0, 0.0]
+  assert {line['images'] for line in lines if (line['split'], line['step']) == ('train', 3)} == {16}
+  assert all(np.isfinite(array).all() for array in arrays(tmp_path).values())
+
+
+def test_when_nothing_is_finite_skipping_ends(tiny, tmp_path, monkeypatch):
+  poisoned(monkeypatch, 1, 2, 3)
+  config = replace(tiny, total_steps=6, log_every_steps=3, on_nonfinite='skip')
+  with pytest.raises(DivergedError, match='no update of the steps 1 to 3 was finite'):
+    training.train(config, tmp_path)
+
+
+def test_the_configuration_names_no_place_of_the_user(tiny, tmp_path):
+  training.train(replace(tiny, total_steps=1), tmp_path)
+  text = (tmp_path / 'config.json').read_text()
+  assert tiny.data.data_dir not in text
+  assert f'.../{pathlib.Path(tiny.data.data_dir).name}' in text
+
+
+def test_the_option_that_makes_gpus_deterministic_is_one_of_xlas(tiny):
+  """It cannot be tried without a GPU; a name that XLA does not know would be an error here too."""
+  for name, known in (('xla_gpu_deterministic_ops', True), ('xla_gpu_no_such_option', False)):
+    compile_it = jax.jit(lambda x: x + 1, compiler_options={name: True}).lower(1.0).compile
+    if known:
+      compile_it()
+    else:
+      with pytest.raises(jax.errors.JaxRuntimeError, match='No such compile option'):
+        compile_it()
+
+
+def test_doctor(data_dir, capsys, tmp_path):
+  flags = [*SMALL, f'--config.data.data_dir={data_dir}', '--config.data.batch_size=32']
+  assert main(['doctor', *flags, '--workdir', str(tmp_path)]) == 0
+  said = capsys.readouterr().out
+  for expected in (
+    'sees no GPU', 'digits:train[:320]', 'GB free', 'images/s, the step takes', 'ln(10) = 2.303',
+    '20 steps on 32 images alone: the loss goes from', 'units that are dead for these images: relu1',
+  ):  # fmt: skip
+    assert expected in said
+  assert 'bad ' not in said
+  assert main(['doctor', *SMALL, '--config.data.dataset=cifar10', f'--config.data.data_dir={data_dir}']) == 2
+  said = capsys.readouterr().out
+  assert "bad   data and recipe: the data set 'cifar10' is not prepared" in said
+
+
+def test_doctor_sees_what_is_wrong(tiny, tmp_path, monkeypatch):
+  from alexnet_flax import doctor
+  from alexnet_flax.batches import train_batches
+
+  run = training.prepare_run(replace(tiny, optimizer={'learning_rate': 1e6}))
+  batch = next(train_batches(run, 0))
+  found = list(doctor.first_aid(run, batch))
+  assert [finding.verdict for finding in found][1:] != ['ok', 'ok']
+  monkeypatch.setattr(doctor.shutil, 'disk_usage', lambda path: type('Usage', (), {'free': 1000})())
+  assert doctor.disk(run, tmp_path / 'none' / 'yet').verdict == 'bad'
+  monkeypatch.setattr(doctor.shutil, 'which', lambda name: '/usr/bin/nvidia-smi')
+  assert [finding.verdict for finding in doctor.devices()] == ['ok', 'bad']
+
+
+def test_mistakes(capsys):
+  assert main(['verify-resume', '--config=configs/digits.py', '--kills', '0']) == 2
+  assert '--kills (=0) must be at least 1' in capsys.readouterr().err
+  assert main(['verify-resume', '--config=configs/digit.py']) == 2
+  assert "did you mean 'configs/digits.py'" in capsys.readouterr().err
+  assert main(['prepare', 'digits', '--config=x']) == 2
+  assert 'unrecognized arguments: --config=x' in capsys.readouterr().err
