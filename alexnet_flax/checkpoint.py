@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -24,6 +25,10 @@ MANIFEST = 'manifest.json'
 _UNLISTED = (MANIFEST, '_CHECKPOINT_METADATA', 'commit_success.txt')  # Orbax writes these last
 PARTIAL = '.orbax-checkpoint-tmp'
 _FULL = os.strerror(errno.ENOSPC)
+
+
+# It logs a traceback of all that it raises besides, and warnings of no consequence.
+logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
 
 
 class SaveError(Exception):

@@ -62,7 +62,7 @@ def findings(config: Config, workdir: str) -> Iterator[Finding]:
   yield _tensorflow()
   try:
     run = prepare_run(config)
-    batches = train_batches(run, 0)
+    batches = train_batches(dataclasses.replace(run, total_steps=1 << 30), 0)  # however long we look
     batch = next(batches)
   except UsageError as error:
     yield Finding('bad', f'data and recipe: {error}', 'mend this first; what follows needs a batch')
@@ -92,8 +92,8 @@ def devices() -> Iterator[Finding]:
     yield Finding(
       'bad',
       'this machine has an NVIDIA driver, and JAX runs on the CPU',
-      'pip install --require-hashes -r requirements/cuda.txt; TensorFlow with its own CUDA may hide the GPU from'
-      ' JAX: use tensorflow-cpu',
+      'pip install --require-hashes -r requirements/cuda.txt; TensorFlow with its own CUDA may hide the GPU'
+      ' from JAX: use tensorflow-cpu',
     )
 
 
@@ -139,7 +139,7 @@ def _starving(run: Run, batches: Iterator[Batch]) -> Finding:
     return Finding(
       'look',
       f'{what}: the input starves the step',
-      'alexnet-flax prepare NAME --side 256 makes pictures that are read several times as fast; more cores help',
+      'alexnet-flax prepare NAME --side 256 makes pictures that are read several times as fast',
     )
   return Finding('ok', f'{what}: the step is the limit')
 

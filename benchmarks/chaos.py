@@ -2,8 +2,8 @@
 
   python benchmarks/chaos.py --kills 100
 
-The article's network at a sixteenth of its width on the embedded digits. The last line is one JSON object: how
-many kills, after how many the run came to the same bits, how many left an unfinished checkpoint behind.
+The article's network at a sixteenth of its width on the embedded digits. The last line is one JSON object:
+how many kills, after how many of them the run came to the same bits, how many left an unfinished checkpoint.
 """
 
 import argparse
