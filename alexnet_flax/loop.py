@@ -221,6 +221,6 @@ def _check_count(measured: Metrics, run: Run, log: RunLog) -> None:
 def _diverged(what: str, step: int, run: Run, where: str = '') -> DivergedError:
   rate = float(run.schedule(step - 1))
   return DivergedError(
-    f'{what} (learning rate {rate:.3g}){where}; lower optimizer.learning_rate, lengthen optimizer.warmup_epochs'
-    ' or set optimizer.clip_norm=1, and start again: the checkpoints are from before'
+    f'{what} (learning rate {rate:.3g}){where}; lower optimizer.learning_rate, lengthen'
+    ' optimizer.warmup_epochs or set optimizer.clip_norm=1, and start again: the checkpoints are from before'
   )

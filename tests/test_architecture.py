@@ -9,14 +9,6 @@ PACKAGE = pathlib.Path('alexnet_flax')
 
 # What each module may import of ours. `run` and `training` alone know them all; `config` names choices.
 ARROWS = {
-  'distributed': {
-    'errors',
-  },
-  'stopping': set(),
-  'guard': {
-    'metrics',
-    'steps',
-  },
   '__init__': {
     'activations',
     'losses',
@@ -27,12 +19,16 @@ ARROWS = {
     'steps',
   },
   '__main__': {
+    'command_line',
+    'config',
     'conversion',
     'data.datasets',
     'data.preparing',
     'data.shards',
+    'doctor',
     'errors',
     'feature_files',
+    'resume_proof',
   },
   'activations': {
     'augment',
@@ -51,6 +47,7 @@ ARROWS = {
     'data.views',
     'probe',
     'run',
+    'run_log',
     'steps',
   },
   'checkpoint': {
@@ -60,6 +57,7 @@ ARROWS = {
   'command_line': {
     'config',
     'config_dict',
+    'distributed',
     'errors',
     'show_batch',
     'training',
@@ -75,6 +73,7 @@ ARROWS = {
     'editing',
     'errors',
     'geometry',
+    'guard',
     'losses',
     'optimizers',
     'specs',
@@ -170,12 +169,34 @@ ARROWS = {
     'data.encoded',
   },
   'data.views': set(),
+  'distributed': {
+    'errors',
+  },
+  'doctor': {
+    'batches',
+    'config',
+    'data.pipeline',
+    'errors',
+    'losses',
+    'naming',
+    'optimizers',
+    'run',
+    'specs',
+    'steps',
+    'transfer',
+  },
   'editing': {
     'errors',
     'naming',
     'specs',
   },
   'errors': set(),
+  'failures': {
+    'checkpoint',
+    'data.order',
+    'run',
+    'steps',
+  },
   'family': {
     'model',
     'naming',
@@ -196,9 +217,24 @@ ARROWS = {
     'naming',
     'specs',
   },
+  'guard': {
+    'metrics',
+    'steps',
+  },
   'layers': {
     'geometry',
     'specs',
+  },
+  'loop': {
+    'batches',
+    'checkpoint',
+    'errors',
+    'failures',
+    'metrics',
+    'run',
+    'run_log',
+    'steps',
+    'stopping',
   },
   'losses': set(),
   'metrics': {
@@ -247,6 +283,11 @@ ARROWS = {
     'naming',
     'steps',
   },
+  'resume_proof': {
+    'checkpoint',
+    'errors',
+    'run_log',
+  },
   'run': {
     'augment',
     'config',
@@ -256,8 +297,10 @@ ARROWS = {
     'data.few_shot',
     'data.source',
     'data.views',
+    'distributed',
     'editing',
     'errors',
+    'guard',
     'losses',
     'model',
     'naming',
@@ -298,18 +341,19 @@ ARROWS = {
     'losses',
     'metrics',
   },
+  'stopping': set(),
   'training': {
     'batches',
     'checkpoint',
     'config',
     'data.pipeline',
     'errors',
-    'metrics',
+    'loop',
     'run',
     'run_folder',
     'run_log',
     'starting',
-    'steps',
+    'stopping',
   },
   'transfer': {
     'editing',
@@ -444,6 +488,7 @@ def test_tensorflow_is_imported_by_tf_datas_own_path_alone():
         'data.decoding',
         'data.preparing',
         'data.shards',
+        'doctor',  # which looks whether it sees a GPU
         'parity',
       )
 

@@ -16,7 +16,9 @@ from tests.test_resume import assert_same_bits, command
 
 LOST_AFTER = 10
 FLAGS = (
-  '--config.checkpoint_every_steps=4',
+  '--config.optimizer.learning_rate=0.002',  # at a high one rounding grows fast
+  '--config.checkpoint_every_steps=2',
+  '--config.keep_checkpoints=9',
   '--config.log_every_steps=4',
   '--config.record_examples=true',
 )
@@ -59,7 +61,8 @@ def finish(running):
 def examples(folder, processes):
   parts = [run_log.read_lines(folder / f'examples-{number}.jsonl') for number in range(processes)]
   return {
-    lines[0]['step']: sum((line['examples'] for line in lines), []) for lines in zip(*parts, strict=True)
+    lines[0]['step']: [number for line in lines for number in line['examples']]
+    for lines in zip(*parts, strict=True)
   }
 
 
@@ -67,10 +70,10 @@ def arrays(folder, step):
   return checkpoint.load_arrays(folder / 'checkpoints', step)
 
 
-def assert_close(one, other):
+def assert_close(one, other, greatest):
   for name, array in one.items():
-    if array.dtype.kind == 'f':
-      assert np.abs(array - other[name]).max() <= 1e-5 * np.abs(other[name]).max(), name
+    if name.startswith(('params/', 'batch_stats/')):
+      assert np.abs(array - other[name]).max() <= greatest, name
 
 
 @pytest.fixture(scope='module')
@@ -90,7 +93,7 @@ def test_two_processes_are_one_run_and_each_resumes_the_other(alone, data_dir, t
   assert [code for code, _, _ in results] == [0, 0], results
   assert 'in 2 processes' in results[0][1]
   assert 'step 4/4' in results[0][1]
-  assert results[1][1] == ''  # one writes and speaks
+  assert 'step ' not in results[1][1]  # one writes and speaks
   assert len(list(together.glob('events.*'))) == 1
   whole = examples(alone, 1)
   assert examples(together, 2) == {step: whole[step] for step in range(1, 5)}
@@ -111,8 +114,9 @@ def test_two_processes_get_what_one_gets(alone, data_dir, tmp_path):
   results = finish(start(data_dir, tmp_path, 2, 2, '--config.total_steps=8'))
   assert [code for code, _, _ in results] == [0, 0], results
   assert examples(tmp_path, 2) == examples(alone, 1)
-  for step in (4, 8):
-    assert_close(arrays(tmp_path, step), arrays(alone, step))
+  # Rounding grows with the steps: a maximum of equal values, a ReLU at 0.
+  for step, greatest in ((2, 1e-5), (8, 1e-3)):
+    assert_close(arrays(tmp_path, step), arrays(alone, step), greatest)
   values = [
     {(line['step'], line['split'], line['name']): line['value'] for line in run_log.read_metrics(folder)}
     for folder in (alone, tmp_path)

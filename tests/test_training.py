@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_flax import checkpoint, run_log, training
+from alexnet_flax import checkpoint, loop, run_log, training
 from alexnet_flax.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig
 from alexnet_flax.errors import DivergedError, UsageError
 from alexnet_flax.metrics import Metrics
@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
     log_every_steps=1,
   )
   with pytest.raises(
-    DivergedError, match=r"the parameters' norm is inf after step 1 \(learning rate 1e\+30\); lower opt"
+    DivergedError, match=r'the update is not finite at step 1 \(learning rate 1e\+30\); the state before it'
   ):
     training.train(config, tmp_path)
   # The first loss is finite, and its update breaks the parameters: that state may not be saved.
@@ -192,7 +192,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step(tiny, tmp_path):
-  config = replace(tiny, optimizer={'learning_rate': 1e30, 'schedule': 'constant'})
+  config = replace(
+    tiny, optimizer={'learning_rate': 1e15, 'schedule': 'constant', 'momentum': 0.0, 'weight_decay': 0.0}
+  )
   with pytest.raises(DivergedError, match=r'the loss is (nan|inf) at step [23] '):
     training.train(config, tmp_path)
 
@@ -212,7 +214,7 @@ def test_evaluation_is_the_same_for_any_batch_size(tiny):
   results = []
   for size in (8, 24, 40):
     run = training.prepare_run(replace(tiny, data={'eval_batch_size': size}))
-    metrics = training.evaluate(run, run.make_state())
+    metrics = loop.evaluate(run, run.make_state())
     assert metrics.images == 37
     results.append(metrics.means())
   for other in results[1:]:
@@ -247,7 +249,7 @@ def test_learning_on_the_digits(data_dir, tmp_path):
 
 
 def test_is_time():
-  times = lambda period, last: [s for s in range(1, last + 1) if training.is_time(s, period, last)]  # noqa: E731
+  times = lambda period, last: [s for s in range(1, last + 1) if loop.is_time(s, period, last)]  # noqa: E731
   assert times(3, 10) == [3, 6, 9, 10]
   assert times(10 / 3, 11) == [4, 7, 10, 11]
   assert times(0.5, 3) == [1, 2, 3]
