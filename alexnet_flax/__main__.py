@@ -75,7 +75,11 @@ def _parser() -> argparse.ArgumentParser:
   features.add_argument('pictures', metavar='PICTURES', nargs='+', help='files and folders')
   features.add_argument('--layers', required=True, help='such as relu3,fc7')
   features.add_argument('--out', required=True, help='F.h5 or F.npz')
-  features.add_argument('--weights', required=True, help="a run's folder, a file, a URL or a published name")
+  features.add_argument(
+    '--weights',
+    default='torchvision',
+    help="a run's folder, a file, a URL or a published name (default: torchvision's, downloaded once)",
+  )
   _add_network(features)
   features.add_argument(
     '--names', choices=['ours', 'torchvision', 'caffe'], default='ours', help='whose names of layers'

@@ -1,5 +1,6 @@
 """What a configuration must satisfy before any data or device is looked at."""
 
+import dataclasses
 import math
 import typing
 from typing import Any
@@ -55,6 +56,8 @@ def check(config: Config) -> None:
       raise UsageError(f'{key} (={(low, high)}) must be (least, greatest), positive, and shares at most 1')
   if not all(0 <= value <= 255 for value in data.rotation_fill):
     raise UsageError(f'data.rotation_fill (={data.rotation_fill}) must be RGB in 0 ... 255')
+  if config.transfer.mode == 'linear_probe' and any(dataclasses.asdict(config.augment).values()):
+    raise UsageError('a linear probe trains on features of the pictures as they are; set no augment.* for it')
   if data.batch_size % optimizer.accumulate_steps:
     raise UsageError(
       f'data.batch_size (={data.batch_size}) must be divisible by optimizer.accumulate_steps'

@@ -41,6 +41,13 @@ def data_dir(tmp_path_factory) -> str:
   return str(tmp_path_factory.mktemp('tfds'))
 
 
+@pytest.fixture
+def standard_promotion():
+  """For tests that train: optax's schedules and nn.BatchNorm mix types."""
+  with jax.numpy_dtype_promotion('standard'):
+    yield
+
+
 def encode(picture: np.ndarray, kind: str = 'JPEG', **options) -> bytes:
   """An array as a picture's bytes."""
   buffer = io.BytesIO()

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +16,8 @@ from alexnet_flax.data.views import EvalView, TrainView
 from alexnet_flax.errors import UsageError
 from tests.conftest import encode, smooth_picture
 from tests.test_views import eval_view
+
+pytestmark = pytest.mark.usefixtures('standard_promotion')
 
 PICTURE = smooth_picture(60, 80, seed=4)
 EVAL, TRAIN = EvalView(32, 36), TrainView(32)
@@ -235,10 +236,3 @@ def test_a_run_says_what_it_left_out(tmp_path, capsys):
   strict = dataclasses.replace(config, data=dataclasses.replace(config.data, on_bad_image='error'))
   with pytest.raises(UsageError, match='cannot be decoded'):
     training.train(strict, tmp_path / 'other')
-
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-  """optax's schedules and nn.BatchNorm mix types."""
-  with jax.numpy_dtype_promotion('standard'):
-    yield

@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -14,6 +11,8 @@ from alexnet_flax import checkpoint, loop, run_log, training
 from alexnet_flax.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig
 from alexnet_flax.errors import DivergedError, UsageError
 from alexnet_flax.metrics import Metrics
+
+pytestmark = pytest.mark.usefixtures('standard_promotion')
 
 TINY = Config(
   model=ModelConfig(width=1 / 16, image_size=57, batch_norm_momentum=0.9),
@@ -38,13 +37,6 @@ def replace(config, **groups):
     if isinstance(value, dict):
       groups[name] = dataclasses.replace(getattr(config, name), **value)
   return dataclasses.replace(config, **groups)
-
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-  """optax's schedules and nn.BatchNorm mix types."""
-  with jax.numpy_dtype_promotion('standard'):
-    yield
 
 
 @pytest.fixture
@@ -283,24 +275,3 @@ def test_an_unwritable_workdir(tiny, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UsageError, match=r'cannot write to --workdir=.*file/run: Not a directory'):
     training.train(tiny, tmp_path / 'file' / 'run')
-
-
-def test_a_killed_run_goes_on_from_its_folder(data_dir, tmp_path):
-  """The real program, killed without warning once it has saved."""
-  command = [
-    sys.executable, 'train.py', '--config=configs/digits.py', f'--workdir={tmp_path / "run"}',
-    f'--config.data.data_dir={data_dir}', '--config.model.width=0.0625', '--config.model.image_size=57',
-    '--config.data.train_split=train[:320]', '--config.checkpoint_every_steps=5', '--config.total_steps=40',
-  ]  # fmt: skip
-  with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-    assert process.stdout is not None
-    for _ in process.stdout:  # a save is finished at the latest when the next one begins
-      if any(path.name.isdigit() for path in (tmp_path / 'run' / 'checkpoints').glob('*')):
-        process.kill()
-  assert process.returncode == -signal.SIGKILL
-  again = subprocess.run(command, capture_output=True, text=True, check=False)
-  assert again.returncode == 0, again.stderr
-  assert 'resuming batchnorm' in again.stdout
-  assert again.stdout.splitlines()[-1].startswith('done: 40 steps')
-  keys = [(line['step'], line['split'], line['name']) for line in run_log.read_metrics(tmp_path / 'run')]
-  assert len(keys) == len(set(keys))
