@@ -171,6 +171,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')  # tensorboardX's
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # TensorStore's
 @pytest.mark.parametrize('policy', ['stop', 'continue'])
 def test_a_full_disk(tiny, small_disk, capsys, policy):
   config = replace(tiny, checkpoint_every_steps=1, total_steps=3, on_save_error=policy)
