@@ -81,8 +81,8 @@ def test_components_are_of_all_pixels_of_the_training_set(folder):
   )
 
 
-def test_a_killed_run_goes_on_at_its_shard(folder, monkeypatch, capsys):
-  monkeypatch.setattr(preparing, '_SHARD_BYTES', 6 * 32 * 32 * 4)  # six pictures each
+def killed_after_three_files(folder, monkeypatch):
+  """Begins to prepare; the files that were written."""
   write, written = preparing.write_shard, []
 
   def killed(path, *arguments):
@@ -94,6 +94,12 @@ def test_a_killed_run_goes_on_at_its_shard(folder, monkeypatch, capsys):
   monkeypatch.setattr(preparing, 'write_shard', killed)
   with pytest.raises(KeyboardInterrupt):
     prepare(folder, '--side', '32', '--encoding', 'raw')
+  return written
+
+
+def test_a_killed_run_goes_on_at_its_shard(folder, monkeypatch, capsys):
+  monkeypatch.setattr(preparing, '_SHARD_BYTES', 6 * 32 * 32 * 4)  # six pictures each
+  write, written = preparing.write_shard, killed_after_three_files(folder, monkeypatch)
   out = folder.parent / 'tfds'
   assert not list(out.rglob('dataset_info.json'))  # nobody sees half of it
   before = {path: path.stat().st_mtime_ns for path in written}
@@ -183,17 +189,8 @@ def test_raw_pictures_of_another_side_are_resized(folder):
 def test_what_goes_on_is_the_same_or_begins_anew(folder, monkeypatch, capsys):
   """Twenty pictures in four files, killed after three; then two more pictures."""
   monkeypatch.setattr(preparing, '_SHARD_BYTES', 6 * 32 * 32 * 4)
-  write, written = preparing.write_shard, []
-
-  def killed(path, *arguments):
-    if len(written) == 3:
-      raise KeyboardInterrupt
-    written.append(path)
-    write(path, *arguments)
-
-  monkeypatch.setattr(preparing, 'write_shard', killed)
-  with pytest.raises(KeyboardInterrupt):
-    prepare(folder, '--side', '32', '--encoding', 'raw')
+  write = preparing.write_shard
+  killed_after_three_files(folder, monkeypatch)
   monkeypatch.setattr(preparing, 'write_shard', write)
   for number in (20, 21):
     (folder / 'train' / 'cat' / f'{number}.png').write_bytes(encode(smooth_picture(40, 50, number), 'PNG'))
