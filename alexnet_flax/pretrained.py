@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from alexnet_flax import checkpoint
-from alexnet_flax.config import network
+from alexnet_flax.config import Config, network
 from alexnet_flax.config_dict import from_config_dict
 from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.specs import Spec
@@ -61,11 +61,20 @@ def load_variant(
   return spec, variables
 
 
-def _of_run(folder: pathlib.Path) -> tuple[Spec, dict[str, Any]]:
-  path = folder / 'config.json'
+def run_config(folder: str | os.PathLike[str]) -> Config:
+  """The configuration of a run's folder.
+
+  Raises:
+    UsageError: there is none.
+  """
+  path = pathlib.Path(folder).expanduser() / 'config.json'
   try:
-    config = from_config_dict(json.loads(path.read_text()))
+    return from_config_dict(json.loads(path.read_text()))
   except (OSError, ValueError) as error:
     raise UsageError(f"{folder} is no run's folder: {path.name}: {error}") from None
+
+
+def _of_run(folder: pathlib.Path) -> tuple[Spec, dict[str, Any]]:
+  config = run_config(folder)
   _, variables = checkpoint.restore_variables(folder / 'checkpoints')
   return network(config), variables

@@ -9,6 +9,7 @@ import jax
 
 from alexnet_flax import checkpoint, run_log
 from alexnet_flax.batches import train_batches, with_features
+from alexnet_flax.class_names import write_names
 from alexnet_flax.config import Config
 from alexnet_flax.errors import PreemptedError, UsageError
 from alexnet_flax.loop import evaluated_name, run_steps
@@ -67,6 +68,7 @@ def _train(config: Config, folder: pathlib.Path, request: StopRequest) -> dict[s
   is_writer = jax.process_index() == 0
   if is_writer:
     write_config(folder, run.config, resumed=latest is not None)
+    write_names(folder, run.train_source.class_names)
   log = run_log.RunLog(folder, int(state.step), run.total_steps, run.steps_per_epoch, is_writer)
   run.bad.say = log.say if is_writer else print
   try:

@@ -6,7 +6,7 @@ the order of training is ours (`order.py`) and TFDS's own readers know only thei
 
 import functools
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -38,20 +38,19 @@ def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
   if name == IMAGE_FOLDER:
     return open_folder(split, data_dir)
   builder = _prepared_builder(name, data_dir)
-  info, (image_key, label_key) = builder.info, _keys(name, builder)
+  info, keys = builder.info, _keys(name, builder)
   if info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
     reader = builder.as_data_source(split).data_source
     fetch = lambda numbers: reader.__getitems__(numbers.tolist())  # noqa: E731
   else:
     index = records.record_index(_split_info(builder, split).file_instructions)
     fetch = functools.partial(records.read_records, index)
-  image = info.features[image_key]
-  name_key = next((key for key in _NAMES if type(dict(info.features).get(key)) is tfds.features.Text), None)
-  parse = functools.partial(_parse_record, image_key, label_key, name_key, image)
+  image = info.features[keys.image]
+  parse = functools.partial(_parse_record, keys, image)
   return Source(
     name=f'{name}:{split}',
     num_examples=_split_info(builder, split).num_examples,
-    class_names=tuple(info.features[label_key].names),
+    class_names=tuple(info.features[keys.label].names),
     read=lambda numbers: [parse(record) for record in fetch(numbers)],
     folder=str(builder.data_dir),
     identity=f'{info.full_name}:{split}',
@@ -136,12 +135,24 @@ def _split_info(builder: tfds.core.DatasetBuilder, split: str) -> Any:
   return info
 
 
-def _keys(name: str, builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
-  keys = builder.info.supervised_keys
-  if keys and len(keys) == 2:
-    image, label = (builder.info.features[key] for key in keys)
-    if _is_picture(image) and isinstance(label, tfds.features.ClassLabel):
-      return keys
+class _Keys(NamedTuple):
+  """Features' names: of the picture, its class, its name, and of all classes that count as right."""
+
+  image: str
+  label: str
+  name: str | None
+  right: str | None
+
+
+def _keys(name: str, builder: tfds.core.DatasetBuilder) -> _Keys:
+  features = dict(builder.info.features)
+  name_key = next((key for key in _NAMES if type(features.get(key)) is tfds.features.Text), None)
+  match builder.info.supervised_keys:
+    case (image, label) if _is_picture(features[image]):
+      if isinstance(features[label], tfds.features.ClassLabel):
+        return _Keys(image, label, name_key, None)
+      if label == 'real_label':  # ImageNet-ReaL's
+        return _Keys(image, 'original_label', name_key, label)
   raise UsageError(f'the data set {name!r} is not one of pictures with one class each')
 
 
@@ -152,18 +163,20 @@ def _is_picture(feature: Any) -> bool:
   return is_tensor and feature.np_dtype == np.uint8 and len(feature.shape) == 3 and feature.shape[-1] == 3
 
 
-def _parse_record(
-  image_key: str, label_key: str, name_key: str | None, image: Any, record: bytes | memoryview
-) -> Example:
+def _parse_record(keys: _Keys, image: Any, record: bytes | memoryview) -> Example:
   values = parse_example(record)
-  name = str(values[name_key], 'utf-8') if name_key else ''
-  (label,) = read_integers(values[label_key])
+  picture: memoryview | Encoded
   if isinstance(image, tfds.features.Image):
-    return Example(values[image_key], label, name)
-  if None in image.shape:  # TFDS stores the shape beside the pixels then
-    height, width, _ = read_integers(values[f'{image_key}/shape'])
-    return Example(Encoded(values[f'{image_key}/value'], 'raw', height, width), label, name)
-  return Example(Encoded(values[image_key], 'raw', *image.shape[:2]), label, name)
+    picture = values[keys.image]
+  elif None in image.shape:  # TFDS stores the shape beside the pixels then
+    height, width, _ = read_integers(values[f'{keys.image}/shape'])
+    picture = Encoded(values[f'{keys.image}/value'], 'raw', height, width)
+  else:
+    picture = Encoded(values[keys.image], 'raw', *image.shape[:2])
+  (label,) = read_integers(values[keys.label])
+  name = str(values[keys.name], 'utf-8') if keys.name else ''
+  right = tuple(read_integers(values[keys.right])) if keys.right else None
+  return Example(picture, label, name, right)
 
 
 def _first_line(error: Exception) -> str:

@@ -10,11 +10,19 @@ from alexnet_flax.data.encoded import Encoded
 
 
 class Example(NamedTuple):
-  """One example: its picture as it is stored, its label, and its file's name where there is one."""
+  """One example.
+
+  Attributes:
+    picture: as it is stored.
+    label: its class.
+    name: its file's, where there is one.
+    right: all classes that count as right, where the data set says so; there may be none.
+  """
 
   picture: bytes | memoryview | Encoded
   label: int
   name: str
+  right: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,11 +5,12 @@ logits = model.apply(variables, images, train=False)
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import safetensors
@@ -59,7 +60,12 @@ def load_weights(source: str | os.PathLike[str], spec: Spec) -> dict[str, Any]:
 
 
 def save_weights(
-  path: str | os.PathLike[str], spec: Spec, variables: Mapping[str, Any], *, names: str | None = None
+  path: str | os.PathLike[str],
+  spec: Spec,
+  variables: Mapping[str, Any],
+  *,
+  names: str | None = None,
+  class_names: Sequence[str] = (),
 ) -> list[pathlib.Path]:
   """Writes a network's variables in the format that the path's ending names.
 
@@ -69,6 +75,7 @@ def save_weights(
     spec: the network.
     variables: its variables.
     names: 'torchvision' for a `.safetensors` file in torchvision's names and layout.
+    class_names: of the logits, kept in our own `.safetensors` alone.
 
   Returns:
     The files written.
@@ -84,6 +91,8 @@ def save_weights(
   if names not in (None, 'torchvision') or (names and ending != '.safetensors'):
     raise UsageError(f"names={names!r}: only 'torchvision', and only for .safetensors")
   write = torchvision.write_safetensors if names else _WRITERS[ending]
+  if write is native.write:
+    write = functools.partial(native.write, class_names=class_names)
   tensors = check(tensors_of(variables), spec, 'the variables')
   partial = path.with_name(f'.partial-{os.getpid()}-{path.name}')
   try:
@@ -111,6 +120,15 @@ def stored_spec(source: str | os.PathLike[str], candidates: Mapping[str, Spec]) 
     known = [candidates[name] for name in ('caffe', 'caffenet', 'batchnorm_grouped') if name in candidates]
     return caffe.stored_variant(content, str(path), known)
   return candidates.get('batchnorm' if kind == 'keras' else 'torchvision')
+
+
+def stored_class_names(source: str | os.PathLike[str]) -> tuple[str, ...]:
+  """The names of the classes inside one of our own files; none of any other file."""
+  path = local_path(source)
+  content = _read(path)
+  if recognize(content, path) != 'native':
+    return ()
+  return native.stored_class_names(_safetensors_metadata(content, path), str(path))
 
 
 def recognize(content: bytes, path: pathlib.Path) -> str:

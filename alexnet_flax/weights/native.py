@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,10 +38,27 @@ def read(stored: dict[str, np.ndarray], metadata: dict[str, str], spec: Spec, so
   return match_input(check(stored, spec, source), spec, theirs.preprocessing, source)
 
 
-def write(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
-  """Writes the tensors and the spec."""
-  text = json.dumps(_encode(spec))
-  path.write_bytes(save(tensors, metadata={'format': FORMAT, 'variant': spec.name, 'spec': text}))
+def write(tensors: Tensors, spec: Spec, path: pathlib.Path, class_names: Sequence[str] = ()) -> None:
+  """Writes the tensors, the spec, and the names of the classes where they are known."""
+  metadata = {'format': FORMAT, 'variant': spec.name, 'spec': json.dumps(_encode(spec))}
+  if class_names:
+    metadata['class_names'] = json.dumps(list(class_names))
+  path.write_bytes(save(tensors, metadata=metadata))
+
+
+def stored_class_names(metadata: dict[str, str], source: str) -> tuple[str, ...]:
+  """The names inside one of our own files, or none.
+
+  Raises:
+    UsageError: they cannot be read.
+  """
+  try:
+    names = json.loads(metadata.get('class_names', '[]'))
+  except ValueError:
+    names = None
+  if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    raise UsageError(f'{source}: its names of classes cannot be read')
+  return tuple(names)
 
 
 def stored_spec(metadata: dict[str, str], source: str) -> Spec:

@@ -1,0 +1,47 @@
+"""A trained network with all that is needed to ask it: variables, classes, where it comes from."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from alexnet_flax.class_names import class_names, readable
+from alexnet_flax.model import AlexNet
+from alexnet_flax.naming import head_name
+from alexnet_flax.pretrained import load_variant
+from alexnet_flax.specs import Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A trained network.
+
+  Attributes:
+    source: the run's folder, file, URL or name it was loaded from.
+    model: the network.
+    variables: {'params', 'batch_stats'}.
+    class_names: of its logits, as the data set has them.
+  """
+
+  source: str
+  model: AlexNet
+  variables: dict[str, Any]
+  class_names: tuple[str, ...]
+
+  @property
+  def spec(self) -> Spec:
+    """Of the network."""
+    return self.model.spec
+
+  @functools.cached_property
+  def readable_names(self) -> tuple[str, ...]:
+    """The classes for people."""
+    return readable(self.class_names)
+
+
+def load_trained(
+  source: str, variant: str | None = None, width: float = 1.0, image_size: int | None = None
+) -> Trained:
+  """Loads a trained network; arguments and errors as for `pretrained.load_variant`."""
+  spec, variables = load_variant(source, variant, width, image_size)
+  num_classes = variables['params'][head_name(spec)]['bias'].shape[0]
+  return Trained(source, AlexNet(spec, num_classes), variables, class_names(source, num_classes))
