@@ -33,7 +33,7 @@ $(VENV)/.ready: requirements/$(LOCK).txt pyproject.toml
 
 # Pins with hashes for all platforms; no addresses. Needs uv.
 lock:
-	for extra in dev cuda tpu peers; do \
+	for extra in dev cuda tpu peers docs; do \
 	  uv pip compile pyproject.toml --extra $$extra --universal --fork-strategy fewest --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/$$extra.txt \
 	    || exit 1; \

@@ -7,11 +7,12 @@ from types import ModuleType
 from typing import NoReturn
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.verbs import convert, doctor, evaluate, features, prepare, verify_resume
+from alexnet_flax.verbs import convert, doctor, evaluate, features, predict, prepare, verify_resume
 
 VERBS: dict[str, ModuleType] = {
   'prepare': prepare,
   'evaluate': evaluate,
+  'predict': predict,
   'features': features,
   'convert': convert,
   'verify-resume': verify_resume,

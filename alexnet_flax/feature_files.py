@@ -15,7 +15,7 @@ from alexnet_flax.activations import feature_batches
 from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.model import AlexNet
 from alexnet_flax.naming import head_name, named_layers
-from alexnet_flax.pictures import UnreadableError, evaluation_view, read_picture
+from alexnet_flax.pictures import UnreadableError, evaluation_view, picture_files, read_picture
 from alexnet_flax.pretrained import load_variant
 from alexnet_flax.specs import Spec
 from alexnet_flax.weights import caffe_network, torchvision
@@ -25,7 +25,6 @@ NAMES: dict[str, Callable[[Spec], dict[str, str]]] = {
   'torchvision': torchvision.layer_names,
   'caffe': caffe_network.layer_names,
 }
-_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm')
 _NAMES_KEY = 'names'
 
 
@@ -46,7 +45,7 @@ def write_features(
   """Writes one row a picture, in the order given, with the pictures' names beside them.
 
   Args:
-    pictures: files, and folders, whose pictures are taken in the order of their names.
+    pictures: files, folders and patterns, as for `picture_files`.
     layers: of the network, in the scheme that `names` says.
     out: `.h5` or `.hdf5`, one data set a layer (Caffe's conv1/bn is conv1.bn there); or `.npz`, one array
       a layer. Both also hold 'names'.
@@ -66,7 +65,7 @@ def write_features(
   path = pathlib.Path(out)
   if path.suffix not in ('.h5', '.hdf5', '.npz'):
     raise UsageError(f'--out {out}: the ending must be .h5, .hdf5 or .npz')
-  files = list(_files(pictures))
+  files = picture_files(pictures)
   spec, variables = load_variant(weights, variant, width, image_size)
   known = {theirs: ours for ours, theirs in NAMES[names](spec).items()}
   for name in layers:
@@ -85,17 +84,6 @@ def write_features(
     except OSError as error:
       raise UsageError(f'cannot write {out}: {error.strerror or error}') from None
   return unreadable
-
-
-def _files(pictures: Sequence[str]) -> Iterator[str]:
-  for picture in pictures:
-    if os.path.isdir(picture):
-      inside = sorted(p for p in pathlib.Path(picture).rglob('*') if p.suffix.lower() in _ENDINGS)
-      if not inside:
-        raise UsageError(f'no pictures in the folder {picture}')
-      yield from map(str, inside)
-    else:
-      yield picture
 
 
 def _views(

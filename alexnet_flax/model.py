@@ -1,6 +1,6 @@
 """One linen module for the whole family: it walks a spec's layers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -51,7 +51,12 @@ class AlexNet(nn.Module):
 
   @nn.compact
   def __call__(
-    self, images: jax.Array, *, train: bool, endpoints: bool = False
+    self,
+    images: jax.Array,
+    *,
+    train: bool,
+    endpoints: bool = False,
+    perturbations: Mapping[str, jax.Array] | None = None,
   ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
     """Logits of a batch of pictures.
 
@@ -60,6 +65,8 @@ class AlexNet(nn.Module):
       train: normalise by the batch and drop out (needs `rngs={'dropout': key}`, and
         `mutable=['batch_stats']` where the spec has BatchNorm).
       endpoints: return every layer's output as well.
+      perturbations: what to add to layers' outputs, by their names. The derivative by a perturbation of
+        zeros is that by the layer's output.
 
     Returns:
       float32 logits [B, num_classes], never softmaxed; with `endpoints`, also a dictionary of every
@@ -80,6 +87,8 @@ class AlexNet(nn.Module):
     taps = {}
     for name, layer in named_layers(self.spec):
       x = self._apply(name, layer, x, train)
+      if perturbations and name in perturbations:
+        x = x + perturbations[name].astype(x.dtype)
       taps[name] = x
     logits = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
     taps[name] = logits

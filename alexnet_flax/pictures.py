@@ -1,18 +1,50 @@
 """Pictures from files on the host, without TensorFlow: decoding, and the view of evaluation."""
 
+import glob
 import os
+import pathlib
+from collections.abc import Sequence
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from alexnet_flax.errors import UsageError
 from alexnet_flax.specs import Spec
 
 MAX_PIXELS = 100_000_000  # beyond, a picture is more likely an attack or an accident
 
 
+_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm')
+
+
 class UnreadableError(Exception):
   """A file that is not a picture, or a broken one."""
+
+
+def picture_files(paths: Sequence[str]) -> list[str]:
+  """The files that paths mean, in the order given.
+
+  Args:
+    paths: files; folders, whose pictures are taken in the order of their names; and patterns
+      ('photos/*.jpg'), for those whose shell does not fill them in.
+
+  Raises:
+    UsageError: a folder has no pictures, or a pattern fits none.
+  """
+  files: list[str] = []
+  for path in paths:
+    if os.path.isdir(path):
+      inside = sorted(p for p in pathlib.Path(path).rglob('*') if p.suffix.lower() in _ENDINGS)
+      found = list(map(str, inside))
+    elif not os.path.exists(path) and glob.has_magic(path):
+      found = sorted(glob.glob(path, recursive=True))
+    else:
+      found = [path]
+    if not found:
+      raise UsageError(f'no pictures {"in the folder" if os.path.isdir(path) else "fit"} {path}')
+    files += found
+  return files
 
 
 def read_picture(file: str | os.PathLike[str] | BinaryIO) -> np.ndarray:

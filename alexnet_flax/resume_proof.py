@@ -1,7 +1,7 @@
 """`alexnet-flax verify-resume`: a run that is killed again and again, beside one that never was.
 
-Both are the real program in processes of their own. Each kill is SIGKILL, at a random moment or inside of a
-save; after each one the last whole checkpoint must have the bits that the other run had at that step, and at
+Both are the real program in processes of their own. Each kill is SIGKILL: at a random step, inside of a save,
+or while the program starts; after each one the last whole checkpoint must have the bits that the other run had at that step, and at
 the end so must everything.
 """
 
@@ -28,6 +28,7 @@ _SHORT = {
   'log_every_steps': 4,
 }
 _TIMED = ('images_per_second',)
+_EXAMPLES = 'examples-0.jsonl'
 _PROGRAM = 'import sys; from alexnet_flax.command_line import main; sys.exit(main(sys.argv))'
 
 
@@ -57,7 +58,7 @@ def prove_resume(
 
   Args:
     flags: `--config=FILE` and overrides, as for `train.py`; without a number of steps there are few.
-    kills: how many; every third waits for a save and strikes inside of it.
+    kills: how many; every third waits for a save and strikes inside of it, every sixth in the start.
     seed: of the moments.
     say: is given a line now and then.
 
@@ -79,7 +80,7 @@ def prove_resume(
       rounds += 1
       folder = root / f'killed-{rounds}'
       before, good = proof.kills, 0
-      while proof.kills < kills and _killed(command, folder, seconds, moments, proof):
+      while proof.kills < kills and _killed(command, folder, whole, moments, proof):
         wrong = _differs_at_latest(whole, folder)
         good += not wrong
         proof.differences += wrong
@@ -103,28 +104,44 @@ def _run_to_the_end(command: list[str], folder: pathlib.Path) -> float:
 
 
 def _killed(
-  command: list[str], folder: pathlib.Path, seconds: float, moments: random.Random, proof: Proof
+  command: list[str], folder: pathlib.Path, whole: pathlib.Path, moments: random.Random, proof: Proof
 ) -> bool:
   """Runs until the next kill; False if the run ends before it."""
-  strikes_in_save = proof.kills % 3 == 2
-  # Anywhere from the program's start to beyond its end.
-  wait = moments.uniform(0.02 * seconds, 1.1 * seconds)
-  deadline = time.monotonic() + (10 * seconds + 60 if strikes_in_save else wait)
-  left = _partial(folder)  # by the kill before
+  left, log = _partial(folder), _examples(folder)  # by the kill before
+  steps = len(read_lines(whole / _EXAMPLES))
+  first = next(iter(checkpoint.steps_in(folder / 'checkpoints')), 0) + 1
+  step, seconds = moments.randint(min(first, steps), steps), moments.uniform(0, 5)
+  # A third inside of a save, a sixth in the program's start, the others at a step.
+  kind = ('step', 'step', 'save', 'start', 'step', 'save')[proof.kills % 6]
+  begun = time.monotonic()
+
+  def is_time() -> bool:
+    match kind:
+      case 'save':
+        return bool(_partial(folder) - left)
+      case 'start':
+        return time.monotonic() - begun > seconds
+      case _:
+        return _examples(folder) != log and len(read_lines(folder / _EXAMPLES)) >= step
+
   with subprocess.Popen(
     [*command, f'--workdir={folder}'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
   ) as process:
-    while process.poll() is None and time.monotonic() < deadline:
-      if strikes_in_save and _partial(folder) - left:
-        time.sleep(moments.uniform(0, 0.05))
-        break
-      time.sleep(0.001 if strikes_in_save else 0.01)
+    while process.poll() is None and not is_time():
+      time.sleep(0.001 if kind == 'save' else 0.01)
+    time.sleep(moments.uniform(0, 0.05))
     if process.poll() is not None:
       return False
     process.kill()
   proof.kills += 1
   proof.inside_save += bool(_partial(folder) - left)
   return True
+
+
+def _examples(folder: pathlib.Path) -> int | None:
+  """Which file the examples of the steps are recorded in: a run that goes on begins another."""
+  path = folder / _EXAMPLES
+  return path.stat().st_ino if path.exists() else None
 
 
 def _partial(folder: pathlib.Path) -> set[tuple[str, int]]:
@@ -177,7 +194,7 @@ def _differences(whole: pathlib.Path, folder: pathlib.Path, proof: Proof) -> lis
   keys = [(line['step'], line['split'], line['name']) for line in read_metrics(folder)]
   if len(keys) != len(set(keys)):
     wrong.append('metrics.jsonl has a value twice')
-  examples = [read_lines(place / 'examples-0.jsonl') for place in (whole, folder)]
+  examples = [read_lines(place / _EXAMPLES) for place in (whole, folder)]
   if examples[0] != examples[1]:
     wrong.append('the examples of the steps')
   found = {

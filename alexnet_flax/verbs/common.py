@@ -1,6 +1,11 @@
 """Arguments that several verbs share."""
 
 import argparse
+import dataclasses
+import typing
+
+if typing.TYPE_CHECKING:
+  from alexnet_flax.trained import Trained
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
@@ -23,3 +28,20 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
   """Where data sets are looked for."""
   parser.add_argument('--data_dir', help="where data sets lie (default: TFDS's own folder)")
+
+
+def add_classes(parser: argparse.ArgumentParser) -> None:
+  """What the classes are called."""
+  parser.add_argument('--classes', metavar='FILE', help='names of the classes, one a line')
+
+
+def load(arguments: argparse.Namespace) -> 'Trained':
+  """The network that `add_weights` and `add_classes` ask for."""
+  from alexnet_flax.class_names import read_names
+  from alexnet_flax.trained import load_trained
+
+  network = load_trained(arguments.weights, arguments.variant, arguments.width, arguments.image_size)
+  if arguments.classes is None:
+    return network
+  names = read_names(arguments.classes, len(network.class_names))
+  return dataclasses.replace(network, class_names=names)

@@ -1,0 +1,167 @@
+"""`alexnet-flax predict`: what is in picture files."""
+
+import concurrent.futures
+import itertools
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.special
+from PIL import Image
+from tqdm import tqdm
+
+from alexnet_flax.activations import feature_batches
+from alexnet_flax.errors import UsageError
+from alexnet_flax.naming import head_name
+from alexnet_flax.pictures import UnreadableError, evaluation_view, picture_files, read_picture
+from alexnet_flax.trained import Trained
+
+TOP = 5
+
+
+class Prediction(NamedTuple):
+  """What a network says of one picture.
+
+  Attributes:
+    file: its path.
+    classes: the names of the most probable classes, most probable first.
+    probabilities: of those.
+    numbers: of those.
+    view: uint8 [S, S, 3], what the network saw.
+    error: why the picture cannot be read, or None; there is nothing else then.
+  """
+
+  file: str
+  classes: tuple[str, ...] = ()
+  probabilities: tuple[float, ...] = ()
+  numbers: tuple[int, ...] = ()
+  view: np.ndarray | None = None
+  error: str | None = None
+
+
+def predict(network: Trained, files: Sequence[str], batch_size: int = 32) -> Iterator[Prediction]:
+  """The five most probable classes of each picture, in the order given.
+
+  Args:
+    network: whose view of the pictures is the central crop.
+    files: paths. Those that cannot be read are told with their reason.
+    batch_size: pictures at a time.
+  """
+  head = head_name(network.spec)
+  rest = iter(files)
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    while some := list(itertools.islice(rest, batch_size)):
+      seen = list(threads.map(lambda file: _view(file, network), some))
+      views = [view for view in seen if not isinstance(view, str)]
+      batches = feature_batches(network.model, network.variables, views, [head], batch_size=batch_size)
+      logits = iter([row for batch in batches for row in batch[head]])
+      for file, view in zip(some, seen, strict=True):
+        if isinstance(view, str):
+          yield Prediction(file, error=view)
+        else:
+          yield _prediction(file, next(logits), view, network.readable_names)
+
+
+def write_predictions(
+  network: Trained, pictures: Sequence[str], *, as_json: bool = False, saliency: str | None = None
+) -> int:
+  """Prints the predictions for picture files.
+
+  Args:
+    network: the network.
+    pictures: files, folders and patterns, as for `picture_files`.
+    as_json: one JSON object a line instead of a table.
+    saliency: a folder for Grad-CAM pictures of the most probable class, if given.
+
+  Returns:
+    How many pictures could not be read.
+
+  Raises:
+    UsageError: there are no pictures, or the folder cannot be written.
+  """
+  files = picture_files(pictures)
+  maps = _names_of_maps(files, saliency) if saliency else {}
+  failed = 0
+  bar = tqdm(predict(network, files), total=len(files), unit='picture', disable=not sys.stderr.isatty())
+  for prediction in bar:
+    if prediction.error:
+      failed += 1
+      bar.write(f'cannot read {prediction.file}: {prediction.error}', file=sys.stderr)
+    place = maps.get(prediction.file) if not prediction.error else None
+    if place:
+      _write_map(network, prediction, place)
+    if as_json:
+      bar.write(json.dumps(_as_json(prediction, place)), file=sys.stdout)
+    elif not prediction.error:
+      bar.write(_table(prediction, place), file=sys.stdout)
+  return failed
+
+
+def _view(file: str, network: Trained) -> np.ndarray | str:
+  try:
+    return evaluation_view(read_picture(file), network.spec)
+  except UnreadableError as error:
+    return str(error)
+
+
+def _prediction(file: str, logits: np.ndarray, view: np.ndarray, names: Sequence[str]) -> Prediction:
+  probabilities = scipy.special.softmax(logits.astype(np.float64))
+  best = np.argsort(-probabilities, kind='stable')[:TOP].tolist()
+  return Prediction(
+    file,
+    tuple(names[number] for number in best),
+    tuple(float(probabilities[number]) for number in best),
+    tuple(best),
+    view,
+  )
+
+
+def _table(prediction: Prediction, place: pathlib.Path | None) -> str:
+  lines = [prediction.file + (f'  ({place})' if place else '')]
+  for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
+    lines.append(f'  {probability:7.2%}  {"█" * round(20 * probability):20}  {name}')
+  return '\n'.join(lines)
+
+
+def _as_json(prediction: Prediction, place: pathlib.Path | None) -> dict[str, Any]:
+  if prediction.error:
+    return {'file': prediction.file, 'error': prediction.error}
+  best = [
+    {'class': number, 'name': name, 'probability': probability}
+    for number, name, probability in zip(
+      prediction.numbers, prediction.classes, prediction.probabilities, strict=True
+    )
+  ]
+  return {'file': prediction.file, 'best': best} | ({'saliency': str(place)} if place else {})
+
+
+def _names_of_maps(files: Sequence[str], folder: str) -> dict[str, pathlib.Path]:
+  """A name for the map of each picture; of pictures of the same name in several folders, different ones."""
+  try:
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UsageError(f'cannot write to --saliency={folder}: {error.strerror}') from None
+  places: dict[str, pathlib.Path] = {}
+  taken: set[str] = set()
+  for file in dict.fromkeys(files):
+    stem = pathlib.PurePath(file).stem
+    names = itertools.chain([stem], (f'{stem}-{count}' for count in itertools.count(2)))
+    name = next(name for name in names if name not in taken)
+    taken.add(name)
+    places[file] = pathlib.Path(folder) / f'{name}-gradcam.png'
+  return places
+
+
+def _write_map(network: Trained, prediction: Prediction, place: pathlib.Path) -> None:
+  from alexnet_flax.saliency import grad_cam, overlay
+
+  assert prediction.view is not None
+  heat = grad_cam(network.model, network.variables, prediction.view[None], np.array(prediction.numbers[:1]))
+  try:
+    Image.fromarray(np.hstack([prediction.view, overlay(prediction.view, heat[0])])).save(place)
+  except OSError as error:
+    raise UsageError(f'cannot write {place}: {error.strerror or error}') from None
