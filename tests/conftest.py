@@ -11,6 +11,11 @@ import io
 import pathlib
 import tempfile
 
+# Many tests train the same tiny network: all processes of one test run share what they compile.
+_RUN = os.environ.get('PYTEST_XDIST_TESTRUNUID', str(os.getpid()))
+os.environ['JAX_COMPILATION_CACHE_DIR'] = str(pathlib.Path(tempfile.gettempdir(), f'xla-{_RUN}'))
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+
 import jax
 import numpy as np
 import pytest
@@ -19,10 +24,6 @@ from PIL import Image
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
-# Many tests train the same tiny network: all processes of one test run share what they compile.
-_RUN = os.environ.get('PYTEST_XDIST_TESTRUNUID', str(os.getpid()))
-jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(tempfile.gettempdir(), f'xla-{_RUN}')))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data'
 

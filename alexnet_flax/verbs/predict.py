@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_weights(parser)
   add_classes(parser)
   parser.add_argument('--json', action='store_true', help='one JSON object a line')
-  parser.add_argument('--saliency', metavar='FOLDER', help='for pictures of where the network looks (Grad-CAM)')
+  parser.add_argument(
+    '--saliency', metavar='FOLDER', help='for pictures of where the network looks (Grad-CAM)'
+  )
 
 
 def run(arguments: argparse.Namespace) -> int:
