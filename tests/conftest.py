@@ -1,20 +1,20 @@
 """Set-up for all tests: eight CPU devices, warnings as errors, strict types."""
 
 import os
+import tempfile
 
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+# Many tests train the same tiny network: all processes of one test run share what they compile.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = os.path.join(
+  tempfile.gettempdir(), f'xla-{os.environ.get("PYTEST_XDIST_TESTRUNUID", os.getpid())}'
+)
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 
 import io
 import pathlib
-import tempfile
-
-# Many tests train the same tiny network: all processes of one test run share what they compile.
-_RUN = os.environ.get('PYTEST_XDIST_TESTRUNUID', str(os.getpid()))
-os.environ['JAX_COMPILATION_CACHE_DIR'] = str(pathlib.Path(tempfile.gettempdir(), f'xla-{_RUN}'))
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 
 import jax
 import numpy as np
