@@ -7,12 +7,13 @@ from types import ModuleType
 from typing import NoReturn
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.verbs import convert, doctor, evaluate, features, predict, prepare, verify_resume
+from alexnet_flax.verbs import convert, doctor, evaluate, features, predict, prepare, report, verify_resume
 
 VERBS: dict[str, ModuleType] = {
   'prepare': prepare,
   'evaluate': evaluate,
   'predict': predict,
+  'report': report,
   'features': features,
   'convert': convert,
   'verify-resume': verify_resume,

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from alexnet_flax.batches import train_batches
 from alexnet_flax.config import Config
 from alexnet_flax.errors import UsageError
+from alexnet_flax.layer_statistics import layer_statistics
 from alexnet_flax.losses import LOSSES
 from alexnet_flax.naming import named_layers
 from alexnet_flax.optimizers import sgd
@@ -192,11 +192,8 @@ def dead_units(run: Run, state: TrainState, batch: Batch) -> Finding:
   assert run.preprocess is not None
   names = [name for name, layer in named_layers(run.model.spec) if layer == Activation('relu')]
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  images = run.preprocess(batch, None)['image']
-  _, taps = run.model.apply(variables, images, train=False, endpoints=True)
-  shares = {
-    name: float(jnp.mean(jnp.all(taps[name] <= 0, axis=tuple(range(taps[name].ndim - 1))))) for name in names
-  }
+  measured = layer_statistics(run.model, variables, batch['image'])
+  shares = {layer.name: layer.dead for layer in measured if layer.name in names}
   what = 'units that are dead for these images: ' + ', '.join(f'{name} {x:.0%}' for name, x in shares.items())
   worst = max(shares.values(), default=0.0)
   if worst > 0.5:

@@ -1,8 +1,8 @@
 """`alexnet-flax verify-resume`: a run that is killed again and again, beside one that never was.
 
 Both are the real program in processes of their own. Each kill is SIGKILL: at a random step, inside of a save,
-or while the program starts. After each one the last whole checkpoint must have the bits that the other run had
-at that step, and at the end so must everything.
+or while the program starts. After each one the last whole checkpoint must have the bits that the other run
+had at that step, and at the end so must everything.
 """
 
 import contextlib

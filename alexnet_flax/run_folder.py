@@ -4,11 +4,11 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
 from typing import Any
 
 from alexnet_flax.config import Config
 from alexnet_flax.errors import UsageError
+from alexnet_flax.provenance import public
 
 
 def make_folder(folder: pathlib.Path) -> None:
@@ -43,23 +43,10 @@ def write_config(folder: pathlib.Path, config: Config, resumed: bool) -> None:
 
 def _without_private(config: Config) -> Config:
   """The configuration for others to read: where the user's files lie is nobody else's business."""
-  data = dataclasses.replace(config.data, data_dir=_public(config.data.data_dir))
-  transfer = dataclasses.replace(config.transfer, source=_public(config.transfer.source))
+  place, source = config.data.data_dir, config.transfer.source
+  data = dataclasses.replace(config.data, data_dir=place and public(place))
+  transfer = dataclasses.replace(config.transfer, source=source and public(source))
   return dataclasses.replace(config, data=data, transfer=transfer)
-
-
-def _public(place: str | None) -> str | None:
-  """An absolute path's last part; a URL without user, password and query.
-
-  >>> _public('/home/ada/data/pets'), _public('https://ada:secret@host/a.pth?token=1'), _public('runs/a')
-  ('.../pets', 'https://host/a.pth', 'runs/a')
-  """
-  if place is None:
-    return None
-  if '://' in place:
-    return re.sub(r'^(\w+://)(?:[^/@]*@)?([^?#]*).*$', r'\1\2', place)
-  path = pathlib.PurePath(place)
-  return f'.../{path.name}' if path.is_absolute() or place.startswith('~') else place
 
 
 def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:

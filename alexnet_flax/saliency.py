@@ -89,9 +89,7 @@ def _compiled(model: AlexNet, layer: str) -> Any:
       chosen = jnp.where(classes < 0, jnp.argmax(logits, -1).astype(jnp.int32), classes)
       return jnp.take_along_axis(logits, chosen[:, None], axis=1).sum(), taps[layer]
 
-    shape = jax.eval_shape(
-      lambda: model.apply(variables, inputs, train=False, endpoints=True)[1][layer]  # type: ignore[index]
-    )
+    shape = jax.eval_shape(lambda: model.apply(variables, inputs, train=False, endpoints=True)[1][layer])
     if len(shape.shape) != 4:
       raise ValueError(f'the layer {layer} has no space left; choose one before the flattening')
     gradient, activations = jax.grad(wanted, has_aux=True)(jnp.zeros(shape.shape, jnp.float32))

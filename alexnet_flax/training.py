@@ -13,6 +13,7 @@ from alexnet_flax.class_names import write_names
 from alexnet_flax.config import Config
 from alexnet_flax.errors import PreemptedError, UsageError
 from alexnet_flax.loop import evaluated_name, run_steps
+from alexnet_flax.provenance import write_environment
 from alexnet_flax.run import Run, compile_train_step, prepare_run
 from alexnet_flax.run_folder import make_folder, write_config
 from alexnet_flax.starting import start, training_lines
@@ -69,6 +70,7 @@ def _train(config: Config, folder: pathlib.Path, request: StopRequest) -> dict[s
   if is_writer:
     write_config(folder, run.config, resumed=latest is not None)
     write_names(folder, run.train_source.class_names)
+    write_environment(folder)
   log = run_log.RunLog(folder, int(state.step), run.total_steps, run.steps_per_epoch, is_writer)
   run.bad.say = log.say if is_writer else print
   try:

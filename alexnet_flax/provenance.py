@@ -1,0 +1,85 @@
+"""Where a run comes from: versions, devices, commit and command. Nothing of the user's folders or secrets."""
+
+import json
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+import jax
+
+FILE = 'environment.json'  # in a run's folder
+_PACKAGES = ('alexnet_flax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
+
+
+def public(place: str) -> str:
+  """An absolute path's last part; a URL without user, password and query.
+
+  >>> public('/home/ada/data/pets'), public('https://ada:secret@host/a.pth?token=1'), public('runs/a')
+  ('.../pets', 'https://host/a.pth', 'runs/a')
+  """
+  if '://' in place:
+    return re.sub(r'^(\w+://)(?:[^/@]*@)?([^?#]*).*$', r'\1\2', place)
+  path = pathlib.PurePath(place)
+  return f'.../{path.name}' if path.is_absolute() or place.startswith('~') else place
+
+
+def public_command(argv: list[str]) -> str:
+  """A command line for others to read.
+
+  >>> public_command(['/home/ada/train.py', '--config=configs/digits.py', '--workdir=/home/ada/runs/a'])
+  'python train.py --config=configs/digits.py --workdir=.../a'
+  """
+  shown = [
+    f'{name}={public(value)}' if equals else public(name)
+    for name, equals, value in (argument.partition('=') for argument in argv[1:])
+  ]
+  return ' '.join(['python', pathlib.PurePath(argv[0]).name, *shown])
+
+
+def environment() -> dict[str, Any]:
+  """Versions, devices, commit and command of this process."""
+  devices = jax.devices()
+  versions = {'python': platform.python_version()}
+  for package in _PACKAGES:
+    try:
+      versions[package] = metadata.version(package)
+    except metadata.PackageNotFoundError:
+      versions[package] = 'absent'
+  return {
+    'command': public_command(sys.argv),
+    'commit': _commit(),
+    'devices': f'{len(devices)} x {devices[0].device_kind}',
+    'platform': f'{platform.system()} {platform.machine()}',
+    'versions': versions,
+  }
+
+
+def write_environment(folder: pathlib.Path) -> None:
+  """Writes what this process is into a run's folder."""
+  (folder / FILE).write_text(json.dumps(environment(), indent=2) + '\n')
+
+
+def read_environment(folder: pathlib.Path) -> dict[str, Any]:
+  """What was written; empty for a run that has none."""
+  try:
+    return json.loads((folder / FILE).read_text())
+  except (OSError, ValueError):
+    return {}
+
+
+def _commit() -> str | None:
+  """The commit of the checkout that this package lies in, with '+' if files differ from it."""
+  folder = pathlib.Path(__file__).resolve().parents[1]
+  if not (folder / '.git').exists():
+    return None
+  described = subprocess.run(
+    ['git', '-C', str(folder), 'describe', '--always', '--dirty=+', '--abbrev=12', '--exclude=*'],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  return described.stdout.strip() or None

@@ -1,0 +1,83 @@
+"""Curves as SVG inside of a page: its own text and colours, light and dark."""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.figure import Figure
+
+# Colours that stand for the page's: text, and one for each series.
+_TEXT = '#0a0b0c'
+_SERIES = tuple(f'#0102{number:02x}' for number in range(8))
+
+
+class Series(NamedTuple):
+  """A curve.
+
+  Attributes:
+    label: for the legend.
+    xs, ys: its points.
+    color: which of the page's colours, from 0.
+    dashed: whether it is drawn broken.
+  """
+
+  label: str
+  xs: Sequence[float]
+  ys: Sequence[float]
+  color: int
+  dashed: bool = False
+
+
+def line_chart(
+  series: Sequence[Series], x_label: str, y_label: str, *, log: bool = False, percent: bool = False
+) -> str:
+  """Curves as an SVG element whose colours are the page's variables (--series-0, ..., currentColor)."""
+  style: Any = {
+    'svg.fonttype': 'none',
+    'svg.hashsalt': 'alexnet_flax',
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'font.size': 9,
+    **dict.fromkeys(('text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'ytick.color'), _TEXT),
+  }
+  with matplotlib.rc_context(style):
+    figure = Figure(figsize=(4.6, 2.7), layout='constrained')
+    axes = figure.subplots()
+    for one in series:
+      marker = '.' if len(one.xs) < 30 else None
+      color = _SERIES[one.color % len(_SERIES)]
+      axes.plot(
+        one.xs,
+        one.ys,
+        color=color,
+        linestyle='--' if one.dashed else '-',
+        marker=marker,
+        label=one.label,
+        linewidth=1.6,
+      )
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(color=_TEXT, alpha=0.12, linewidth=0.6)
+    if log:
+      axes.set_yscale('log')
+    if percent:
+      axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=None))
+    if len(series) > 1:
+      axes.legend(frameon=False, fontsize=8)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
+  return _for_page(buffer.getvalue(), f'{y_label} by {x_label}')
+
+
+def _for_page(svg: str, title: str) -> str:
+  svg = svg[svg.index('<svg') :]
+  svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
+  svg = re.sub(r'<svg ', f'<svg role="img" aria-label="{title}" ', svg, count=1)
+  svg = re.sub(r' (width|height)="[\d.]+pt"', '', svg, count=2)
+  svg = svg.replace(_TEXT, 'currentColor')
+  svg = re.sub(r'font-family: [^;"]*', 'font-family: inherit', svg)
+  for number, color in enumerate(_SERIES):
+    svg = svg.replace(color, f'var(--series-{number})')
+  return svg

@@ -1,0 +1,272 @@
+"""What a report shows of one run, ready for the page: numbers, names, pictures as text."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+
+from alexnet_flax.activations import feature_batches
+from alexnet_flax.data.source import Source
+from alexnet_flax.drawing import data_uri, filter_tiles
+from alexnet_flax.layer_statistics import LayerStatistics, layer_statistics
+from alexnet_flax.naming import named_layers
+from alexnet_flax.report.charts import Series, line_chart
+from alexnet_flax.report.subject import Sources, Subject
+from alexnet_flax.scoring import Answers, Estimate, most_confused
+from alexnet_flax.specs import Conv
+
+PANEL = 8  # pictures, as in figure 4 of Krizhevsky et al. 2012
+QUERIES, NEIGHBOURS = 5, 6
+GALLERY = 2000
+_FEW_CLASSES = 30  # so many have a whole confusion matrix
+_STATISTICS_OVER = 64
+_MISTAKES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Guess:
+  """A picture with the network's five best answers.
+
+  Attributes:
+    picture: as a data URI.
+    label: the right class.
+    answers: (class, probability, whether it is right).
+  """
+
+  picture: str
+  label: str
+  answers: list[tuple[str, float, bool]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A picture and its nearest neighbours, each (picture, class)."""
+
+  query: tuple[str, str]
+  neighbours: list[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+  """What can be shown only where the data are at hand."""
+
+  images: int
+  protocol: str
+  top1: Estimate
+  top5: Estimate
+  loss: Estimate
+  calibration_error: float
+  panel: list[Guess]
+  mistakes: list[Guess]
+  neighbours: list[Row]
+  neighbours_layer: str
+  gallery: int
+  confusion: list[list[int]] | None
+  confused: list[tuple[str, str, int]]
+  layers: list[LayerStatistics]
+  layers_over: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+  """A run on the page."""
+
+  subject: Subject
+  parameters: int
+  charts: list[tuple[str, str]]  # (title, SVG)
+  filters: str | None
+  filters_caption: str
+  class_names: tuple[str, ...]
+  facts: dict[str, str]
+  configuration: list[tuple[str, str]]
+  pictures: Pictures | None
+
+
+def content(subject: Subject) -> Content:
+  """Everything that is shown of a run."""
+  network = subject.network
+  filters, caption = _filters(subject)
+  return Content(
+    subject,
+    sum(leaf.size for leaf in _leaves(network.variables['params'])),
+    [
+      (title, line_chart(series, 'epoch', label, **options))
+      for title, label, series, options in _curves(subject)
+    ],
+    filters,
+    caption,
+    network.readable_names,
+    _facts(subject),
+    configuration(subject),
+    _pictures(subject),
+  )
+
+
+def curve(subject: Subject, split: str, name: str) -> tuple[list[float], list[float]]:
+  """Epochs and values of one logged name."""
+  lines = [line for line in subject.metrics if (line['split'], line['name']) == (split, name)]
+  return [line['epoch'] for line in lines], [line['value'] for line in lines]
+
+
+def evaluated_split(subject: Subject) -> str:
+  """The name of the evaluated split in the log."""
+  return next((line['split'] for line in subject.metrics if line['split'] != 'train'), 'test')
+
+
+def configuration(subject: Subject) -> list[tuple[str, str]]:
+  """Every key with its value."""
+  return list(_flat(dataclasses.asdict(subject.config)))
+
+
+def _flat(tree: dict[str, Any], prefix: str = '') -> Any:
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _flat(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, json.dumps(value)
+
+
+def _leaves(tree: Any) -> Any:
+  for value in tree.values():
+    if isinstance(value, dict):
+      yield from _leaves(value)
+    else:
+      yield value
+
+
+def _curves(subject: Subject) -> Any:
+  """(title, axis label, series, options) of each chart with something in it."""
+  split = evaluated_split(subject)
+  charts: list[tuple[str, str, list[tuple[str, str]], dict[str, bool]]] = [
+    ('Loss', 'loss', [('train', 'loss'), (split, 'loss')], {}),
+    ('Accuracy, the first answer', 'top-1', [('train', 'top1'), (split, 'top1')], {'percent': True}),
+    ('Accuracy, five answers', 'top-5', [('train', 'top5'), (split, 'top5')], {'percent': True}),
+    ('Learning rate', 'learning rate', [('train', 'learning_rate')], {}),
+    ('Speed', 'images per second', [('train', 'images_per_second')], {}),
+  ]
+  for title, label, wanted, options in charts:
+    series = [
+      Series(source, *curve(subject, source, name), color=number)
+      for number, (source, name) in enumerate(wanted)
+      if curve(subject, source, name)[0]
+    ]
+    if series:
+      yield title, label, series, options
+
+
+def _facts(subject: Subject) -> dict[str, str]:
+  """Speed, versions, commit and command."""
+  environment, metrics = subject.environment, subject.metrics
+  speeds = curve(subject, 'train', 'images_per_second')[1]
+  facts = {
+    'steps': f'{metrics[-1]["step"]:,} ({metrics[-1]["epoch"]:g} epochs)' if metrics else 'none logged',
+    'time': f'{metrics[-1]["seconds"]:,.0f} s of training and evaluating' if metrics else '',
+    'speed': f'{np.median(speeds):,.0f} images/s (median of {len(speeds)} spans)' if speeds else '',
+    'devices': environment.get('devices', ''),
+    'platform': environment.get('platform', ''),
+    'command': environment.get('command', ''),
+    'commit': environment.get('commit') or '',
+    **environment.get('versions', {}),
+  }
+  return {name: value for name, value in facts.items() if value}
+
+
+def _filters(subject: Subject) -> tuple[str | None, str]:
+  """conv1's filters as a picture, in RGB whatever the network's order of colours is."""
+  spec, params = subject.network.spec, subject.network.variables['params']
+  name, layer = next((name, layer) for name, layer in named_layers(spec) if isinstance(layer, Conv))
+  kernel = np.asarray(params[name]['kernel'])
+  if spec.preprocessing.channel_order == 'BGR':
+    kernel = kernel[:, :, ::-1]
+  side = layer.kernel_size
+  return data_uri(
+    filter_tiles(kernel), exact=True
+  ), f'{kernel.shape[-1]} filters of {side}x{side}x3 of {name}'
+
+
+def _pictures(subject: Subject) -> Pictures | None:
+  answers, sources = subject.answers, subject.sources
+  if answers is None or sources is None:
+    return None
+  source = sources.evaluated
+  names = subject.network.readable_names
+  rng = np.random.default_rng(0)
+  panel = np.sort(rng.choice(source.num_examples, min(PANEL, source.num_examples), replace=False))
+  wrong = np.nonzero(~answers.hits[:, 0])[0]
+  mistakes = wrong[np.argsort(-answers.losses[wrong], kind='stable')][:_MISTAKES]
+  some = subject.views(source, np.arange(min(_STATISTICS_OVER, source.num_examples)))
+  confusion = answers.confusion(len(names))
+  rows, layer, gallery = _neighbours(subject, sources, rng)
+  return Pictures(
+    images=len(answers.right),
+    protocol=str(subject.protocol),
+    top1=answers.top(1),
+    top5=answers.top(5),
+    loss=answers.loss(),
+    calibration_error=answers.calibration_error(),
+    panel=_guesses(subject, answers, source, panel),
+    mistakes=_guesses(subject, answers, source, mistakes),
+    neighbours=rows,
+    neighbours_layer=layer,
+    gallery=gallery,
+    confusion=confusion.tolist() if len(names) <= _FEW_CLASSES else None,
+    confused=[(names[label], names[taken], count) for label, taken, count in most_confused(confusion, 12)],
+    layers=layer_statistics(subject.network.model, subject.network.variables, some),
+    layers_over=len(some),
+  )
+
+
+def _guesses(subject: Subject, answers: Answers, source: Source, numbers: np.ndarray) -> list[Guess]:
+  if not len(numbers):
+    return []
+  names = subject.network.readable_names
+  views = subject.views(source, numbers)
+  return [
+    Guess(
+      data_uri(view),
+      names[answers.labels[number]],
+      [
+        (names[best], float(probability), bool(hit))
+        for best, probability, hit in zip(
+          answers.best[number], answers.probabilities[number], answers.hits[number], strict=True
+        )
+      ],
+    )
+    for number, view in zip(numbers.tolist(), views, strict=True)
+  ]
+
+
+def _neighbours(subject: Subject, both: Sources, rng: np.random.Generator) -> tuple[list[Row], str, int]:
+  """Evaluated pictures, and the training pictures whose last hidden layer is nearest to theirs."""
+  network, names = subject.network, subject.network.readable_names
+  sources = (both.evaluated, both.train)
+  layer = [name for name, _ in named_layers(network.spec)][-2]
+  chosen = [
+    np.sort(rng.choice(source.num_examples, min(count, source.num_examples), replace=False))
+    for source, count in zip(sources, (QUERIES, GALLERY), strict=True)
+  ]
+  views = [subject.views(source, numbers) for source, numbers in zip(sources, chosen, strict=True)]
+  labels = [
+    [example.label for example in source.read(numbers)]
+    for source, numbers in zip(sources, chosen, strict=True)
+  ]
+  queries, gallery = (
+    np.concatenate(
+      [
+        part[layer].reshape(len(part[layer]), -1)
+        for part in feature_batches(network.model, network.variables, some, [layer])
+      ]
+    )
+    for some in views
+  )
+  rows = []
+  for number, query in enumerate(queries):
+    nearest = np.argsort(np.linalg.norm(gallery - query, axis=1), kind='stable')[:NEIGHBOURS]
+    rows.append(
+      Row(
+        (data_uri(views[0][number]), names[labels[0][number]]),
+        [(data_uri(views[1][one]), names[labels[1][one]]) for one in nearest],
+      )
+    )
+  return rows, layer, len(gallery)

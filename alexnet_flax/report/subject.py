@@ -1,0 +1,102 @@
+"""A run to report on: its network, its data, and what it logged."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from alexnet_flax.config import Config
+from alexnet_flax.data.datasets import open_dataset
+from alexnet_flax.data.source import Source
+from alexnet_flax.data.views import EvalView, Resize
+from alexnet_flax.errors import UsageError
+from alexnet_flax.evaluation import Protocol, answer, protocol_of
+from alexnet_flax.pretrained import run_config
+from alexnet_flax.provenance import read_environment
+from alexnet_flax.run_log import read_metrics
+from alexnet_flax.scoring import Answers
+from alexnet_flax.trained import Trained, load_trained
+
+
+class Sources(NamedTuple):
+  """The data of a run."""
+
+  train: Source
+  evaluated: Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """A run to report on.
+
+  Attributes:
+    name: its folder's.
+    config: its configuration.
+    network: at its last checkpoint.
+    sources: its data; None where they are not at hand.
+    metrics: the lines of metrics.jsonl.
+    environment: versions, command, commit, devices.
+  """
+
+  name: str
+  config: Config
+  network: Trained
+  sources: Sources | None
+  metrics: list[dict[str, Any]]
+  environment: dict[str, Any]
+
+  @functools.cached_property
+  def protocol(self) -> Protocol:
+    """How the run evaluates."""
+    data = self.config.data
+    resize: Resize = 'tf' if data.resize == 'tf' else 'pil'
+    return protocol_of([self.network], 'ten-crop' if data.ten_crop else '1-crop', resize)
+
+  @functools.cached_property
+  def answers(self) -> Answers | None:
+    """To all pictures of the evaluated split."""
+    if self.sources is None:
+      return None
+    threads, size = self.config.data.num_threads, self.config.data.eval_batch_size
+    return answer(
+      [self.network], self.sources.evaluated, self.protocol, batch_size=size or 128, num_threads=threads
+    )
+
+  def views(self, source: Source, numbers: np.ndarray) -> np.ndarray:
+    """Some pictures as evaluation sees them, central crop: uint8 [N, S, S, 3]."""
+    from alexnet_flax.data import pipeline
+
+    view: EvalView = dataclasses.replace(self.protocol.view, ten_crop=False)
+    some = dataclasses.replace(
+      source, num_examples=len(numbers), read=lambda chosen: source.read(numbers[chosen])
+    )
+    size = min(len(numbers), 64)
+    batches = pipeline.eval_batches(some, view, batch_size=size, num_classes=len(source.class_names))
+    return np.concatenate([batch['image'] for batch in batches])[: len(numbers)]
+
+
+def load_subject(folder: str, data_dir: str | None = None) -> Subject:
+  """A run by its folder.
+
+  Args:
+    folder: the run's.
+    data_dir: where its data lie; where its configuration says, if None.
+
+  Raises:
+    UsageError: it is no run's folder, or has no whole checkpoint.
+  """
+  config = run_config(folder)
+  network = load_trained(folder)
+  path = pathlib.Path(folder).expanduser()
+  place = data_dir or config.data.data_dir
+  sources: Sources | None
+  try:
+    splits = (config.data.train_split, config.data.eval_split)
+    sources = Sources(*(open_dataset(config.data.dataset, split, place) for split in splits))
+  except UsageError as error:
+    print(f'note: {folder}: the report is made without pictures ({error}); give --data_dir')
+    sources = None
+  name, metrics = path.resolve().name, read_metrics(path)
+  return Subject(name, config, network, sources, metrics, read_environment(path))

@@ -1,0 +1,33 @@
+"""`alexnet-flax report`."""
+
+import argparse
+
+from alexnet_flax.verbs.common import add_data_dir
+
+HELP = 'a page of pictures of a run, or of several side by side'
+DESCRIPTION = (
+  'Writes one self-contained page: curves, first filters, answers to pictures, nearest neighbours, confusion,'
+  ' mistakes, layers, speed, configuration. Of several runs, a comparison too.'
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """What the verb takes."""
+  parser.add_argument('workdirs', metavar='WORKDIR', nargs='+', help="runs' folders")
+  add_data_dir(parser)
+  parser.add_argument('--out', help='(default: WORKDIR/report.html; of several runs, report.html here)')
+
+
+def run(arguments: argparse.Namespace) -> int:
+  """Reports; returns the exit code."""
+  import pathlib
+
+  from alexnet_flax.report.page import FILE, write_report
+  from alexnet_flax.report.subject import load_subject
+
+  folders = arguments.workdirs
+  default = pathlib.Path(folders[0]).expanduser() / FILE if len(folders) == 1 else pathlib.Path(FILE)
+  path = pathlib.Path(arguments.out).expanduser() if arguments.out else default
+  write_report([load_subject(folder, arguments.data_dir) for folder in folders], path)
+  print(f'wrote {path}')
+  return 0
