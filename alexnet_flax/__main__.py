@@ -7,13 +7,24 @@ from types import ModuleType
 from typing import NoReturn
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.verbs import convert, doctor, evaluate, features, predict, prepare, report, verify_resume
+from alexnet_flax.verbs import (
+  convert,
+  demo,
+  doctor,
+  evaluate,
+  features,
+  predict,
+  prepare,
+  report,
+  verify_resume,
+)
 
 VERBS: dict[str, ModuleType] = {
   'prepare': prepare,
   'evaluate': evaluate,
   'predict': predict,
   'report': report,
+  'demo': demo,
   'features': features,
   'convert': convert,
   'verify-resume': verify_resume,

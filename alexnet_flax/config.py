@@ -132,6 +132,7 @@ class Config:
   on_save_error: str = 'stop'  # when a checkpoint cannot be written; or 'continue'
   deterministic: bool = False  # on GPUs, by slower operations; CPUs and TPUs always are
   record_examples: bool = False  # the numbers of each step's examples, in examples-PROCESS.jsonl
+  report: bool = True  # report.html when the run has ended
   profile_steps: int = 0  # trace so many steps, from the tenth after the start
 
 

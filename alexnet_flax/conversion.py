@@ -1,5 +1,6 @@
-"""`alexnet-flax convert`: weights from one program to another, and the proof that they are the same."""
+"""`alexnet-flax convert`: weights from one program to another, the proof that they are the same; programs."""
 
+import importlib
 import math
 import os
 import pathlib
@@ -8,14 +9,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from alexnet_flax import parity
+from alexnet_flax.activations import feature_batches
 from alexnet_flax.errors import UsageError
-from alexnet_flax.pictures import UnreadableError, read_picture
-from alexnet_flax.pretrained import load_variant
+from alexnet_flax.exporting.model_card import write_card
+from alexnet_flax.naming import head_name
+from alexnet_flax.pictures import UnreadableError, evaluation_view, read_picture
+from alexnet_flax.trained import Trained, load_trained
 from alexnet_flax.weights import load_weights, recognize, save_weights
 from alexnet_flax.weights.download import local_path, stated_digests
 from alexnet_flax.weights.layout import tensors_of
 
 TOLERANCE = 1e-4
+_PROGRAMS = {
+  '.stablehlo': 'alexnet_flax.exporting.stablehlo',
+  '.onnx': 'alexnet_flax.exporting.onnx_graph',
+}
 
 
 def convert(
@@ -33,7 +41,8 @@ def convert(
 
   Args:
     source: a run's folder, a weights file, a URL or a published name.
-    destination: a file whose ending names the format, as `save_weights` has them.
+    destination: a file whose ending names the format, as `save_weights` has them; or `.stablehlo` or
+      `.onnx`, programs from pictures to logits. A model card is written beside it.
     variant, width, image_size: which network, where the file alone does not tell.
     names: 'torchvision', for safetensors in torchvision's names.
     verify: print, layer by layer, how far the source's own program is from ours on `pictures`.
@@ -48,8 +57,8 @@ def convert(
   shown = _pictures(pictures) if verify else []
   if verify and pathlib.Path(source).is_dir():
     raise UsageError(f'{source} is our own: there is no other program to compare with')
-  spec, variables = load_variant(source, variant, width, image_size)
-  tensors = tensors_of(variables)
+  network = load_trained(source, variant, width, image_size)
+  spec, variables = network.spec, network.variables
   if verify:
     path = local_path(source)
     program, errors = parity.compare(path, recognize(path.read_bytes(), path), spec, variables, shown)
@@ -59,13 +68,14 @@ def convert(
       f'{destination}: a file of this name must have the digest {stated[0]}; choose another, or remove the'
       ' .sha256 beside it'
     )
-  written = save_weights(destination, spec, variables, names=names)
-  again = tensors_of(load_weights(written[0], spec))
-  if any(not np.array_equal(again[name], tensor) for name, tensor in tensors.items()):
-    raise AssertionError(f'{written[0]} does not hold what was written')
+  written, agreement = _write(pathlib.Path(destination), network, names)
+  tensors = tensors_of(variables)
   parameters = sum(tensor.size for name, tensor in tensors.items() if name.startswith('params/'))
   print(f'{source}: {spec.name}, {parameters:,} parameters, {spec.image_size}x{spec.image_size}')
-  print(f'wrote {" and ".join(map(str, written))}; read back, it is the same to the bit')
+  card = _card(pathlib.Path(destination))
+  write_card(card, written, source, spec, parameters, network.readable_names)
+  print(f'wrote {" and ".join(map(str, written))}; {agreement}')
+  print(f'{card} says what it is')
   if not verify:
     return True
   print(f'{program}, {len(shown)} pictures, greatest |a - b| / greatest |b|:')
@@ -75,6 +85,40 @@ def convert(
   agrees = errors[worst] <= TOLERANCE  # not so if it is NaN
   print(f'{"the same" if agrees else "NOT the same"} within {TOLERANCE:g}: {errors[worst]:.1e} at {worst}')
   return agrees
+
+
+def _write(path: pathlib.Path, network: Trained, names: str | None) -> tuple[list[pathlib.Path], str]:
+  """Writes the files, reads them again, and says how they agree."""
+  spec, variables = network.spec, network.variables
+  if path.suffix not in _PROGRAMS:
+    written = save_weights(path, spec, variables, names=names, class_names=network.class_names)
+    again = tensors_of(load_weights(written[0], spec))
+    for name, tensor in tensors_of(variables).items():
+      if not np.array_equal(again[name], tensor):
+        raise AssertionError(f'{written[0]} does not hold what was written: {name}')
+    return written, 'read back, it is the same to the bit'
+  if names is not None:
+    raise UsageError(f'--names={names}: only for .safetensors, not for {path.suffix}')
+  try:
+    program = importlib.import_module(_PROGRAMS[path.suffix])
+    written = program.write(path, spec, variables, network.class_names)
+    views = np.stack([evaluation_view(picture, spec) for picture in _pictures(())])
+    theirs = program.run(path, views)
+  except ModuleNotFoundError as error:
+    raise UsageError(f"{path.suffix} needs {error.name}; pip install 'alexnet_flax[onnx]'") from None
+  except OSError as error:
+    raise UsageError(f'cannot write {path}: {error.strerror or error}') from None
+  head = head_name(spec)
+  (ours,) = feature_batches(network.model, variables, views, [head], batch_size=len(views))
+  error = float(np.abs(theirs - ours[head]).max() / np.abs(ours[head]).max())
+  if not error <= TOLERANCE:
+    raise AssertionError(f'{path} does not compute what it should: its logits differ by {error:.1e}')
+  return written, f'run on {len(views)} pictures, its logits differ by {error:.1e} of the greatest'
+
+
+def _card(path: pathlib.Path) -> pathlib.Path:
+  """Where the model card of a file goes: net.weights.h5 to net-card.md."""
+  return path.with_name(f'{path.name.partition(".")[0]}-card.md')
 
 
 def _pictures(paths: Sequence[str | os.PathLike[str]]) -> list[np.ndarray]:

@@ -3,11 +3,22 @@
 import base64
 import io
 import math
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from alexnet_flax.naming import named_layers
+from alexnet_flax.specs import Conv, Spec
+
 _GAP = 1
+
+
+def first_kernel(spec: Spec, params: Any) -> np.ndarray:
+  """The first convolution's kernel, float [K, K, 3, F], in RGB whatever the network's order of colours is."""
+  name = next(name for name, layer in named_layers(spec) if isinstance(layer, Conv))
+  kernel = np.asarray(params[name]['kernel'])
+  return kernel[:, :, ::-1] if spec.preprocessing.channel_order == 'BGR' else kernel
 
 
 def filter_tiles(kernel: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ def run_steps(
   log: RunLog,
   folder: pathlib.Path,
   request: StopRequest,
-) -> dict[str, float]:
+) -> tuple[TrainState, dict[str, float]]:
   """Makes all steps from `state.step` to the last.
 
   Args:
@@ -45,7 +45,7 @@ def run_steps(
     request: whether to end early.
 
   Returns:
-    What the last evaluation measured.
+    The last state, and what the last evaluation measured.
 
   Raises:
     DivergedError: an update was not finite, and that ends the run.
@@ -98,7 +98,7 @@ def run_steps(
   _finish(manager, run, log)
   if first_step >= last:  # the run had ended before
     values = evaluate(run, state).means()
-  return values
+  return state, values
 
 
 def is_time(step: int, period: float, last_step: int) -> bool:

@@ -47,7 +47,9 @@ def picture_files(paths: Sequence[str]) -> list[str]:
   return files
 
 
-def read_picture(file: str | os.PathLike[str] | BinaryIO) -> np.ndarray:
+def read_picture(
+  file: str | os.PathLike[str] | BinaryIO, formats: tuple[str, ...] | None = None
+) -> np.ndarray:
   """A picture as uint8 RGB [H, W, 3], upright; grey, CMYK and transparent ones are converted.
 
   An orientation stored in EXIF is applied, as every viewer does; what is transparent shows the colour
@@ -55,12 +57,13 @@ def read_picture(file: str | os.PathLike[str] | BinaryIO) -> np.ndarray:
 
   Args:
     file: its path, or an open file.
+    formats: by Pillow's names, to accept no others.
 
   Raises:
     UnreadableError: the file is absent, broken, no picture, or has more than `MAX_PIXELS`.
   """
   try:
-    with Image.open(file) as opened:
+    with Image.open(file, formats=formats) as opened:
       if opened.width * opened.height > MAX_PIXELS:
         raise UnreadableError(f'{opened.width}x{opened.height} are more than {MAX_PIXELS:,} pixels')
       return np.asarray(_eight_bits(ImageOps.exif_transpose(opened)).convert('RGB'))

@@ -23,24 +23,35 @@ from alexnet_flax.trained import Trained
 TOP = 5
 
 
+class Answer(NamedTuple):
+  """A class, its name, and its probability."""
+
+  number: int
+  name: str
+  probability: float
+
+
 class Prediction(NamedTuple):
   """What a network says of one picture.
 
   Attributes:
     file: its path.
-    classes: the names of the most probable classes, most probable first.
-    probabilities: of those.
-    numbers: of those.
+    best: the most probable classes, most probable first.
     view: uint8 [S, S, 3], what the network saw.
     error: why the picture cannot be read, or None; there is nothing else then.
   """
 
   file: str
-  classes: tuple[str, ...] = ()
-  probabilities: tuple[float, ...] = ()
-  numbers: tuple[int, ...] = ()
+  best: list[Answer]
   view: np.ndarray | None = None
   error: str | None = None
+
+
+def best_answers(logits: np.ndarray, names: Sequence[str]) -> list[Answer]:
+  """The five most probable classes by their logits, float [C]."""
+  probabilities = scipy.special.softmax(logits.astype(np.float64))
+  best = np.argsort(-probabilities, kind='stable')[:TOP].tolist()
+  return [Answer(number, names[number], float(probabilities[number])) for number in best]
 
 
 def predict(network: Trained, files: Sequence[str], batch_size: int = 32) -> Iterator[Prediction]:
@@ -61,9 +72,9 @@ def predict(network: Trained, files: Sequence[str], batch_size: int = 32) -> Ite
       logits = iter([row for batch in batches for row in batch[head]])
       for file, view in zip(some, seen, strict=True):
         if isinstance(view, str):
-          yield Prediction(file, error=view)
+          yield Prediction(file, [], error=view)
         else:
-          yield _prediction(file, next(logits), view, network.readable_names)
+          yield Prediction(file, best_answers(next(logits), network.readable_names), view)
 
 
 def write_predictions(
@@ -108,21 +119,9 @@ def _view(file: str, network: Trained) -> np.ndarray | str:
     return str(error)
 
 
-def _prediction(file: str, logits: np.ndarray, view: np.ndarray, names: Sequence[str]) -> Prediction:
-  probabilities = scipy.special.softmax(logits.astype(np.float64))
-  best = np.argsort(-probabilities, kind='stable')[:TOP].tolist()
-  return Prediction(
-    file,
-    tuple(names[number] for number in best),
-    tuple(float(probabilities[number]) for number in best),
-    tuple(best),
-    view,
-  )
-
-
 def _table(prediction: Prediction, place: pathlib.Path | None) -> str:
   lines = [prediction.file + (f'  ({place})' if place else '')]
-  for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
+  for _, name, probability in prediction.best:
     lines.append(f'  {probability:7.2%}  {"█" * round(20 * probability):20}  {name}')
   return '\n'.join(lines)
 
@@ -132,9 +131,7 @@ def _as_json(prediction: Prediction, place: pathlib.Path | None) -> dict[str, An
     return {'file': prediction.file, 'error': prediction.error}
   best = [
     {'class': number, 'name': name, 'probability': probability}
-    for number, name, probability in zip(
-      prediction.numbers, prediction.classes, prediction.probabilities, strict=True
-    )
+    for number, name, probability in prediction.best
   ]
   return {'file': prediction.file, 'best': best} | ({'saliency': str(place)} if place else {})
 
@@ -160,7 +157,9 @@ def _write_map(network: Trained, prediction: Prediction, place: pathlib.Path) ->
   from alexnet_flax.saliency import grad_cam, overlay
 
   assert prediction.view is not None
-  heat = grad_cam(network.model, network.variables, prediction.view[None], np.array(prediction.numbers[:1]))
+  heat = grad_cam(
+    network.model, network.variables, prediction.view[None], np.array([prediction.best[0].number])
+  )
   try:
     Image.fromarray(np.hstack([prediction.view, overlay(prediction.view, heat[0])])).save(place)
   except OSError as error:

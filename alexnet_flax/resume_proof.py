@@ -67,7 +67,7 @@ def prove_resume(
   """
   given = {flag.lstrip('-').partition('=')[0].removeprefix('config.') for flag in flags}
   short = [f'--config.{key}={value}' for key, value in _SHORT.items() if key not in given]
-  kept = ['--config.record_examples=true', '--config.keep_checkpoints=100000']
+  kept = ['--config.record_examples=true', '--config.keep_checkpoints=100000', '--config.report=false']
   command = [sys.executable, '-c', _PROGRAM, *flags, *short, *kept]
   moments, proof = random.Random(seed), Proof()
   with tempfile.TemporaryDirectory() as temporary:

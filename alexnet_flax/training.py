@@ -17,6 +17,7 @@ from alexnet_flax.provenance import write_environment
 from alexnet_flax.run import Run, compile_train_step, prepare_run
 from alexnet_flax.run_folder import make_folder, write_config
 from alexnet_flax.starting import start, training_lines
+from alexnet_flax.steps import TrainState
 from alexnet_flax.stopping import StopRequest
 
 
@@ -76,8 +77,10 @@ def _train(config: Config, folder: pathlib.Path, request: StopRequest) -> dict[s
   try:
     for line in [_opening_line(run, int(state.step), folder), *lines, *training_lines(run, state)]:
       log.say(line)
-    values = run_steps(compiled, state, itertools.chain(first, batches), manager, log, folder, request)
+    state, values = run_steps(compiled, state, itertools.chain(first, batches), manager, log, folder, request)
     log.say(_closing_line(run, values, folder))
+    if config.report and is_writer:
+      _report(run, state, folder, log)
     return values
   finally:
     if run.bad.skipped:  # each process of what it read
@@ -88,6 +91,21 @@ def _train(config: Config, folder: pathlib.Path, request: StopRequest) -> dict[s
 
 def _import_pipeline() -> None:
   import alexnet_flax.data.pipeline  # noqa: F401
+
+
+def _report(run: Run, state: TrainState, folder: pathlib.Path, log: run_log.RunLog) -> None:
+  """Writes report.html; the run has ended whatever comes of it."""
+  if jax.process_count() > 1:  # the others would wait for this one, and take it for lost
+    log.say(f'alexnet-flax report {folder} draws what it learned')
+    return
+  from alexnet_flax.report.page import FILE, write_report
+  from alexnet_flax.report.subject import subject_of
+
+  try:
+    write_report([subject_of(run, state, folder)], folder / FILE)
+    log.say(f'{folder / FILE} shows what it learned')
+  except UsageError as error:
+    log.say(f'warning: no report: {error}')
 
 
 def _opening_line(run: Run, step: int, folder: pathlib.Path) -> str:

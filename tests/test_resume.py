@@ -27,6 +27,7 @@ SMALL = (
   '--config.data.train_split=train[:320]',
   '--config.optimizer.warmup_steps=2',
   '--config.eval_every_steps=100',
+  '--config.report=false',
 )
 
 

@@ -28,6 +28,7 @@ TINY = Config(
   ),
   optimizer=OptimizerConfig(learning_rate=0.02),
   total_epochs=2.0,
+  report=False,
 )
 
 

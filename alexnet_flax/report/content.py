@@ -8,13 +8,12 @@ import numpy as np
 
 from alexnet_flax.activations import feature_batches
 from alexnet_flax.data.source import Source
-from alexnet_flax.drawing import data_uri, filter_tiles
+from alexnet_flax.drawing import data_uri, filter_tiles, first_kernel
 from alexnet_flax.layer_statistics import LayerStatistics, layer_statistics
 from alexnet_flax.naming import named_layers
 from alexnet_flax.report.charts import Series, line_chart
 from alexnet_flax.report.subject import Sources, Subject
 from alexnet_flax.scoring import Answers, Estimate, most_confused
-from alexnet_flax.specs import Conv
 
 PANEL = 8  # pictures, as in figure 4 of Krizhevsky et al. 2012
 QUERIES, NEIGHBOURS = 5, 6
@@ -75,7 +74,7 @@ class Content:
   subject: Subject
   parameters: int
   charts: list[tuple[str, str]]  # (title, SVG)
-  filters: str | None
+  filters: str
   filters_caption: str
   class_names: tuple[str, ...]
   facts: dict[str, str]
@@ -86,7 +85,7 @@ class Content:
 def content(subject: Subject) -> Content:
   """Everything that is shown of a run."""
   network = subject.network
-  filters, caption = _filters(subject)
+  kernel = first_kernel(network.spec, network.variables['params'])
   return Content(
     subject,
     sum(leaf.size for leaf in _leaves(network.variables['params'])),
@@ -94,8 +93,8 @@ def content(subject: Subject) -> Content:
       (title, line_chart(series, 'epoch', label, **options))
       for title, label, series, options in _curves(subject)
     ],
-    filters,
-    caption,
+    data_uri(filter_tiles(kernel), exact=True),
+    f'{kernel.shape[-1]} filters of {kernel.shape[0]}x{kernel.shape[1]}x3',
     network.readable_names,
     _facts(subject),
     configuration(subject),
@@ -170,19 +169,6 @@ def _facts(subject: Subject) -> dict[str, str]:
     **environment.get('versions', {}),
   }
   return {name: value for name, value in facts.items() if value}
-
-
-def _filters(subject: Subject) -> tuple[str | None, str]:
-  """conv1's filters as a picture, in RGB whatever the network's order of colours is."""
-  spec, params = subject.network.spec, subject.network.variables['params']
-  name, layer = next((name, layer) for name, layer in named_layers(spec) if isinstance(layer, Conv))
-  kernel = np.asarray(params[name]['kernel'])
-  if spec.preprocessing.channel_order == 'BGR':
-    kernel = kernel[:, :, ::-1]
-  side = layer.kernel_size
-  return data_uri(
-    filter_tiles(kernel), exact=True
-  ), f'{kernel.shape[-1]} filters of {side}x{side}x3 of {name}'
 
 
 def _pictures(subject: Subject) -> Pictures | None:

@@ -5,18 +5,24 @@ import functools
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from alexnet_flax.class_names import class_names
 from alexnet_flax.config import Config
 from alexnet_flax.data.datasets import open_dataset
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.views import EvalView, Resize
 from alexnet_flax.errors import UsageError
 from alexnet_flax.evaluation import Protocol, answer, protocol_of
+from alexnet_flax.model import AlexNet
+from alexnet_flax.naming import head_name
 from alexnet_flax.pretrained import run_config
 from alexnet_flax.provenance import read_environment
+from alexnet_flax.run import Run
 from alexnet_flax.run_log import read_metrics
 from alexnet_flax.scoring import Answers
+from alexnet_flax.steps import TrainState
 from alexnet_flax.trained import Trained, load_trained
 
 
@@ -75,6 +81,19 @@ class Subject:
     size = min(len(numbers), 64)
     batches = pipeline.eval_batches(some, view, batch_size=size, num_classes=len(source.class_names))
     return np.concatenate([batch['image'] for batch in batches])[: len(numbers)]
+
+
+def subject_of(run: Run, state: TrainState, folder: pathlib.Path) -> Subject:
+  """A run that has just ended."""
+  variables = jax.device_get(state.evaluated_variables())
+  spec = run.model.spec
+  model = AlexNet(spec, variables['params'][head_name(spec)]['bias'].shape[0])
+  names = class_names(str(folder), run.config.model.num_classes or spec.num_classes)
+  network = Trained(str(folder), model, variables, names)
+  sources = Sources(run.train_source, run.eval_source)
+  name, metrics = folder.resolve().name, read_metrics(folder)
+  # The configuration as it is written: without the user's folders.
+  return Subject(name, run_config(folder), network, sources, metrics, read_environment(folder))
 
 
 def load_subject(folder: str, data_dir: str | None = None) -> Subject:

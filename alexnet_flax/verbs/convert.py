@@ -4,10 +4,11 @@ import argparse
 
 from alexnet_flax.verbs.common import add_network
 
-HELP = "weights from one program's file to another's"
+HELP = "weights from one program's file to another's; networks for other programs to run"
 DESCRIPTION = (
   "Reads a run's folder, a weights file, a URL or a published name, and writes SRC's weights in the format of"
-  ' the ending: .safetensors, .pth, .caffemodel (and .prototxt), .weights.h5, .keras.'
+  ' the ending: .safetensors, .pth, .caffemodel (and .prototxt), .weights.h5, .keras; or the whole network as'
+  ' .onnx or .stablehlo, from pictures to logits. A model card is written beside it.'
 )
 
 
