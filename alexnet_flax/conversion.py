@@ -4,6 +4,7 @@ import importlib
 import math
 import os
 import pathlib
+import tempfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -72,7 +73,7 @@ def convert(
   tensors = tensors_of(variables)
   parameters = sum(tensor.size for name, tensor in tensors.items() if name.startswith('params/'))
   print(f'{source}: {spec.name}, {parameters:,} parameters, {spec.image_size}x{spec.image_size}')
-  card = _card(pathlib.Path(destination))
+  card = pathlib.Path(f'{destination}.md')
   write_card(card, written, source, spec, parameters, network.readable_names)
   print(f'wrote {" and ".join(map(str, written))}; {agreement}')
   print(f'{card} says what it is')
@@ -99,26 +100,23 @@ def _write(path: pathlib.Path, network: Trained, names: str | None) -> tuple[lis
     return written, 'read back, it is the same to the bit'
   if names is not None:
     raise UsageError(f'--names={names}: only for .safetensors, not for {path.suffix}')
+  head, pictures = head_name(spec), _pictures(())
+  views = np.stack([evaluation_view(picture, spec) for picture in pictures])
+  (ours,) = feature_batches(network.model, variables, views, [head], batch_size=len(views))
   try:
     program = importlib.import_module(_PROGRAMS[path.suffix])
-    written = program.write(path, spec, variables, network.class_names)
-    views = np.stack([evaluation_view(picture, spec) for picture in _pictures(())])
-    theirs = program.run(path, views)
+    with tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as folder:
+      files = program.write(pathlib.Path(folder, path.name), spec, variables, network.class_names)
+      theirs = program.run(files[0], views)
+      difference = float(np.abs(theirs - ours[head]).max() / np.abs(ours[head]).max())
+      if not difference <= TOLERANCE:
+        raise AssertionError(f'{path} does not compute what it should: its logits differ by {difference:.1e}')
+      written = [file.replace(path.with_name(file.name)) for file in files]
   except ModuleNotFoundError as error:
     raise UsageError(f"{path.suffix} needs {error.name}; pip install 'alexnet_flax[onnx]'") from None
   except OSError as error:
     raise UsageError(f'cannot write {path}: {error.strerror or error}') from None
-  head = head_name(spec)
-  (ours,) = feature_batches(network.model, variables, views, [head], batch_size=len(views))
-  error = float(np.abs(theirs - ours[head]).max() / np.abs(ours[head]).max())
-  if not error <= TOLERANCE:
-    raise AssertionError(f'{path} does not compute what it should: its logits differ by {error:.1e}')
-  return written, f'run on {len(views)} pictures, its logits differ by {error:.1e} of the greatest'
-
-
-def _card(path: pathlib.Path) -> pathlib.Path:
-  """Where the model card of a file goes: net.weights.h5 to net-card.md."""
-  return path.with_name(f'{path.name.partition(".")[0]}-card.md')
+  return written, f'run on {len(views)} pictures, its logits differ by {difference:.1e} of the greatest'
 
 
 def _pictures(paths: Sequence[str | os.PathLike[str]]) -> list[np.ndarray]:

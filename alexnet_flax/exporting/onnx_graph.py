@@ -95,7 +95,7 @@ class Graph:
     self.add('Cast', [], 'floats', to=TensorProto.FLOAT)
     if preprocessing.channel_order == 'BGR':
       self.add('Gather', [np.array([2, 1, 0])], 'bgr', axis=3)
-    self.add('Mul', [np.float32(preprocessing.scale)], 'scaled')
+    self.add('Mul', [np.array(preprocessing.scale, np.float32)], 'scaled')
     self.add('Sub', [np.array(preprocessing.mean, np.float32)], 'centered')
     self.add('Div', [np.array(preprocessing.std, np.float32)], 'normalized')
     self.add('Transpose', [], 'channels_first', perm=[0, 3, 1, 2])
@@ -144,7 +144,12 @@ class Graph:
     """ONNX divides alpha by the window; where the window is even, its longer side is the other one."""
     if layer.size % 2 == 0:
       raise UsageError(f'{name}: ONNX has another window of {layer.size} channels; its size must be odd')
-    constants = {'alpha': layer.alpha * layer.size, 'beta': layer.beta, 'bias': layer.k, 'size': layer.size}
+    constants: dict[str, Any] = {
+      'alpha': layer.alpha * layer.size,
+      'beta': layer.beta,
+      'bias': layer.k,
+      'size': layer.size,
+    }
     if layer.groups == 1:
       self.add('LRN', [], name, **constants)
       return
@@ -164,9 +169,9 @@ class Graph:
     self.last = f'{name}/squares'
     window = {'kernel_shape': [layer.size] * 2, 'pads': [before, before, after, after]}
     self.add('AveragePool', [], f'{name}/means', count_include_pad=1, **window)
-    self.add('Mul', [np.float32(layer.alpha * layer.size**2)], f'{name}/sums')
-    self.add('Add', [np.float32(layer.k)], f'{name}/shifted')
-    self.add('Pow', [np.float32(layer.beta)], f'{name}/scales')
+    self.add('Mul', [np.array(layer.alpha * layer.size**2, np.float32)], f'{name}/sums')
+    self.add('Add', [np.array(layer.k, np.float32)], f'{name}/shifted')
+    self.add('Pow', [np.array(layer.beta, np.float32)], f'{name}/scales')
     self.nodes.append(helper.make_node('Div', [given, self.last], [name], name))
     self.last = name
 

@@ -42,7 +42,7 @@ def write(
   size, classes = spec.image_size, tensors[f'params/{head_name(spec)}/bias'].shape[0]
   model = AlexNet(spec, classes)
 
-  def logits(weights: dict[str, jax.Array], images: jax.Array) -> Any:
+  def logits(weights: dict[str, Any], images: jax.Array) -> Any:
     inputs = normalize({'image': images}, preprocessing=spec.preprocessing)['image']
     return model.apply(variables_of(weights), inputs, train=False)
 

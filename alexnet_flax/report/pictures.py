@@ -1,0 +1,152 @@
+"""What a report shows of one run with its data: answers to pictures, neighbours, mistakes, layers."""
+
+import dataclasses
+
+import numpy as np
+
+from alexnet_flax.activations import feature_batches
+from alexnet_flax.data.source import Source
+from alexnet_flax.drawing import data_uri
+from alexnet_flax.layer_statistics import LayerStatistics, layer_statistics
+from alexnet_flax.naming import named_layers
+from alexnet_flax.report.subject import Sources, Subject
+from alexnet_flax.scoring import Answers, Estimate, most_confused
+
+PANEL = 8  # pictures, as in figure 4 of Krizhevsky et al. 2012
+QUERIES, NEIGHBOURS = 5, 6
+GALLERY = 2000
+_FEW_CLASSES = 30  # so many have a whole confusion matrix
+_STATISTICS_OVER = 64
+_MISTAKES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Guess:
+  """A picture with the network's five best answers.
+
+  Attributes:
+    picture: as a data URI.
+    label: the right class.
+    answers: (class, probability, whether it is right).
+  """
+
+  picture: str
+  label: str
+  answers: list[tuple[str, float, bool]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A picture and its nearest neighbours, each (picture, class)."""
+
+  query: tuple[str, str]
+  neighbours: list[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+  """What can be shown only where the data are at hand."""
+
+  images: int
+  protocol: str
+  top1: Estimate
+  top5: Estimate
+  loss: Estimate
+  calibration_error: float
+  panel: list[Guess]
+  mistakes: list[Guess]
+  neighbours: list[Row]
+  neighbours_layer: str
+  gallery: int
+  confusion: list[list[int]] | None
+  confused: list[tuple[str, str, int]]
+  layers: list[LayerStatistics]
+  layers_over: int
+
+
+def shown_pictures(subject: Subject) -> Pictures | None:
+  """All of it; None where the data are not at hand."""
+  answers, sources = subject.answers, subject.sources
+  if answers is None or sources is None:
+    return None
+  source = sources.evaluated
+  names = subject.network.readable_names
+  rng = np.random.default_rng(0)
+  panel = np.sort(rng.choice(source.num_examples, min(PANEL, source.num_examples), replace=False))
+  wrong = np.nonzero(~answers.hits[:, 0])[0]
+  mistakes = wrong[np.argsort(-answers.losses[wrong], kind='stable')][:_MISTAKES]
+  some = subject.views(source, np.arange(min(_STATISTICS_OVER, source.num_examples)))
+  confusion = answers.confusion(len(names))
+  rows, layer, gallery = _neighbours(subject, sources, rng)
+  return Pictures(
+    images=len(answers.right),
+    protocol=str(subject.protocol),
+    top1=answers.top(1),
+    top5=answers.top(5),
+    loss=answers.loss(),
+    calibration_error=answers.calibration_error(),
+    panel=_guesses(subject, answers, source, panel),
+    mistakes=_guesses(subject, answers, source, mistakes),
+    neighbours=rows,
+    neighbours_layer=layer,
+    gallery=gallery,
+    confusion=confusion.tolist() if len(names) <= _FEW_CLASSES else None,
+    confused=[(names[label], names[taken], count) for label, taken, count in most_confused(confusion, 12)],
+    layers=layer_statistics(subject.network.model, subject.network.variables, some),
+    layers_over=len(some),
+  )
+
+
+def _guesses(subject: Subject, answers: Answers, source: Source, numbers: np.ndarray) -> list[Guess]:
+  if not len(numbers):
+    return []
+  names = subject.network.readable_names
+  views = subject.views(source, numbers)
+  return [
+    Guess(
+      data_uri(view),
+      names[answers.labels[number]],
+      [
+        (names[best], float(probability), bool(hit))
+        for best, probability, hit in zip(
+          answers.best[number], answers.probabilities[number], answers.hits[number], strict=True
+        )
+      ],
+    )
+    for number, view in zip(numbers.tolist(), views, strict=True)
+  ]
+
+
+def _neighbours(subject: Subject, both: Sources, rng: np.random.Generator) -> tuple[list[Row], str, int]:
+  """Evaluated pictures, and the training pictures whose last hidden layer is nearest to theirs."""
+  network, names = subject.network, subject.network.readable_names
+  sources = (both.evaluated, both.train)
+  layer = [name for name, _ in named_layers(network.spec)][-2]
+  chosen = [
+    np.sort(rng.choice(source.num_examples, min(count, source.num_examples), replace=False))
+    for source, count in zip(sources, (QUERIES, GALLERY), strict=True)
+  ]
+  views = [subject.views(source, numbers) for source, numbers in zip(sources, chosen, strict=True)]
+  labels = [
+    [example.label for example in source.read(numbers)]
+    for source, numbers in zip(sources, chosen, strict=True)
+  ]
+  queries, gallery = (
+    np.concatenate(
+      [
+        part[layer].reshape(len(part[layer]), -1)
+        for part in feature_batches(network.model, network.variables, some, [layer])
+      ]
+    )
+    for some in views
+  )
+  rows = []
+  for number, query in enumerate(queries):
+    nearest = np.argsort(np.linalg.norm(gallery - query, axis=1), kind='stable')[:NEIGHBOURS]
+    rows.append(
+      Row(
+        (data_uri(views[0][number]), names[labels[0][number]]),
+        [(data_uri(views[1][one]), names[labels[1][one]]) for one in nearest],
+      )
+    )
+  return rows, layer, len(gallery)
