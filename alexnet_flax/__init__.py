@@ -11,6 +11,7 @@ from alexnet_flax.losses import cross_entropy, mean_squared_error
 from alexnet_flax.metrics import Metrics
 from alexnet_flax.model import AlexNet
 from alexnet_flax.optimizers import learning_rate_schedule, sgd
+from alexnet_flax.saliency import grad_cam
 from alexnet_flax.specs import Spec
 from alexnet_flax.steps import TrainState, create_train_state, eval_step, train_step
 from alexnet_flax.variants import VARIANTS
@@ -26,6 +27,7 @@ __all__ = [
   'cross_entropy',
   'eval_step',
   'features',
+  'grad_cam',
   'learning_rate_schedule',
   'load_weights',
   'mean_squared_error',

@@ -66,7 +66,7 @@ def write_names(folder: pathlib.Path, names: Sequence[str]) -> None:
 
 def imagenet_synsets() -> tuple[str, ...]:
   """ImageNet's 1,000 synsets ('n01440764', ...) in the order of their labels, as TFDS lists them."""
-  listed = resources.files('tensorflow_datasets') / 'image_classification' / 'imagenet2012_labels.txt'
+  listed = resources.files('tensorflow_datasets') / 'datasets' / 'imagenet2012' / 'labels.txt'
   return tuple(listed.read_text().split())
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from PIL import Image
 
@@ -70,6 +69,8 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
   Returns:
     uint8 [S, S, 3].
   """
+  import matplotlib
+
   height, width = picture.shape[:2]
   smooth = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
   heat = np.clip(np.asarray(smooth), 0, 1)
