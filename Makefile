@@ -17,7 +17,7 @@ test: $(VENV)/.ready check  ## formatting, lint, types, and the whole test suite
 # PyTorch and torchvision (some 5 GB), Keras and OpenCV in an environment of their own.
 test-peers:  ## the tests against other people's programs, none of them skipped
 	$(MAKE) VENV=.venv-peers LOCK=peers .venv-peers/.ready
-	.venv-peers/bin/python -m pytest tests/parity tests/test_weights.py tests/test_conversion.py
+	XLA_FLAGS=--xla_backend_optimization_level=3 .venv-peers/bin/python -m pytest tests/parity tests/test_weights.py tests/test_conversion.py
 
 check: $(VENV)/.ready
 	$(BIN)/ruff format --check .

@@ -3,7 +3,14 @@
 import os
 import tempfile
 
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+# Compiling takes most of the tests' time; where LLVM's optimisation matters, a test asks for it.
+os.environ['XLA_FLAGS'] = ' '.join(
+  [
+    '--xla_force_host_platform_device_count=8',
+    '--xla_backend_optimization_level=0',
+    os.environ.get('XLA_FLAGS', ''),
+  ]
+)
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')

@@ -61,6 +61,10 @@ def greatest_error(state, reference):
   return max(jax.tree.leaves(jax.tree.map(error, ours, theirs)))
 
 
+# As users compile: rounding then differs inside of fusions, where a derivative once got lost (`layers.py`).
+AS_USERS = {'xla_backend_optimization_level': 3}
+
+
 def mesh(name='data'):
   return jax.make_mesh((8,), (name,), axis_types=(AxisType.Auto,))
 
@@ -74,7 +78,7 @@ def test_one_device_eight_by_jit_by_pmap_and_by_shard_map_agree(name, accumulate
   step = functools.partial(train_step, accumulate_steps=accumulate_steps)
   mapped = functools.partial(step, axis_name='batch')
   model, mapped_model = network(name), network(name, axis_name='batch')
-  jitted = jax.jit(step)
+  jitted = jax.jit(step, compiler_options=AS_USERS)
   one, metrics = run(jitted, initial(model))
   assert one.step == 5
 
@@ -91,7 +95,7 @@ def test_one_device_eight_by_jit_by_pmap_and_by_shard_map_agree(name, accumulate
     jax_utils.replicate(KEY),
   )
   shard_map = jax.shard_map(mapped, mesh=mesh('batch'), in_specs=(P(), P('batch'), P()), out_specs=P())
-  sharded, sharded_metrics = run(jax.jit(shard_map), initial(mapped_model))
+  sharded, sharded_metrics = run(jax.jit(shard_map, compiler_options=AS_USERS), initial(mapped_model))
 
   others = [
     (eight, eight_metrics),
