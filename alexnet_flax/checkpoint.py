@@ -3,8 +3,7 @@
 import contextlib
 import dataclasses
 import errno
-import hashlib
-import json
+import itertools
 import logging
 import os
 import pathlib
@@ -19,10 +18,9 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from alexnet_flax.errors import UsageError
+from alexnet_flax.manifest import damage, write_manifest
 from alexnet_flax.steps import TrainState
 
-MANIFEST = 'manifest.json'
-_UNLISTED = (MANIFEST, '_CHECKPOINT_METADATA', 'commit_success.txt')  # Orbax writes these last
 PARTIAL = '.orbax-checkpoint-tmp'
 _FULL = os.strerror(errno.ENOSPC)
 
@@ -48,6 +46,7 @@ def checkpoint_manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager
   folder = folder.resolve()
   options = ocp.CheckpointManagerOptions(
     preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+    best_fn=lambda metrics: metrics['top1'],  # without it Orbax forgets what was scored before a restart
     create=True,
     cleanup_tmp_directories=True,  # of saves that a kill interrupted
     # Called when all files are written, just before the checkpoint is moved to its place.
@@ -142,63 +141,29 @@ def latest_whole(folder: pathlib.Path, damaged: pathlib.Path, say: Callable[[str
     damaged: where damaged ones are moved to.
     say: is given a line for each of those.
   """
-  step = None
+  latest = None
   if jax.process_index() == 0:
     for step in steps_in(folder):
-      wrong = damage(folder / str(step))
+      # Of those before the last whole one, Orbax reads what they scored.
+      wrong = damage(folder / str(step), 'metrics/*' if latest else '*')
       if wrong is None:
-        break
+        latest = latest or step
+        continue
       damaged.mkdir(exist_ok=True)
-      aside = damaged / f'{step}-{len(list(damaged.iterdir())) + 1}'
+      taken = (damaged / f'{step}-{number}' for number in itertools.count(1))
+      aside = next(path for path in taken if not path.exists())
       (folder / str(step)).rename(aside)
       say(f'warning: the checkpoint of step {step} is damaged ({wrong}); it is set aside as {aside}')
-    else:
-      step = None
   if jax.process_count() > 1:
-    agreed = int(multihost_utils.broadcast_one_to_all(-1 if step is None else step))
-    step = None if agreed < 0 else agreed
-  return step
-
-
-def damage(checkpoint: pathlib.Path) -> str | None:
-  """What is wrong with a checkpoint's files, or None if they are as they were written."""
-  try:
-    listed = json.loads((checkpoint / MANIFEST).read_text())['files']
-  except (OSError, ValueError, KeyError):
-    return f'no readable {MANIFEST}'
-  for name, digest in listed.items():
-    path = checkpoint / name
-    if not path.is_file():
-      return f'{name} is missing'
-    if _digest(path) != digest:
-      return f'{name} has changed'
-  return None
-
-
-def write_manifest(checkpoint: pathlib.Path) -> None:
-  """Writes the digest of every file of a checkpoint beside them."""
-  files = {
-    path.relative_to(checkpoint).as_posix(): _digest(path)
-    for path in sorted(checkpoint.rglob('*'))
-    if path.is_file() and path.name not in _UNLISTED
-  }
-  partial = checkpoint / f'{MANIFEST}.partial'
-  with partial.open('w') as file:
-    json.dump({'files': files}, file, indent=1)
-    file.flush()
-    os.fsync(file.fileno())
-  partial.replace(checkpoint / MANIFEST)
+    agreed = int(multihost_utils.broadcast_one_to_all(-1 if latest is None else latest))
+    latest = None if agreed < 0 else agreed
+  return latest
 
 
 def _write_manifests(folder: pathlib.Path) -> None:
   if jax.process_index() == 0:
     for partial in folder.glob(f'*{PARTIAL}'):
       write_manifest(partial)
-
-
-def _digest(path: pathlib.Path) -> str:
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 @contextlib.contextmanager

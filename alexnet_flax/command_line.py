@@ -52,34 +52,38 @@ def main(argv: list[str], run: Callable[[Config, str], object] | None = None) ->
   if {'-h', '--help', '--helpfull'} & set(argv):
     print(_usage())
     return 0
-  try:
-    config, workdir = parse(argv)
-    values = flags_of(argv)
-    cluster = Cluster(values.coordinator, values.processes, values.process_id, values.lost_after)
-    if distributed.is_child():
-      distributed.die_with_parent()
-      distributed.initialize(cluster)
-    elif cluster.is_given or distributed.is_in_cluster():
-      return distributed.supervise(argv, cluster)
-    shown = values.show_batch
-    if shown:
-      from alexnet_flax.show_batch import show_batch
+  with distributed.told_to_parent() as tell:
+    try:
+      return tell(_main(argv, run))
+    except PreemptedError as error:
+      print(error, file=sys.stderr)
+      return tell(error.exit_code)
+    except (UsageError, DivergedError) as error:
+      print(f'error: {error}', file=sys.stderr)
+      return tell(error.exit_code)
 
-      show_batch(config, shown)
-      return 0
-    if run is None:
-      from alexnet_flax.training import train
 
-      run = train
-    with distributed.lost_processes(cluster):
-      run(config, workdir)
+def _main(argv: list[str], run: Callable[[Config, str], object] | None) -> int:
+  config, workdir = parse(argv)
+  values = flags_of(argv)
+  cluster = Cluster(values.coordinator, values.processes, values.process_id, values.lost_after)
+  if distributed.is_child():
+    distributed.die_with_parent()
+    distributed.initialize(cluster)
+  elif cluster.is_given or distributed.is_in_cluster():
+    return distributed.supervise(argv, cluster)
+  if values.show_batch:
+    from alexnet_flax.show_batch import show_batch
+
+    show_batch(config, values.show_batch)
     return 0
-  except PreemptedError as error:
-    print(error, file=sys.stderr)
-    return error.exit_code
-  except (UsageError, DivergedError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return error.exit_code
+  if run is None:
+    from alexnet_flax.training import train
+
+    run = train
+  with distributed.lost_processes(cluster):
+    run(config, workdir)
+  return 0
 
 
 def parse(argv: list[str]) -> tuple[Config, str]:

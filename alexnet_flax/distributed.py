@@ -14,14 +14,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
+from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
 from alexnet_flax.errors import PreemptedError, UsageError
 
 _CHILD = 'ALEXNET_FLAX_CHILD'
+_CODE = 'alexnet_flax: exit code '  # a line of the child's, not for people
+# What JAX's runtime and its transports say when another process does not answer.
+_CONNECTION = re.compile(
+  r'UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|heartbeat|coordination service|PollForError|[Gg]loo|NCCL'
+  r'|[Cc]onnection|[Ss]ocket'
+)
+# In these a scheduler says how many processes of one run it has started.
+_COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE')
 _LOST = 76  # the child's exit code when a collective failed and JAX did not say which process was gone
 
 
@@ -78,22 +88,21 @@ def initialize(cluster: Cluster) -> None:
       heartbeat_timeout_seconds=seconds,
       shutdown_timeout_seconds=seconds,
     )
-  except ValueError as error:
-    if cluster.is_given or 'coordinator_address should be defined' not in str(error):
-      raise UsageError(f'cannot join the other processes: {error}') from None
-  except RuntimeError as error:
+  except (ValueError, RuntimeError) as error:
     raise UsageError(f'cannot join the other processes: {" ".join(str(error).split())[:300]}') from None
 
 
 @contextlib.contextmanager
 def first_process_first(what: str) -> Iterator[None]:
-  """Lets the others do something only when process 0 has done it."""
+  """Lets the others do something only when process 0 has done it, or could not."""
   several, first = jax.process_count() > 1, jax.process_index() == 0
   if several and not first:
     multihost_utils.sync_global_devices(what)
-  yield
-  if several and first:
-    multihost_utils.sync_global_devices(what)
+  try:
+    yield
+  finally:
+    if several and first:
+      multihost_utils.sync_global_devices(what)
 
 
 def is_child() -> bool:
@@ -102,10 +111,28 @@ def is_child() -> bool:
 
 
 def is_in_cluster() -> bool:
-  """Whether a scheduler started this process as one of several."""
-  counts = [os.environ.get(name, '1') for name in ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')]
-  hosts = os.environ.get('TPU_WORKER_HOSTNAMES', '')
-  return any(count.isdigit() and int(count) > 1 for count in counts) or ',' in hosts
+  """Whether a scheduler started this process as one of several: what JAX itself looks for.
+
+  Raises:
+    UsageError: it did, and JAX does not see it.
+  """
+  for environment in ClusterEnv._cluster_types:  # there is no public way to ask
+    try:
+      with warnings.catch_warnings(action='ignore'):  # of Kubernetes without its package
+        present = not environment.opt_in_only_method and environment.is_env_present()
+      if present:
+        return environment.get_process_count() > 1
+    except Exception as error:  # what a cloud's interface may raise
+      print(f'note: {environment.__name__}: {error}; this process runs alone', file=sys.stderr)
+      return False
+  for name in _COUNTS:
+    count = os.environ.get(name, '1')
+    if count.isdigit() and int(count) > 1:
+      raise UsageError(
+        f'{name}={count}, but JAX does not find the other processes; give each --coordinator=HOST:PORT'
+        ' --processes=N --process_id=I'
+      )
+  return False
 
 
 @contextlib.contextmanager
@@ -114,11 +141,32 @@ def lost_processes(cluster: Cluster) -> Iterator[None]:
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    if jax.process_count() == 1:
+    text = ' '.join(str(error).split())
+    if jax.process_count() == 1 or not _CONNECTION.search(text):
       raise
-    print(' '.join(str(error).split())[:300], file=sys.stderr, flush=True)
-    time.sleep(2 * cluster.lost_after)
+    print(text[:300], file=sys.stderr, flush=True)
+    time.sleep(cluster.lost_after)
     os._exit(_LOST)
+
+
+@contextlib.contextmanager
+def told_to_parent() -> Iterator[Callable[[int], int]]:
+  """Gives a function by which this process tells its exit code to the one that watches over it.
+
+  After it JAX may still wait for the other processes, and abort when they do not come.
+  """
+
+  def tell(code: int) -> int:
+    if is_child():
+      sys.stderr.write(f'{_CODE}{code}\n')
+      sys.stderr.flush()
+    return code
+
+  try:
+    yield tell
+  except Exception:
+    tell(1)
+    raise
 
 
 def die_with_parent() -> None:
@@ -139,6 +187,7 @@ def supervise(argv: Sequence[str], cluster: Cluster) -> int:
   """
   command = [sys.executable, *argv]
   last: collections.deque[str] = collections.deque(maxlen=100)
+  told: int | None = None
   with subprocess.Popen(
     command,
     env=os.environ | {_CHILD: '1'},
@@ -156,14 +205,18 @@ def supervise(argv: Sequence[str], cluster: Cluster) -> int:
       assert child.stderr is not None
       for line in child.stderr:
         last.append(line)
-        if not _is_trace(line):
+        if line.startswith(_CODE):
+          told = int(line.removeprefix(_CODE))
+        elif told is None and not _is_trace(line):
           sys.stderr.write(line)
           sys.stderr.flush()
       code = child.wait()
     finally:
       for number, handler in before.items():
         signal.signal(number, handler)
-  if code in (-signal.SIGABRT, _LOST):
+  if told is not None:
+    return told
+  if code == _LOST or (code == -signal.SIGABRT and _CONNECTION.search(' '.join(last))):
     name = f'process {cluster.process_id} of {cluster.processes}' if cluster.is_given else 'this process'
     raise PreemptedError(
       f'{name} ends: {_lost(list(last), cluster)}; start all of them again, and the run goes on from its last'
@@ -184,5 +237,6 @@ def _lost(lines: list[str], cluster: Cluster) -> str:
     numbers = ', '.join(re.findall(r'\d+', match[1].rpartition('task:')[2]))
     return f'process {numbers} is lost (no sign of life for {cluster.lost_after} s)'
   if 'coordination service' in text or 'PollForError' in text:
-    return f'process 0, the coordinator at {cluster.coordinator}, is lost'
+    place = f' at {cluster.coordinator}' if cluster.coordinator else ''
+    return f'process 0, the coordinator{place}, is lost'
   return 'another process is lost'

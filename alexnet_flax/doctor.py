@@ -16,15 +16,16 @@ from typing import Literal
 import jax
 import numpy as np
 
-from alexnet_flax.batches import train_batches
+from alexnet_flax.batches import eval_batches, train_batches
 from alexnet_flax.config import Config
 from alexnet_flax.errors import UsageError
 from alexnet_flax.layer_statistics import layer_statistics
 from alexnet_flax.losses import LOSSES
 from alexnet_flax.naming import named_layers
 from alexnet_flax.optimizers import sgd
-from alexnet_flax.run import Run, prepare_run
+from alexnet_flax.run import Run, check_devices, prepare_run
 from alexnet_flax.specs import Activation
+from alexnet_flax.starting import start
 from alexnet_flax.steps import Batch, TrainState, train_step
 from alexnet_flax.transfer import freeze
 
@@ -58,14 +59,16 @@ def examine(config: Config, workdir: str, say: Callable[[str], None] = print) ->
 def findings(config: Config, workdir: str) -> Iterator[Finding]:
   """What is found, one after the other; those about the data end it if there are none."""
   yield _versions()
-  yield from devices()
-  yield _tensorflow()
   try:
+    yield from devices()
+    yield _tensorflow()
     run = prepare_run(config)
     batches = train_batches(dataclasses.replace(run, total_steps=1 << 30), 0)  # however long we look
     batch = next(batches)
+    next(eval_batches(run))
+    state, _ = start(run)
   except UsageError as error:
-    yield Finding('bad', f'data and recipe: {error}', 'mend this first; what follows needs a batch')
+    yield Finding('bad', str(error), 'mend this first; what follows needs a device and a batch')
     return
   counts = f'{run.train_source.num_examples:,} and {run.eval_source.num_examples:,}'
   yield Finding(
@@ -76,7 +79,7 @@ def findings(config: Config, workdir: str) -> Iterator[Finding]:
     yield Finding('look', 'a linear probe: the network itself is not trained, and not examined')
     return
   yield _starving(run, itertools.chain([batch], batches))
-  yield from first_aid(run, batch)
+  yield from first_aid(run, state, batch)
 
 
 def _versions() -> Finding:
@@ -86,6 +89,7 @@ def _versions() -> Finding:
 
 def devices() -> Iterator[Finding]:
   """The devices that JAX sees, and whether it overlooks a GPU."""
+  check_devices()
   kinds = {device.device_kind for device in jax.devices()}
   yield Finding('ok', f'{jax.device_count()} x {", ".join(sorted(kinds))} ({jax.default_backend()})')
   if jax.default_backend() == 'cpu' and shutil.which('nvidia-smi'):
@@ -102,9 +106,14 @@ def _tensorflow() -> Finding:
 
   import alexnet_flax.data.pipeline  # noqa: F401 - hides GPUs from TensorFlow
 
-  if tf.config.get_visible_devices('GPU'):
-    return Finding('bad', 'TensorFlow sees a GPU, and will take its memory', 'import alexnet_flax first')
-  return Finding('ok', f'TensorFlow {tf.__version__} sees no GPU; it only decodes pictures')
+  hidden = len(tf.config.list_physical_devices('GPU'))
+  what = f'TensorFlow {tf.__version__} sees no GPU; it only decodes pictures'
+  if hidden:
+    what = f'TensorFlow {tf.__version__} could take {hidden} GPUs, which are hidden from it'
+  if tf.test.is_built_with_cuda():
+    advice = 'its CUDA libraries may be other ones than those JAX needs: pip uninstall tensorflow, and'
+    return Finding('look', f'{what}; it is built for CUDA', f'{advice} pip install tensorflow-cpu')
+  return Finding('ok', what)
 
 
 def disk(run: Run, folder: pathlib.Path) -> Finding:
@@ -144,12 +153,12 @@ def _starving(run: Run, batches: Iterator[Batch]) -> Finding:
   return Finding('ok', f'{what}: the step is the limit')
 
 
-def first_aid(run: Run, batch: Batch) -> Iterator[Finding]:
+def first_aid(run: Run, state: TrainState, batch: Batch) -> Iterator[Finding]:
   """A network's first aid: its loss at the start, whether it can learn one batch, and its dead units."""
   count = min(_OVERFIT_IMAGES, run.config.data.batch_size)
   small = {name: jax.device_put(np.asarray(part)[:count]) for name, part in batch.items()}
   classes = run.config.model.num_classes or run.model.spec.num_classes
-  state = jax.device_put(jax.device_get(run.make_state()), jax.devices()[0])
+  state = jax.device_put(jax.device_get(state), jax.devices()[0])
   losses, state = _overfit(run, state, small)
   expected = math.log(classes)
   what = (
@@ -169,7 +178,8 @@ def first_aid(run: Run, batch: Batch) -> Iterator[Finding]:
     yield Finding('look' if math.isfinite(losses[-1]) else 'bad', what, advice)
   else:
     yield Finding('ok', what)
-  yield dead_units(run, state, small)
+  if any(layer == Activation('relu') for layer in run.model.spec.layers):
+    yield dead_units(run, state, small)
 
 
 def _overfit(run: Run, state: TrainState, batch: Batch) -> tuple[list[float], TrainState]:

@@ -43,7 +43,13 @@ def guarded(step: Step, policy: Policy) -> GuardedStep:
       finite &= going
     kept: Any = jax.tree.map(lambda updated, old: jnp.where(finite, updated, old), new, state)
     if policy == 'skip':
-      kept = kept.replace(step=new.step)
+      # The schedule and the dropout go on: all that counts steps counts this one too.
+      counted = jax.tree.map(
+        lambda updated, old: updated if jnp.issubdtype(updated.dtype, jnp.integer) else old,
+        new.opt_state,
+        kept.opt_state,
+      )
+      kept = kept.replace(step=new.step, opt_state=counted)
       metrics = jax.tree.map(lambda value: jnp.where(finite, value, 0.0), metrics)
     return kept, metrics, finite, jnp.any(stops)
 

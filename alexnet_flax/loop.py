@@ -22,6 +22,7 @@ from alexnet_flax.stopping import StopRequest
 
 _PROFILE_AFTER_STEPS = 10
 _AHEAD = 2  # steps that the host may be ahead of the devices
+_SKIPPED_AT_MOST = 50  # updates in a row
 
 
 def run_steps(
@@ -91,10 +92,12 @@ def run_steps(
         _check_count(measured, run, log)
       if saves or stopping:
         _save(manager, state, scored, run, log)
-      window = Window(step)
+      window = Window(step, window.skipped_in_a_row)
     if stopping and step < last:
       _finish(manager, run, log)
-      raise PreemptedError(f'ended at step {step} of {last}, as asked; the same command goes on from there')
+      saved = manager.latest_step() or 0
+      where = 'there' if saved == step else f'step {saved}, after which nothing could be saved'
+      raise PreemptedError(f'ended at step {step} of {last}, as asked; the same command goes on from {where}')
   _finish(manager, run, log)
   if first_step >= last:  # the run had ended before
     values = evaluate(run, state).means()
@@ -132,8 +135,10 @@ def evaluated_name(run: Run) -> str:
 class Window:
   """What the steps since the last line of the log have measured, still on the devices."""
 
-  def __init__(self, step: int):
+  def __init__(self, step: int, skipped_in_a_row: int = 0):
+    """Begins after `step`, to whose end so many updates were left out."""
     self.first_step, self.start = step + 1, time.monotonic()
+    self.skipped_in_a_row = skipped_in_a_row
     self.metrics: list[Metrics] = []
     self.going: list[jax.Array] = []
 
@@ -149,13 +154,19 @@ class Window:
     going = jax.device_get(self.going)
     return next((self.first_step + i for i, went in enumerate(going) if not went), None)
 
+  def count_skipped(self) -> tuple[int, int]:
+    """How many updates were left out, and how many without a break up to the end."""
+    going = jax.device_get(self.going)
+    for went in going:
+      self.skipped_in_a_row = 0 if went else self.skipped_in_a_row + 1
+    return sum(not went for went in going), self.skipped_in_a_row
+
   def write(self, log: RunLog, step: int, run: Run) -> dict[str, float]:
     """Logs the window; nothing if no step of it counts."""
     total = sum_metrics(self.metrics)
     others = {'learning_rate': float(run.schedule(step - 1))}
     if run.config.on_nonfinite == 'skip':
-      skipped = sum(not went for went in jax.device_get(self.going))
-      others['skipped_steps'] = float(skipped)
+      others['skipped_steps'] = float(sum(not went for went in jax.device_get(self.going)))
     if not total.images:
       return {}
     others['images_per_second'] = float(total.images) / (time.monotonic() - self.start)
@@ -176,21 +187,27 @@ def _profiled(count: int, first_step: int, last: int) -> range:
 def _check(window: Window, step: int, state: TrainState, run: Run, folder: pathlib.Path, log: RunLog) -> None:
   """Ends the run at an update that was not finite, or says how many were left out."""
   failed = window.first_failure()
-  if failed is None:
-    return
   if run.config.on_nonfinite == 'skip':
-    count = sum(not went for went in jax.device_get(window.going))
-    log.say(f'steps {window.first_step} to {step}: {count} updates were not finite and were left out')
-    if count < len(window.going):
+    count, row = window.count_skipped()
+    if count:
+      log.say(f'steps {window.first_step} to {step}: {count} updates were not finite and were left out')
+    if row < _SKIPPED_AT_MOST:
       return
-    raise _diverged(f'no update of the steps {window.first_step} to {step} was finite', failed, run)
-  loss = float(window.metrics[failed - window.first_step]['loss'])
-  what = f'the loss is {loss}' if not math.isfinite(loss) else 'the update is not finite'
-  place = failures.record(folder, state, failed, what, run)
-  raise _diverged(f'{what} at step {failed}', failed, run, f'; the state before it is in {place}')
+    failed, what = step, f'{row} updates in a row were not finite'
+  elif failed is None:
+    return
+  else:
+    loss = float(window.metrics[failed - window.first_step]['loss'])
+    what = f'the loss is {loss}' if not math.isfinite(loss) else 'the update is not finite'
+  try:
+    where = f'; the state before it is in {failures.record(folder, state, failed, what, run)}'
+  except (OSError, ValueError) as error:  # TensorStore's errors are ValueErrors
+    where = f'; the state before it cannot be written: {" ".join(str(error).split())[:200]}'
+  raise _diverged(f'{what} at step {failed}', failed, run, where)
 
 
 def _save(manager: Any, state: TrainState, scored: dict[str, float] | None, run: Run, log: RunLog) -> None:
+  _finish(manager, run, log)  # if the save before did not succeed, this one still may
   try:
     checkpoint.save(manager, state, scored)
   except SaveError as error:

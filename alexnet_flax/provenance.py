@@ -3,9 +3,9 @@
 import json
 import pathlib
 import platform
-import re
 import subprocess
 import sys
+import urllib.parse
 from importlib import metadata
 from typing import Any
 
@@ -16,15 +16,19 @@ _PACKAGES = ('alexnet_flax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'tensor
 
 
 def public(place: str) -> str:
-  """An absolute path's last part; a URL without user, password and query.
+  """The last part of a path that leads out of the current folder; a URL without user, password and query.
 
   >>> public('/home/ada/data/pets'), public('https://ada:secret@host/a.pth?token=1'), public('runs/a')
   ('.../pets', 'https://host/a.pth', 'runs/a')
   """
   if '://' in place:
-    return re.sub(r'^(\w+://)(?:[^/@]*@)?([^?#]*).*$', r'\1\2', place)
+    url = urllib.parse.urlsplit(place)
+    if url.scheme != 'file':
+      return f'{url.scheme}://{url.netloc.rpartition("@")[2]}{url.path}'
+    place = url.path
   path = pathlib.PurePath(place)
-  return f'.../{path.name}' if path.is_absolute() or place.startswith('~') else place
+  leads_out = path.is_absolute() or place.startswith('~') or '..' in path.parts
+  return f'.../{path.name}' if leads_out else place
 
 
 def public_command(argv: list[str]) -> str:

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
-from alexnet_flax import checkpoint
+from alexnet_flax import checkpoint, manifest
 from alexnet_flax.errors import UsageError
 from alexnet_flax.run_log import read_lines, read_metrics
 
@@ -27,6 +27,7 @@ _SHORT = {
   'eval_every_steps': 12,
   'log_every_steps': 4,
 }
+_FRUITLESS = 5  # runs that may end unkilled
 _TIMED = ('images_per_second',)
 _EXAMPLES = 'examples-0.jsonl'
 _PROGRAM = 'import sys; from alexnet_flax.command_line import main; sys.exit(main(sys.argv))'
@@ -66,7 +67,15 @@ def prove_resume(
     UsageError: the run itself fails.
   """
   given = {flag.lstrip('-').partition('=')[0].removeprefix('config.') for flag in flags}
-  short = [f'--config.{key}={value}' for key, value in _SHORT.items() if key not in given]
+  refused = sorted(given & {'workdir', 'show_batch', 'coordinator', 'processes', 'process_id'})
+  if refused:
+    raise UsageError(f'--{refused[0]} is not for this: it runs one process in folders of its own')
+  # Given epochs count, and are not replaced by steps.
+  short = [
+    f'--config.{key}={value}'
+    for key, value in _SHORT.items()
+    if not given & {key, key.replace('_steps', '_epochs')}
+  ]
   kept = ['--config.record_examples=true', '--config.keep_checkpoints=100000', '--config.report=false']
   command = [sys.executable, '-c', _PROGRAM, *flags, *short, *kept]
   moments, proof = random.Random(seed), Proof()
@@ -74,12 +83,16 @@ def prove_resume(
     root = pathlib.Path(temporary)
     whole = root / 'whole'
     seconds = _run_to_the_end(command, whole)
+    if len(checkpoint.steps_in(whole / 'checkpoints')) < 2 or not read_metrics(whole):
+      raise UsageError('the run is too short to be struck: it needs two checkpoints, and something logged')
     say(f'undisturbed: {len(checkpoint.steps_in(whole / "checkpoints"))} checkpoints in {seconds:.0f} s')
     rounds = 0
     while proof.kills < kills:
       rounds += 1
       folder = root / f'killed-{rounds}'
       before, good = proof.kills, 0
+      if rounds > kills + _FRUITLESS:
+        raise UsageError(f'{rounds} runs ended before they could be killed; ask for more steps')
       while proof.kills < kills and _killed(command, folder, whole, moments, proof):
         wrong = _differs_at_latest(whole, folder)
         good += not wrong
@@ -161,7 +174,7 @@ def _state(folder: pathlib.Path) -> str:
 def _differs_at_latest(whole: pathlib.Path, folder: pathlib.Path) -> list[str]:
   """What the last whole checkpoint has otherwise than the undisturbed run had at its step."""
   places = (folder / 'checkpoints', whole / 'checkpoints')
-  step = next((s for s in checkpoint.steps_in(places[0]) if not checkpoint.damage(places[0] / str(s))), None)
+  step = next((s for s in checkpoint.steps_in(places[0]) if not manifest.damage(places[0] / str(s))), None)
   return [] if step is None else _different_arrays(*places, step)[0]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import typing
 from typing import Any
 
@@ -65,6 +66,7 @@ def prepare_run(config: Config) -> Run:
     UsageError: configuration and data do not fit each other or the devices.
   """
   data = config.data
+  check_devices()
   with first_process_first('data'):  # it prepares the embedded digits
     train_source = open_dataset(data.dataset, data.train_split, data.data_dir)
     eval_source = open_dataset(data.dataset, data.eval_split, data.data_dir)
@@ -174,6 +176,17 @@ def compile_train_step(run: Run, like: TrainState) -> Any:
   going = jax.ShapeDtypeStruct((), jnp.bool_, sharding=run.replicated)
   stops = jax.ShapeDtypeStruct((jax.device_count(),), jnp.bool_, sharding=run.sharding)
   return run.train_step.lower(like, batch, key, going, stops).compile()
+
+
+def check_devices() -> None:
+  """Raises UsageError if JAX has no device of the kind that was asked for."""
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    asked, reason = os.environ.get('JAX_PLATFORMS', ''), ' '.join(str(error).split()) or 'there is none'
+    raise UsageError(
+      f'JAX finds no device of JAX_PLATFORMS={asked}: {reason}; unset it, or install requirements/cuda.txt'
+    ) from None
 
 
 def _on_gpus() -> bool:

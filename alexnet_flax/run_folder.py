@@ -1,14 +1,19 @@
 """The folder of a run, and its config.json."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
-import os
 import pathlib
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from alexnet_flax.config import Config
 from alexnet_flax.errors import UsageError
 from alexnet_flax.provenance import public
+
+_ROOM = 1 << 16  # bytes without which nothing can begin
 
 
 def make_folder(folder: pathlib.Path) -> None:
@@ -20,11 +25,28 @@ def make_folder(folder: pathlib.Path) -> None:
   try:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'checkpoints').mkdir(exist_ok=True)
-    probe = folder / f'.writable-{os.getpid()}'
-    probe.touch()
-    probe.unlink()
+    with tempfile.TemporaryFile(dir=folder) as probe:
+      probe.write(bytes(_ROOM))
   except OSError as error:
     raise UsageError(f'cannot write to --workdir={folder}: {error.strerror}') from None
+
+
+@contextlib.contextmanager
+def sole_writer(folder: pathlib.Path) -> Iterator[None]:
+  """Keeps a second run out of the folder; a kill frees it.
+
+  Raises:
+    UsageError: another process trains in it.
+  """
+  with (folder / '.lock').open('a') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      message = f'another process trains in {folder}; wait for its end, or use another --workdir'
+      raise UsageError(message) from None
+    except OSError:  # a filesystem without locks
+      pass
+    yield
 
 
 def write_config(folder: pathlib.Path, config: Config, resumed: bool) -> None:
@@ -32,9 +54,13 @@ def write_config(folder: pathlib.Path, config: Config, resumed: bool) -> None:
   path = folder / 'config.json'
   new = json.loads(json.dumps(dataclasses.asdict(_without_private(config))))
   if resumed and path.exists():
-    old = _flat(json.loads(path.read_text()))
+    try:
+      old = _flat(json.loads(path.read_text()))
+    except ValueError:
+      old = {}
+      print(f'note: {path} was broken, and is written anew')
     for key, value in _flat(new).items():
-      if old.get(key) != value:
+      if old and old.get(key) != value:
         print(f'note: {key} was {old.get(key)!r} in this run so far, and is {value!r} from here on')
   partial = path.with_suffix('.partial')
   partial.write_text(json.dumps(new, indent=2) + '\n')

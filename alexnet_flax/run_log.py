@@ -9,6 +9,7 @@ from typing import Any
 import tensorboardX
 from tqdm import tqdm
 
+from alexnet_flax.errors import UsageError
 from alexnet_flax.metrics import Metrics
 
 
@@ -122,10 +123,21 @@ def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The whole lines of a file of JSON lines; a last one that a kill cut short is left out."""
+  """The whole lines of a file of JSON lines; a last one that a kill cut short is left out.
+
+  Raises:
+    UsageError: another line is broken.
+  """
   if not path.exists():
     return []
-  return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line[-1] == '\n']
+  lines = []
+  for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
+    if line[-1] == '\n':
+      try:
+        lines.append(json.loads(line))
+      except ValueError:
+        raise UsageError(f'line {number} of {path} is broken; remove it, and nothing else is lost') from None
+  return lines
 
 
 def format_values(values: dict[str, float]) -> str:

@@ -1,7 +1,9 @@
 """A run from its start to its end: folder, data, devices, the first state; its steps are in `loop.py`."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import errno
 import itertools
 import pathlib
 
@@ -15,7 +17,7 @@ from alexnet_flax.errors import PreemptedError, UsageError
 from alexnet_flax.loop import evaluated_name, run_steps
 from alexnet_flax.provenance import write_environment
 from alexnet_flax.run import Run, compile_train_step, prepare_run
-from alexnet_flax.run_folder import make_folder, write_config
+from alexnet_flax.run_folder import make_folder, sole_writer, write_config
 from alexnet_flax.starting import start, training_lines
 from alexnet_flax.steps import TrainState
 from alexnet_flax.stopping import StopRequest
@@ -35,16 +37,26 @@ def train(config: Config, workdir: str | pathlib.Path) -> dict[str, float]:
     DivergedError: the loss, or the parameters' norm, is not finite.
     PreemptedError: the end was asked for; the state is saved.
   """
-  with StopRequest() as request:
-    return _train(config, pathlib.Path(workdir).expanduser(), request)
+  folder = pathlib.Path(workdir).expanduser()
+  try:
+    with StopRequest() as request, contextlib.ExitStack() as stack:
+      return _train(config, folder, request, stack)
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    raise UsageError(f'no room in {folder}: {error.strerror}; make some, and start again') from None
 
 
-def _train(config: Config, folder: pathlib.Path, request: StopRequest) -> dict[str, float]:
+def _train(
+  config: Config, folder: pathlib.Path, request: StopRequest, stack: contextlib.ExitStack
+) -> dict[str, float]:
   # TensorFlow takes as long to import as the step to compile: do both at once.
   background = concurrent.futures.ThreadPoolExecutor(1)
   tensorflow = background.submit(_import_pipeline)
   run = prepare_run(config)
   make_folder(folder)
+  if jax.process_index() == 0:
+    stack.enter_context(sole_writer(folder))
   latest = checkpoint.latest_whole(folder / 'checkpoints', folder / 'damaged', print)
   if latest is not None and latest > run.total_steps:
     raise UsageError(

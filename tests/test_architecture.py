@@ -15,6 +15,7 @@ ARROWS = {
     'metrics',
     'model',
     'optimizers',
+    'saliency',
     'specs',
     'steps',
   },
@@ -52,6 +53,7 @@ ARROWS = {
   },
   'checkpoint': {
     'errors',
+    'manifest',
     'steps',
   },
   'class_names': {
@@ -201,6 +203,7 @@ ARROWS = {
     'optimizers',
     'run',
     'specs',
+    'starting',
     'steps',
     'transfer',
   },
@@ -301,6 +304,7 @@ ARROWS = {
     'stopping',
   },
   'losses': set(),
+  'manifest': set(),
   'metrics': {
     'losses',
   },
@@ -402,6 +406,7 @@ ARROWS = {
   'resume_proof': {
     'checkpoint',
     'errors',
+    'manifest',
     'run_log',
   },
   'run': {
@@ -432,6 +437,7 @@ ARROWS = {
     'provenance',
   },
   'run_log': {
+    'errors',
     'metrics',
   },
   'saliency': {

@@ -1,20 +1,24 @@
 """Kills, signals and faults, made for real: what a run loses by them (nothing), and what it says."""
 
+import dataclasses
+import io
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import jax
 import numpy as np
 import pytest
 
-from alexnet_flax import checkpoint, resume_proof, run_log, training
+from alexnet_flax import checkpoint, loop, manifest, resume_proof, run_folder, run_log, training
 from alexnet_flax.__main__ import main
-from alexnet_flax.errors import DivergedError, UsageError
+from alexnet_flax.errors import DivergedError, PreemptedError, UsageError
+from tests.conftest import encode, smooth_picture
 from tests.test_training import TINY, replace
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
@@ -91,7 +95,7 @@ def test_a_signal_saves_and_ends_with_75(data_dir, tmp_path, number):
   assert f'{number.name}: finishing the step' in said
   assert 'as asked; the same command goes on from there' in said
   (step,) = checkpoint.steps_in(tmp_path / 'checkpoints')
-  assert checkpoint.damage(tmp_path / 'checkpoints' / str(step)) is None
+  assert manifest.damage(tmp_path / 'checkpoints' / str(step)) is None
   if number is signal.SIGINT:
     return  # the rest is the same
   again = subprocess.run(
@@ -141,7 +145,7 @@ def remove_a_file(folder):
 
 
 def remove_the_manifest(folder):
-  (folder / checkpoint.MANIFEST).unlink()
+  (folder / manifest.MANIFEST).unlink()
 
 
 @pytest.mark.parametrize('harm', [flip_a_byte, truncate, remove_a_file, remove_the_manifest])
@@ -157,6 +161,62 @@ def test_a_damaged_checkpoint_is_set_aside(tiny, tmp_path, capsys, harm):
   assert 'steps 5 to 6' in said
   assert_same_bits(arrays(tmp_path), whole)
   assert [path.name for path in (tmp_path / 'damaged').iterdir()] == ['6-1']
+
+
+def test_the_best_checkpoint_outlives_restarts(tiny, tmp_path, monkeypatch):
+  """Orbax must know after a restart what the checkpoints before it have scored."""
+  scores = iter([0.5, 0.9, 0.4, 0.3, 0.2])
+  evaluate = loop.evaluate
+
+  def scored(run, state):
+    metrics = evaluate(run, state)
+    return dataclasses.replace(metrics, sums=metrics.sums | {'top1': next(scores) * metrics.images})
+
+  monkeypatch.setattr(loop, 'evaluate', scored)
+  config = replace(tiny, checkpoint_every_steps=1, eval_every_steps=1, keep_checkpoints=1)
+  for steps in (1, 2, 3, 5):
+    training.train(replace(config, total_steps=steps), tmp_path)
+  assert checkpoint.steps_in(tmp_path / 'checkpoints') == [5, 2]
+  # What the older one scored is unreadable: it is set aside, and the latest is used.
+  (tmp_path / 'checkpoints' / '2' / 'metrics' / 'metrics').write_bytes(b'\xff')
+  monkeypatch.setattr(loop, 'evaluate', evaluate)
+  training.train(replace(config, total_steps=6), tmp_path)
+  assert checkpoint.steps_in(tmp_path / 'checkpoints')[0] == 6
+  assert [path.name for path in (tmp_path / 'damaged').iterdir()] == ['2-1']
+
+
+@pytest.mark.parametrize('content', ['[]', '{"files": ["a"]}', '{"files": 3}', '{', ''])
+def test_manifests_that_are_none(tmp_path, content):
+  (tmp_path / manifest.MANIFEST).write_text(content)
+  assert manifest.damage(tmp_path) == f'no readable {manifest.MANIFEST}'
+
+
+def test_damaged_twice(tiny, tmp_path):
+  config = replace(tiny, total_steps=2)
+  training.train(config, tmp_path)
+  (tmp_path / 'damaged' / '2-2').mkdir(parents=True)
+  flip_a_byte(tmp_path / 'checkpoints' / '2')
+  training.train(config, tmp_path)
+  flip_a_byte(tmp_path / 'checkpoints' / '2')
+  training.train(config, tmp_path)
+  assert sorted(path.name for path in (tmp_path / 'damaged').iterdir()) == ['2-1', '2-2', '2-3']
+
+
+def test_two_runs_in_one_folder(tiny, tmp_path):
+  with run_folder.sole_writer(tmp_path), pytest.raises(UsageError, match='another process trains in'):
+    training.train(tiny, tmp_path)
+  training.train(replace(tiny, total_steps=1), tmp_path)
+
+
+def test_broken_files_of_a_run(tiny, tmp_path, capsys):
+  training.train(replace(tiny, total_steps=1), tmp_path)
+  (tmp_path / 'config.json').write_text('{"seed')
+  training.train(replace(tiny, total_steps=2), tmp_path)
+  assert 'config.json was broken, and is written anew' in capsys.readouterr().out
+  text = (tmp_path / 'metrics.jsonl').read_text()
+  (tmp_path / 'metrics.jsonl').write_text('{"st\n' + text)
+  with pytest.raises(UsageError, match=r'line 1 of .*metrics.jsonl is broken'):
+    training.train(replace(tiny, total_steps=3), tmp_path)
 
 
 @pytest.fixture
@@ -189,11 +249,62 @@ def test_a_full_disk(tiny, small_disk, capsys, policy):
     assert 'done: 3 steps' in said
   steps = checkpoint.steps_in(small_disk / 'run' / 'checkpoints')
   assert steps[0] < 3
-  assert checkpoint.damage(small_disk / 'run' / 'checkpoints' / str(steps[0])) is None
+  assert manifest.damage(small_disk / 'run' / 'checkpoints' / str(steps[0])) is None
   (small_disk / 'ballast').unlink()
   training.train(config, small_disk / 'run')
   assert checkpoint.steps_in(small_disk / 'run' / 'checkpoints')[0] == 3
   assert {line['step'] for line in run_log.read_metrics(small_disk / 'run')} >= {3}
+
+
+def fill(folder, room):
+  """Leaves so many bytes on a small disk."""
+  free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+  (folder / 'ballast').write_bytes(bytes(max(free - room, 0)))
+
+
+def test_a_disk_that_is_full_from_the_start(tiny, small_disk):
+  training.train(replace(tiny, total_steps=1), small_disk / 'run')
+  fill(small_disk, 0)
+  with pytest.raises(UsageError, match='No space left on device'):
+    training.train(replace(tiny, total_steps=2), small_disk / 'run')
+  with pytest.raises(UsageError, match='No space left on device'):
+    training.train(replace(tiny, total_steps=2), small_disk / 'another')
+  (small_disk / 'ballast').unlink()
+  training.train(replace(tiny, total_steps=2), small_disk / 'run')
+
+
+def test_the_command_says_a_full_disk_in_a_line(data_dir, small_disk):
+  flags = [f'--workdir={small_disk / "run"}', '--config.checkpoint_every_steps=1']
+  first = subprocess.run(
+    [*command(data_dir, *flags), '--config.total_steps=1'], capture_output=True, check=False
+  )
+  assert first.returncode == 0, first.stderr
+  fill(small_disk, 70_000)
+  full = subprocess.run(
+    [*command(data_dir, *flags), '--config.total_steps=4'], capture_output=True, text=True, check=False
+  )
+  assert full.returncode == 2
+  assert full.stderr.splitlines()[-1].startswith('error: the checkpoint of step ')
+  assert 'Traceback' not in full.stderr, full.stderr[:2000]
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')  # tensorboardX's
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # TensorStore's
+def test_a_signal_on_a_full_disk_says_what_is_lost(tiny, small_disk, monkeypatch):
+  training.train(replace(tiny, total_steps=1), small_disk / 'run')
+  fill(small_disk, 70_000)
+  config = replace(tiny, total_steps=4, on_save_error='continue')
+  run_steps = training.run_steps
+
+  def asked_later(*arguments):
+    arguments[-1].asked = True
+    return run_steps(*arguments)
+
+  monkeypatch.setattr(training, 'run_steps', asked_later)
+  with pytest.raises(
+    PreemptedError, match=r'ended at step 2 of 4, .* from step 1, after which nothing could'
+  ):
+    training.train(config, small_disk / 'run')
 
 
 def poisoned(monkeypatch, *steps):
@@ -249,11 +360,40 @@ def test_steps_that_are_not_finite_are_skipped(tiny, tmp_path, monkeypatch, caps
   assert all(np.isfinite(array).all() for array in arrays(tmp_path).values())
 
 
-def test_when_nothing_is_finite_skipping_ends(tiny, tmp_path, monkeypatch):
-  poisoned(monkeypatch, 1, 2, 3)
-  config = replace(tiny, total_steps=6, log_every_steps=3, on_nonfinite='skip')
-  with pytest.raises(DivergedError, match='no update of the steps 1 to 3 was finite'):
+def test_skipping_ends_after_many_in_a_row(tiny, tmp_path, monkeypatch):
+  """However the log is cut into windows."""
+  poisoned(monkeypatch, 1, 3, 4, 5)
+  monkeypatch.setattr(loop, '_SKIPPED_AT_MOST', 3)
+  config = replace(tiny, total_steps=9, log_every_steps=1, on_nonfinite='skip')
+  with pytest.raises(DivergedError, match=r'3 updates in a row were not finite at step 5 .*failures/5'):
     training.train(config, tmp_path)
+  assert (tmp_path / 'failures' / '5' / 'batch.json').exists()
+
+
+def test_a_skipped_step_moves_the_schedule_on(tiny, tmp_path, monkeypatch):
+  poisoned(monkeypatch, 2)
+  training.train(replace(tiny, total_steps=3, on_nonfinite='skip'), tmp_path)
+  counts = [int(x) for name, x in arrays(tmp_path).items() if x.dtype.kind == 'i']
+  assert counts
+  assert set(counts) == {3}
+
+
+def test_micro_batches_that_are_not_finite(tiny, tmp_path, monkeypatch):
+  poisoned(monkeypatch, 2)
+  config = replace(tiny, optimizer={'accumulate_steps': 2}, total_steps=4, log_every_steps=1)
+  with pytest.raises(DivergedError, match='the loss is nan at step 2|the loss is inf at step 2'):
+    training.train(config, tmp_path / 'stop')
+  training.train(replace(config, on_nonfinite='skip'), tmp_path / 'skip')
+  assert all(np.isfinite(array).all() for array in arrays(tmp_path / 'skip').values())
+
+
+def test_the_examples_of_a_broken_step_are_those_of_its_batch(tiny, tmp_path, monkeypatch):
+  poisoned(monkeypatch, 3)
+  with pytest.raises(DivergedError):
+    training.train(replace(tiny, total_steps=4, record_examples=True, log_every_steps=1), tmp_path)
+  recorded = {line['step']: line['examples'] for line in run_log.read_lines(tmp_path / 'examples-0.jsonl')}
+  found = json.loads((tmp_path / 'failures' / '3' / 'batch.json').read_text())
+  assert [example['index'] for example in found['examples']] == recorded[3]
 
 
 def test_the_configuration_names_no_place_of_the_user(tiny, tmp_path):
@@ -295,12 +435,85 @@ def test_doctor_sees_what_is_wrong(tiny, tmp_path, monkeypatch):
 
   run = training.prepare_run(replace(tiny, optimizer={'learning_rate': 1e6}))
   batch = next(train_batches(run, 0))
-  found = list(doctor.first_aid(run, batch))
-  assert [finding.verdict for finding in found][1:] != ['ok', 'ok']
+  found = list(doctor.first_aid(run, run.make_state(), batch))
+  assert found[1].verdict == 'bad'
+  assert '20 steps on 32 images alone' in found[1].what or '20 steps on 16 images alone' in found[1].what
+  assert 'try a tenth of optimizer.learning_rate' in found[1].advice
   monkeypatch.setattr(doctor.shutil, 'disk_usage', lambda path: type('Usage', (), {'free': 1000})())
   assert doctor.disk(run, tmp_path / 'none' / 'yet').verdict == 'bad'
   monkeypatch.setattr(doctor.shutil, 'which', lambda name: '/usr/bin/nvidia-smi')
   assert [finding.verdict for finding in doctor.devices()] == ['ok', 'bad']
+
+
+def test_doctor_reads_what_is_evaluated(tmp_path, capsys):
+  for split, count in (('train', 4), ('test', 2)):
+    folder = tmp_path / split / 'class'
+    folder.mkdir(parents=True)
+    for number in range(count):
+      content = encode(smooth_picture(64, 64, number)) if split == 'train' else b'no picture'
+      (folder / f'{number}.jpg').write_bytes(content)
+  flags = ['--config.data.dataset=image_folder', f'--config.data.data_dir={tmp_path}']
+  batch = ['--config.data.batch_size=8', '--config.data.eval_batch_size=8', '--config.data.train_split=train']
+  assert main(['doctor', *SMALL, *flags, *batch]) == 2
+  assert 'bad   ' in (said := capsys.readouterr().out)
+  assert '0.jpg' in said
+
+
+def test_a_platform_that_is_not_there(tmp_path):
+  """In a process of its own: JAX chooses its devices once."""
+  for arguments in (
+    ['train.py', '--config=configs/digits.py', f'--workdir={tmp_path}'],
+    ['-m', 'alexnet_flax', 'doctor'],
+  ):
+    done = subprocess.run(
+      [sys.executable, *arguments],
+      env=os.environ | {'JAX_PLATFORMS': 'cuda'},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 2
+    assert 'JAX finds no device of JAX_PLATFORMS=cuda' in done.stdout + done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_a_signal_while_the_program_starts(tmp_path):
+  with subprocess.Popen(
+    [sys.executable, 'train.py', '--config=configs/digits.py', f'--workdir={tmp_path}'],
+    stderr=subprocess.PIPE,
+  ) as process:
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 75
+    assert process.stderr is not None
+    assert process.stderr.read() == b''
+
+
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    ('--workdir=x', '--workdir is not for this'),
+    ('--show_batch=x.png', '--show_batch is not for this'),
+    ('--config.total_steps=1', 'too short to be struck'),
+  ],
+)
+def test_proofs_of_nothing(data_dir, flag, message, capsys):
+  flags = [*SMALL, f'--config.data.data_dir={data_dir}', flag, '--config.checkpoint_every_steps=10']
+  assert main(['verify-resume', *flags]) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_archives_cannot_leave_their_folder(tmp_path):
+  """TFDS, which unpacks what `prepare` downloads, leaves such members out."""
+  from tensorflow_datasets.core.download import extractor
+
+  path = tmp_path / 'a.tar'
+  with tarfile.open(path, 'w') as archive:
+    for name in ('../outside', '/tmp/absolute', 'inside'):
+      info = tarfile.TarInfo(name)
+      info.size = 1
+      archive.addfile(info, io.BytesIO(b'x'))
+  assert [name for name, _ in extractor.iter_tar(path)] == ['inside']
 
 
 def test_mistakes(capsys):
