@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -237,7 +238,7 @@ def small_disk(tmp_path):
 def test_a_full_disk(tiny, small_disk, capsys, policy):
   config = replace(tiny, checkpoint_every_steps=1, total_steps=3, on_save_error=policy)
   training.train(replace(config, total_steps=1), small_disk / 'run')
-  (small_disk / 'ballast').write_bytes(bytes(max(os.statvfs(small_disk).f_bavail * 4096 - 60_000, 0)))
+  fill(small_disk, 100_000)
   capsys.readouterr()
   if policy == 'stop':
     with pytest.raises(UsageError, match=r'step \d cannot be written: the disk is full; make room and start'):
@@ -275,11 +276,12 @@ def test_a_disk_that_is_full_from_the_start(tiny, small_disk):
 
 def test_the_command_says_a_full_disk_in_a_line(data_dir, small_disk):
   flags = [f'--workdir={small_disk / "run"}', '--config.checkpoint_every_steps=1']
+  flags += ['--config.optimizer.warmup_steps=0']
   first = subprocess.run(
     [*command(data_dir, *flags), '--config.total_steps=1'], capture_output=True, check=False
   )
   assert first.returncode == 0, first.stderr
-  fill(small_disk, 70_000)
+  fill(small_disk, 100_000)
   full = subprocess.run(
     [*command(data_dir, *flags), '--config.total_steps=4'], capture_output=True, text=True, check=False
   )
@@ -292,7 +294,7 @@ def test_the_command_says_a_full_disk_in_a_line(data_dir, small_disk):
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # TensorStore's
 def test_a_signal_on_a_full_disk_says_what_is_lost(tiny, small_disk, monkeypatch):
   training.train(replace(tiny, total_steps=1), small_disk / 'run')
-  fill(small_disk, 70_000)
+  fill(small_disk, 100_000)
   config = replace(tiny, total_steps=4, on_save_error='continue')
   run_steps = training.run_steps
 
@@ -301,9 +303,7 @@ def test_a_signal_on_a_full_disk_says_what_is_lost(tiny, small_disk, monkeypatch
     return run_steps(*arguments)
 
   monkeypatch.setattr(training, 'run_steps', asked_later)
-  with pytest.raises(
-    PreemptedError, match=r'ended at step 2 of 4, .* from step 1, after which nothing could'
-  ):
+  with pytest.raises(PreemptedError, match=r'ended at step 2 of 4, .* from step 1, after which nothing'):
     training.train(config, small_disk / 'run')
 
 
@@ -381,7 +381,7 @@ def test_a_skipped_step_moves_the_schedule_on(tiny, tmp_path, monkeypatch):
 def test_micro_batches_that_are_not_finite(tiny, tmp_path, monkeypatch):
   poisoned(monkeypatch, 2)
   config = replace(tiny, optimizer={'accumulate_steps': 2}, total_steps=4, log_every_steps=1)
-  with pytest.raises(DivergedError, match='the loss is nan at step 2|the loss is inf at step 2'):
+  with pytest.raises(DivergedError, match=r'the loss is (nan|inf) at step 2'):
     training.train(config, tmp_path / 'stop')
   training.train(replace(config, on_nonfinite='skip'), tmp_path / 'skip')
   assert all(np.isfinite(array).all() for array in arrays(tmp_path / 'skip').values())
@@ -426,7 +426,7 @@ def test_doctor(data_dir, capsys, tmp_path):
   assert 'bad ' not in said
   assert main(['doctor', *SMALL, '--config.data.dataset=cifar10', f'--config.data.data_dir={data_dir}']) == 2
   said = capsys.readouterr().out
-  assert "bad   data and recipe: the data set 'cifar10' is not prepared" in said
+  assert "bad   the data set 'cifar10' is not prepared" in said
 
 
 def test_doctor_sees_what_is_wrong(tiny, tmp_path, monkeypatch):
@@ -446,17 +446,16 @@ def test_doctor_sees_what_is_wrong(tiny, tmp_path, monkeypatch):
 
 
 def test_doctor_reads_what_is_evaluated(tmp_path, capsys):
-  for split, count in (('train', 4), ('test', 2)):
-    folder = tmp_path / split / 'class'
-    folder.mkdir(parents=True)
-    for number in range(count):
+  for split in ('train', 'test'):
+    for number in range(4):
+      folder = tmp_path / split / f'class {number % 2}'
+      folder.mkdir(parents=True, exist_ok=True)
       content = encode(smooth_picture(64, 64, number)) if split == 'train' else b'no picture'
       (folder / f'{number}.jpg').write_bytes(content)
   flags = ['--config.data.dataset=image_folder', f'--config.data.data_dir={tmp_path}']
   batch = ['--config.data.batch_size=8', '--config.data.eval_batch_size=8', '--config.data.train_split=train']
   assert main(['doctor', *SMALL, *flags, *batch]) == 2
-  assert 'bad   ' in (said := capsys.readouterr().out)
-  assert '0.jpg' in said
+  assert re.search(r'bad   .*test/class 0/\d.jpg', capsys.readouterr().out)
 
 
 def test_a_platform_that_is_not_there(tmp_path):
@@ -494,7 +493,7 @@ def test_a_signal_while_the_program_starts(tmp_path):
   [
     ('--workdir=x', '--workdir is not for this'),
     ('--show_batch=x.png', '--show_batch is not for this'),
-    ('--config.total_steps=1', 'too short to be struck'),
+    ('--config.total_steps=3', 'too short to be struck'),
   ],
 )
 def test_proofs_of_nothing(data_dir, flag, message, capsys):
