@@ -3,11 +3,14 @@
 import contextlib
 import dataclasses
 import errno
+import functools
 import itertools
 import logging
 import os
 import pathlib
 import shutil
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,10 +28,6 @@ PARTIAL = '.orbax-checkpoint-tmp'
 _FULL = os.strerror(errno.ENOSPC)
 
 
-# It logs a traceback of all that it raises besides, and warnings of no consequence.
-logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
-
-
 class SaveError(Exception):
   """A checkpoint could not be written; those before it are whole."""
 
@@ -39,6 +38,7 @@ def checkpoint_manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager
   The best is that of the greatest 'top1' among those that were saved with what they scored. A checkpoint
   appears at its place when it is whole, with a manifest of its files' digests inside.
   """
+  _hear_once()
   # `max_to_keep` with `best_fn` would drop the latest, from which a run resumes.
   best = policies.BestN(
     get_metric_fn=lambda metrics: metrics['top1'], n=1, keep_checkpoints_without_metrics=False
@@ -164,6 +164,21 @@ def _write_manifests(folder: pathlib.Path) -> None:
   if jax.process_index() == 0:
     for partial in folder.glob(f'*{PARTIAL}'):
       write_manifest(partial)
+
+
+@functools.cache
+def _hear_once() -> None:
+  """What a failed save raises is said by us; Orbax, asyncio and TensorStore's threads print it often."""
+  logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
+  logging.getLogger('asyncio').addFilter(lambda record: 'orbax' not in record.getMessage())
+  warnings.filterwarnings('ignore', message='coroutine .*async_serialize', category=RuntimeWarning)
+  before = sys.unraisablehook
+
+  def hook(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      before(unraisable)
+
+  sys.unraisablehook = hook
 
 
 @contextlib.contextmanager
