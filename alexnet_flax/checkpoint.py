@@ -28,6 +28,10 @@ PARTIAL = '.orbax-checkpoint-tmp'
 _FULL = os.strerror(errno.ENOSPC)
 
 
+# It logs a traceback of all that it raises besides, and warnings of no consequence.
+logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
+
+
 class SaveError(Exception):
   """A checkpoint could not be written; those before it are whole."""
 
@@ -169,7 +173,6 @@ def _write_manifests(folder: pathlib.Path) -> None:
 @functools.cache
 def _hear_once() -> None:
   """What a failed save raises is said by us; Orbax, asyncio and TensorStore's threads print it often."""
-  logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
   logging.getLogger('asyncio').addFilter(lambda record: 'orbax' not in record.getMessage())
   warnings.filterwarnings('ignore', message='coroutine .*async_serialize', category=RuntimeWarning)
   before = sys.unraisablehook

@@ -89,6 +89,7 @@ def serve(network: Trained, host: str, port: int) -> None:
   listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
   try:
     listening.bind((host, port))
+    listening.listen()
   except (OSError, OverflowError) as error:
     listening.close()
     if getattr(error, 'errno', None) == errno.EADDRINUSE:

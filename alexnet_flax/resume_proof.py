@@ -27,6 +27,7 @@ _SHORT = {
   'eval_every_steps': 12,
   'log_every_steps': 4,
 }
+_EACH = 5  # kills of a run, before it is left to end
 _FRUITLESS = 5  # runs that may end unkilled
 _TIMED = ('images_per_second',)
 _EXAMPLES = 'examples-0.jsonl'
@@ -93,7 +94,7 @@ def prove_resume(
       before, good = proof.kills, 0
       if rounds > kills + _FRUITLESS:
         raise UsageError(f'{rounds} runs ended before they could be killed; ask for more steps')
-      while proof.kills < kills and _killed(command, folder, whole, moments, proof):
+      while proof.kills < min(before + _EACH, kills) and _killed(command, folder, whole, moments, proof):
         wrong = _differs_at_latest(whole, folder)
         good += not wrong
         proof.differences += wrong
@@ -123,7 +124,8 @@ def _killed(
   left, log = _partial(folder), _examples(folder)  # by the kill before
   steps = len(read_lines(whole / _EXAMPLES))
   first = next(iter(checkpoint.steps_in(folder / 'checkpoints')), 0) + 1
-  step, seconds = moments.randint(min(first, steps), steps), moments.uniform(0, 5)
+  last = min(first + steps // _EACH, steps)
+  step, seconds = moments.randint(min(first, last), last), moments.uniform(0, 5)
   # A third inside of a save, a sixth in the program's start, the others at a step.
   kind = ('step', 'step', 'save', 'start', 'step', 'save')[proof.kills % 6]
   begun = time.monotonic()
