@@ -1,5 +1,6 @@
 """`alexnet-flax demo`: a page to drop a picture on, for this machine alone unless told otherwise."""
 
+import contextlib
 import errno
 import io
 import socket
@@ -98,7 +99,9 @@ def serve(network: Trained, host: str, port: int) -> None:
   place = f'[{host}]' if family == socket.AF_INET6 else host
   print(f'http://{place}:{listening.getsockname()[1]} (Ctrl-C ends it)', flush=True)
   hosts = ('localhost', '127.0.0.1', '[::1]') if host in _LOOPBACK else ('*',)
-  uvicorn.Server(uvicorn.Config(application(network, hosts), log_level='warning')).run(sockets=[listening])
+  server = uvicorn.Server(uvicorn.Config(application(network, hosts), log_level='warning'))
+  with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn when all is closed
+    server.run(sockets=[listening])
 
 
 async def _uploaded(request: Request) -> np.ndarray:

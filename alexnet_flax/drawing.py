@@ -59,7 +59,7 @@ def channel_tiles(activations: np.ndarray, most: int = 64) -> np.ndarray:
 def tiles(pictures: np.ndarray) -> np.ndarray:
   """Pictures uint8 [N, H, W, 3] in rows of a rectangle that is wider than high; gaps are grey."""
   count, height, width, _ = pictures.shape
-  columns = math.ceil(math.sqrt(1.5 * count))
+  columns = min(math.ceil(math.sqrt(1.5 * count)), count)
   rows = math.ceil(count / columns)
   sheet = np.full((rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3), 128, np.uint8)
   for number, picture in enumerate(pictures):

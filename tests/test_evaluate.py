@@ -201,7 +201,7 @@ def test_mce_of_the_published_errors_is_one():
     (['--dataset', 'digits:tset'], "unknown split 'tset'; did you mean 'test'"),
     (['--dataset', ':test'], 'write NAME or NAME:SPLIT'),
     (['--batch_size', '0'], '--batch_size (=0) must be at least 1'),
-    (['--json', '/nonexistent/a.json'], 'cannot write --json=/nonexistent/a.json'),
+    (['--json', '/proc/a.json'], 'cannot write --json=/proc/a.json'),
   ],
 )
 def test_mistakes(run, data_dir, arguments, message, capsys):

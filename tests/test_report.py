@@ -1,5 +1,6 @@
 """`report.html`: what a run's page says, that it needs nothing else, and several runs side by side."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -9,10 +10,12 @@ import pytest
 
 from alexnet_flax import training
 from alexnet_flax.__main__ import main
+from alexnet_flax.augment import normalize
 from alexnet_flax.drawing import channel_tiles, filter_tiles, first_kernel, tiles
 from alexnet_flax.report import pictures
 from alexnet_flax.report.charts import Series, line_chart
 from alexnet_flax.report.content import content
+from alexnet_flax.report.page import write_report
 from alexnet_flax.report.subject import load_subject
 from alexnet_flax.run_log import read_metrics
 from alexnet_flax.variants import VARIANTS
@@ -81,10 +84,19 @@ def _without_pixels(text):
   return re.sub(r'base64,[^"]*', '', text)
 
 
-def test_without_its_data_the_rest_is_shown(run, tmp_path, capsys):
+@pytest.fixture
+def without_data(run, tmp_path):
+  """The run, as one on a data set that is not here."""
   shutil.copytree(run, tmp_path / 'run')
+  config = json.loads((run / 'config.json').read_text())
+  config['data'] |= {'dataset': 'cifar10', 'data_dir': str(tmp_path)}
+  (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
+  return tmp_path / 'run'
+
+
+def test_without_its_data_the_rest_is_shown(without_data, tmp_path, capsys):
   (tmp_path / 'run' / 'metrics.jsonl').unlink()
-  assert main(['report', str(tmp_path / 'run'), '--data_dir', '/nonexistent']) == 0
+  assert main(['report', str(without_data)]) == 0
   assert 'give --data_dir' in capsys.readouterr().out
   text = (tmp_path / 'run' / 'report.html').read_text()
   assert 'The data set is not at hand' in text
@@ -100,7 +112,7 @@ def test_several_runs_side_by_side(run, data_dir, tmp_path, capsys):
   assert text.count('<section') == 2
   assert text.count('<svg') == 12
   differing = text[text.index('Where the configurations differ') : text.index('<section')]
-  keys = re.findall(r'<td><code>([a-z_.]+)</code></td>', differing)
+  keys = re.findall(r'<tr><td><code>([a-z_.]+)</code></td>', differing)
   assert keys == ['seed', 'report']
 
 
@@ -111,8 +123,8 @@ def test_folders_that_are_no_runs(tmp_path, folder, capsys):
 
 
 def test_a_page_that_cannot_be_written(run, data_dir, capsys):
-  assert main(['report', str(run), '--data_dir', data_dir, '--out', '/nonexistent/a.html']) == 2
-  assert 'cannot write /nonexistent/a.html' in capsys.readouterr().err
+  assert main(['report', str(run), '--data_dir', data_dir, '--out', '/proc/a.html']) == 2
+  assert 'cannot write /proc/a.html' in capsys.readouterr().err
 
 
 def test_a_report_that_fails_does_not_fail_the_run(data_dir, tmp_path, monkeypatch, capsys):
@@ -122,18 +134,20 @@ def test_a_report_that_fails_does_not_fail_the_run(data_dir, tmp_path, monkeypat
   assert 'warning: no report: cannot write' in capsys.readouterr().out
 
 
-def test_what_a_class_is_called_is_text(data_dir, tmp_path, run):
-  shutil.copytree(run, tmp_path / 'run')
-  (tmp_path / 'run' / 'classes.txt').write_text('<script>alert(1)</script>\n' * 10)
-  main(['report', str(tmp_path / 'run'), '--data_dir', '/nonexistent'])
-  shown = content(load_subject(str(tmp_path / 'run'), data_dir='/nonexistent'))
-  assert shown.class_names[0] == '<script>alert(1)</script>'
-  assert '<script>' not in (tmp_path / 'run' / 'report.html').read_text()
+def test_what_a_class_is_called_is_text(run, data_dir, tmp_path):
+  subject = load_subject(str(run), data_dir)
+  names = ('<script>alert(1)</script>',) * 10
+  network = dataclasses.replace(subject.network, class_names=names)
+  sources = subject.sources._replace(
+    evaluated=dataclasses.replace(subject.sources.evaluated, class_names=names)
+  )
+  write_report([dataclasses.replace(subject, network=network, sources=sources)], tmp_path / 'a.html')
+  text = (tmp_path / 'a.html').read_text()
+  assert '&lt;script&gt;alert(1)' in text
+  assert '<script>' not in text
 
 
 def test_neighbours_are_the_nearest_by_the_last_hidden_layer(run, data_dir):
-  from alexnet_flax import features
-
   subject = load_subject(str(run), data_dir)
   rows, layer, gallery = pictures._neighbours(subject, subject.sources, np.random.default_rng(0))
   assert layer == 'drop7'
@@ -144,7 +158,15 @@ def test_neighbours_are_the_nearest_by_the_last_hidden_layer(run, data_dir):
   queries = subject.views(subject.sources.evaluated, chosen)
   network = subject.network
   ours, theirs = (
-    features(network.model, network.variables, list(views), [layer])[layer] for views in (queries, everything)
+    np.asarray(
+      network.model.apply(
+        network.variables,
+        normalize({'image': views}, preprocessing=network.spec.preprocessing)['image'],
+        train=False,
+        endpoints=True,
+      )[1][layer]
+    )
+    for views in (queries, everything)
   )
   for row, query in zip(rows, ours, strict=True):
     nearest = np.argsort(((theirs - query) ** 2).sum(1), kind='stable')[:6]

@@ -1,0 +1,82 @@
+"""A ten-crop evaluation of a torchvision state_dict, beside the same computed by PyTorch alone."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+torch = pytest.importorskip('torch', reason='PyTorch is not installed')
+torchvision = pytest.importorskip('torchvision', reason='torchvision is not installed')
+
+from alexnet_flax import evaluation
+from alexnet_flax.__main__ import main
+from alexnet_flax.trained import load_trained
+
+CLASSES = 5
+
+
+@pytest.fixture
+def photos(tmp_path, request):
+  """Photographs in the folders of five classes: scikit-learn's two, and real ones where they are at hand."""
+  pictures = [Image.fromarray(picture) for picture in load_sample_images().images]
+  pictures += [
+    pictures[0].rotate(180),
+    pictures[1].rotate(90, expand=True),
+    pictures[0].crop((50, 20, 400, 427)),
+  ]
+  folder = request.config.rootpath.parent / 'shared' / 'data' / 'imagenet_samples'
+  if folder.is_dir():
+    pictures += [Image.open(path).convert('RGB') for path in sorted(folder.iterdir())[:15]]
+  for number, picture in enumerate(pictures):
+    place = tmp_path / 'photos' / 'test' / f'class {number % CLASSES}'
+    place.mkdir(parents=True, exist_ok=True)
+    picture.save(place / f'{number:03}.png')  # without loss: decoders of JPEG differ in the last bit
+  return tmp_path / 'photos'
+
+
+def test_ten_crops(photos, tmp_path, capsys):
+  torch.manual_seed(0)
+  theirs = torchvision.models.alexnet(num_classes=CLASSES).eval()
+  with torch.no_grad():
+    theirs.classifier[-1].weight *= 30  # so that the answers are not all the same
+  weights = tmp_path / 'alexnet.pth'
+  torch.save(theirs.state_dict(), weights)
+
+  transforms = torchvision.transforms
+  crops = transforms.Compose(
+    [
+      transforms.Resize(256),
+      transforms.TenCrop(224),
+      transforms.Lambda(
+        lambda some: torch.stack(
+          [
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))(transforms.ToTensor()(one))
+            for one in some
+          ]
+        )
+      ),
+    ]
+  )
+  network = load_trained(str(weights), 'torchvision')
+  source = evaluation.open_evaluated('image_folder:test', str(photos))
+  protocol = evaluation.protocol_of([network], 'ten-crop')
+  ours = np.concatenate(list(evaluation._probabilities([network], source, protocol.view, None, 8, 1)))
+  names = [example.name for example in source.read(np.arange(source.num_examples))]
+  labels = [label for (label,) in evaluation.right_classes(source)]
+  expected = []
+  for name in names:
+    with torch.no_grad():
+      (path,) = photos.rglob(name.rpartition('/')[2])
+      expected.append(torch.softmax(theirs(crops(Image.open(path))), 1).mean(0).numpy())
+  assert np.ptp(expected, axis=0).max() > 0.1
+  greatest = np.abs(ours - np.array(expected)).max()
+  print(f'ten-crop evaluation: greatest difference of averaged probabilities {greatest:.1e}')
+  assert greatest < 1e-4
+
+  command = ['evaluate', '--weights', str(weights), '--variant', 'torchvision', '--protocol', 'ten-crop']
+  place = ['--dataset', 'image_folder:test', '--data_dir', str(photos), '--json', str(tmp_path / 'a.json')]
+  assert main([*command, *place]) == 0
+  figures = json.loads((tmp_path / 'a.json').read_text())
+  assert figures['top1']['value'] == pytest.approx(np.mean(np.argmax(expected, 1) == labels))
