@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/digits.py
 WORKDIR ?= runs/$(basename $(notdir $(CONFIG)))
 
-.PHONY: train test test-peers check lock clean
+.PHONY: train test test-peers check docs lock clean
 
 train: $(VENV)/.ready  ## trains on the embedded digits
 	$(BIN)/python train.py --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -31,6 +31,11 @@ $(VENV)/.ready: requirements/$(LOCK).txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
+# The pages, with the API from the docstrings, into site/; nothing in them is fetched from elsewhere.
+docs:
+	$(MAKE) VENV=.venv-docs LOCK=docs .venv-docs/.ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+
 # Pins with hashes for all platforms; no addresses. Needs uv.
 lock:
 	for extra in dev cuda tpu peers docs; do \
@@ -40,4 +45,4 @@ lock:
 	done
 
 clean:
-	rm -rf $(VENV) .venv-peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers .venv-docs site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,37 @@
+"""Takes over a trained network, freezes its convolutions, and trains a new head: the library alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alexnet_flax import VARIANTS, AlexNet, create_train_state, sgd, train_step
+from alexnet_flax.editing import frozen_layers
+from alexnet_flax.transfer import freeze, graft
+
+spec = VARIANTS['batchnorm'].scaled(1 / 16, image_size=57)
+images = jax.random.normal(jax.random.key(1), (16, 57, 57, 3))
+
+# Stands for one that was trained; with a file: spec, pretrained = load_pretrained('runs/cifar10')
+pretrained = AlexNet(spec, num_classes=1000).init(jax.random.key(2), images, train=False)
+
+frozen = tuple(frozen_layers(spec, ['conv*', 'norm*']))
+model = AlexNet(spec, num_classes=3, fixed_norms=tuple(name for name in frozen if name.startswith('norm')))
+tx = freeze(sgd(0.01, momentum=0.9, spec=spec), frozen)
+state = create_train_state(model, tx, jax.random.key(0), (57, 57, 3))
+fresh = {'params': state.params, 'batch_stats': state.batch_stats}
+grafted = graft(fresh, spec, pretrained, spec, new_head=True)
+print(f'taken over: {", ".join(grafted.loaded)}; new: {", ".join(grafted.new)}')
+
+state = state.replace(params=grafted.variables['params'], batch_stats=grafted.variables['batch_stats'])
+batch = {'image': images, 'label': jnp.arange(16) % 3, 'weight': jnp.ones(16)}
+before = jax.device_get(state.params)
+step = jax.jit(train_step)
+for _ in range(3):
+  state, metrics = step(state, batch, jax.random.key(3))
+
+changed = [
+  name
+  for name, layer in before.items()
+  if not all(np.array_equal(a, b) for a, b in zip(layer.values(), state.params[name].values(), strict=True))
+]
+print(f'loss {metrics["loss"]:.3f}; changed: {", ".join(changed)}')

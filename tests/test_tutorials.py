@@ -1,0 +1,31 @@
+"""The scripts that the documentation shows run, and say what it says."""
+
+import pathlib
+import re
+import runpy
+
+import pytest
+
+TUTORIALS = pathlib.Path('docs/tutorials')
+# What each must say: something that only holds if it worked.
+EXPECTED = {
+  'ablation': r'tanh for ReLU.*pool5 \(1, 1, 16\)',
+  'activations': r'fc7: temple 0\.00, temple, mirrored 0\.\d\d',
+  'first_network': r'297 pictures it has not seen: loss .*, top1 [5-9]\d\.\d%',
+  'new_loss': r'focal loss: (1\.\d{4} ?){5}',
+  'seeds': r'4 seeds: loss 2\.\d{4} ± 0\.\d{4}',
+  'transfer': r'new: fc8\nloss [01]\.\d+; changed: fc6, fc7, fc8',
+}
+
+
+@pytest.mark.usefixtures('standard_promotion')
+@pytest.mark.parametrize('path', sorted(TUTORIALS.glob('*.py')), ids=lambda path: path.stem)
+def test_tutorial(path, capsys):
+  runpy.run_path(str(path), run_name='__main__')
+  assert re.search(EXPECTED[path.stem], capsys.readouterr().out)
+
+
+def test_every_tutorial_is_shown():
+  pages = ''.join(path.read_text() for path in pathlib.Path('docs').glob('*.md'))
+  for path in TUTORIALS.glob('*.py'):
+    assert f'--8<-- "{path}"' in pages
