@@ -1,8 +1,8 @@
 """Trained networks scored on a data set by a named protocol."""
 
-import dataclasses
+import concurrent.futures
 import functools
-import re
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,96 +15,16 @@ from tqdm import tqdm
 
 from alexnet_flax.augment import normalize
 from alexnet_flax.class_names import unnamed
-from alexnet_flax.data.datasets import open_dataset, split_names
-from alexnet_flax.data.source import Source
-from alexnet_flax.data.views import EvalView, Resize
-from alexnet_flax.errors import UsageError, unknown_name
-from alexnet_flax.geometry import side_lengths
-from alexnet_flax.imagenet_sets import known_set
+from alexnet_flax.data.encoded import pixels
+from alexnet_flax.data.source import Example, Source
+from alexnet_flax.data.views import EvalView
+from alexnet_flax.errors import UsageError
+from alexnet_flax.pictures import UnreadableError, pillow_view
+from alexnet_flax.protocols import Protocol
 from alexnet_flax.scoring import Answers
 from alexnet_flax.trained import Trained
 
-PROTOCOLS = {'1-crop': False, 'ten-crop': True}
 _READ_AT_ONCE = 4096
-
-
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-  """How pictures are shown to the networks, and which answers are allowed.
-
-  Attributes:
-    view: the crops.
-    restricted: whether only classes that occur in the data set can be answered.
-  """
-
-  view: EvalView
-  restricted: bool = False
-
-  def __str__(self) -> str:
-    view = self.view
-    crops = 'ten crops' if view.ten_crop else '1 crop'
-    text = f'{crops} of {view.image_size}x{view.image_size}, short side {view.resize_side} ({view.resize})'
-    return f'{text}, the classes that occur' if self.restricted else text
-
-
-def protocol_of(
-  networks: Sequence[Trained],
-  name: str = '1-crop',
-  resize: Resize = 'pil',
-  size: int | None = None,
-  restricted: bool = False,
-) -> Protocol:
-  """A protocol by its name, for networks that are to see the same pictures.
-
-  Args:
-    networks: which give the short side and, if `size` is None, the side of the crops.
-    name: one of `PROTOCOLS`.
-    resize: as Pillow does it, or TensorFlow.
-    size: of the crops, such as 224 or 227.
-    restricted: see `Protocol`.
-
-  Raises:
-    UsageError: there is no such protocol, a network cannot see crops of that side, or two networks
-      want different ones.
-  """
-  if name not in PROTOCOLS:
-    raise unknown_name('protocol', name, PROTOCOLS)
-  views = {}
-  for network in networks:
-    spec = network.spec
-    side = size or spec.image_size
-    # fc6 has as many inputs as the last pooling leaves values.
-    final, needed = (list(side_lengths(spec, s).values())[-1] for s in (side, spec.image_size))
-    if final != needed:
-      raise UsageError(
-        f'{network.source} cannot see crops of {side}x{side}: {final}x{final} are left of them at its last'
-        f' pooling, and it is made for {needed}x{needed}; its own size is {spec.image_size}'
-      )
-    views[EvalView(side, round(spec.image_size / spec.preprocessing.center_crop_share), resize)] = network
-  if len(views) > 1:
-    seen = '; '.join(f'{one.source}: {view.image_size} of {view.resize_side}' for view, one in views.items())
-    raise UsageError(f'networks that are averaged must see the same crops ({seen}); give --size')
-  (view,) = views
-  return Protocol(dataclasses.replace(view, ten_crop=PROTOCOLS[name]), restricted)
-
-
-def open_evaluated(dataset: str, data_dir: str | None = None) -> Source:
-  """The split that NAME[:SPLIT] means: of ImageNet's family the published one, else 'test' or 'validation'.
-
-  Raises:
-    UsageError: there is no such data set or split, or it is not prepared.
-  """
-  match = re.fullmatch(r'([^:]+(?::\d+\.\d+\.\d+)?)(?::(.+))?', dataset)
-  if match is None:
-    raise UsageError(f'--dataset={dataset}: write NAME or NAME:SPLIT, such as cifar10:test')
-  name, split = match.groups()
-  if split is None:
-    known, splits = known_set(name), split_names(name, data_dir)
-    wanted = [known.split] if known else ['test', 'validation']
-    split = next((one for one in wanted if one in splits), None)
-    if split is None:
-      raise UsageError(f'{name} has no split {" or ".join(wanted)}; write {name}:SPLIT ({", ".join(splits)})')
-  return open_dataset(name, split, data_dir)
 
 
 def right_classes(source: Source) -> list[tuple[int, ...]]:
@@ -193,9 +113,12 @@ def _probabilities(
     functools.partial(mean_probabilities, [network.model for network in networks], allowed=allowed),
     out_shardings=replicated,
   )
-  batches = pipeline.eval_batches(
-    source, view, batch_size=batch_size, num_classes=len(source.class_names), num_threads=num_threads
-  )
+  if view.resize == 'pil':
+    batches = _by_pillow(source, view, batch_size, num_threads)
+  else:
+    batches = pipeline.eval_batches(
+      source, view, batch_size=batch_size, num_classes=len(source.class_names), num_threads=num_threads
+    )
   done = 0
   with tqdm(
     total=source.num_examples, unit='picture', desc=source.name, disable=not sys.stderr.isatty()
@@ -205,6 +128,34 @@ def _probabilities(
       yield np.asarray(mean(variables, batch['image']))[:count]
       done += count
       bar.update(count)
+
+
+def _by_pillow(
+  source: Source, view: EvalView, batch_size: int, num_threads: int | None
+) -> Iterator[dict[str, np.ndarray]]:
+  """The pictures decoded and resized by Pillow itself: what published figures were measured with, to the bit.
+
+  TensorFlow's antialiasing, which training evaluates with, rounds otherwise by a level here and there.
+  """
+
+  def seen(example: Example) -> np.ndarray:
+    try:
+      return pillow_view(pixels(example.picture), view)
+    except UnreadableError as error:
+      raise UsageError(f'{source.name}: {example.name or "a picture"} cannot be decoded: {error}') from None
+
+  with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count()) as threads:
+
+    def begun(start: int) -> list[concurrent.futures.Future[np.ndarray]]:
+      numbers = np.arange(start, min(start + batch_size, source.num_examples))
+      return [threads.submit(seen, example) for example in source.read(numbers)]
+
+    ahead = begun(0)
+    for start in range(0, source.num_examples, batch_size):
+      now, ahead = ahead, begun(start + batch_size)
+      views = np.stack([future.result() for future in now])
+      filling = np.zeros((batch_size - len(views), *views.shape[1:]), np.uint8)
+      yield {'image': np.concatenate([views, filling])}
 
 
 def mean_probabilities(

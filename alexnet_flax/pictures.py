@@ -9,6 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError
 from alexnet_flax.specs import Spec
 
@@ -98,16 +99,32 @@ def evaluation_view(picture: np.ndarray, spec: Spec) -> np.ndarray:
   Raises:
     ValueError: the picture has another shape or type.
   """
+  side = round(spec.image_size / spec.preprocessing.center_crop_share)
+  return pillow_view(picture, EvalView(spec.image_size, side))
+
+
+def pillow_view(picture: np.ndarray, view: EvalView) -> np.ndarray:
+  """A view in evaluation by Pillow itself, as torchvision's `Resize` and `CenterCrop` or `TenCrop` use it.
+
+  Args:
+    picture: uint8 [H, W, 3] of any size.
+    view: whose `resize` is 'pil'.
+
+  Returns:
+    uint8 [S, S, 3], or [10, S, S, 3].
+
+  Raises:
+    ValueError: the picture has another shape or type.
+  """
   if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8 or not picture.size:
     raise ValueError(
       f'a picture (of shape {picture.shape}, dtype {picture.dtype}) must be uint8 RGB [H, W, 3]'
     )
-  size = spec.image_size
-  side = round(size / spec.preprocessing.center_crop_share)
-  height, width = picture.shape[:2]
-  short = min(height, width)
-  resized = Image.fromarray(picture).resize(
-    (side * width // short, side * height // short), Image.Resampling.BILINEAR
-  )
-  left, top = (round((length - size) / 2) for length in resized.size)
-  return np.asarray(resized.crop((left, top, left + size, top + size)))
+  sizes = np.array([picture.shape[:2]])
+  ((height, width),) = view.resized(sizes).tolist()
+  resized = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+  size = view.image_size
+  squares = [resized[top : top + size, left : left + size] for top, left in view.corners(sizes)[0].tolist()]
+  if not view.ten_crop:
+    return squares[0]
+  return np.stack(squares[:5] + [squares[number][:, ::-1] for number in (0, 1, 2, 3, 5)])

@@ -11,7 +11,7 @@ import numpy as np
 from alexnet_flax.class_names import readable
 from alexnet_flax.data.source import Source
 from alexnet_flax.errors import UsageError
-from alexnet_flax.evaluation import Protocol, answer, open_evaluated, protocol_of
+from alexnet_flax.evaluation import answer
 from alexnet_flax.imagenet_sets import (
   ALEXNET_ERRORS,
   CORRUPTED,
@@ -19,6 +19,7 @@ from alexnet_flax.imagenet_sets import (
   corruption_errors,
   known_set,
 )
+from alexnet_flax.protocols import Protocol, open_evaluated, protocol_of
 from alexnet_flax.scoring import Answers, Estimate, most_confused
 from alexnet_flax.trained import Trained
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from alexnet_flax import VARIANTS, evaluation, imagenet_sets, save_weights, scorecard
+from alexnet_flax import VARIANTS, evaluation, imagenet_sets, protocols, save_weights, scorecard
 from alexnet_flax.__main__ import main
 from alexnet_flax.run_log import read_metrics
 from alexnet_flax.scoring import Answers
@@ -33,7 +33,8 @@ def test_a_run_scores_what_its_log_says(run, data_dir, tmp_path, capsys):
   logged = {line['name']: line for line in read_metrics(run) if line['split'] != 'train'}
   assert figures['images'] == logged['top1']['images'] == 37
   for name in ('top1', 'top5', 'loss'):
-    assert figures[name]['value'] == pytest.approx(logged[name]['value'], abs=1e-5)
+    # Training's pictures are resized by TensorFlow, whose rounding differs by a level.
+    assert figures[name]['value'] == pytest.approx(logged[name]['value'], rel=2e-3)
     assert figures[name]['low'] < figures[name]['value'] < figures[name]['high']
   assert f'{100 * figures["top1"]["value"]:.2f} %' in table
   assert figures['classes'] == list('0123456789')
@@ -58,8 +59,8 @@ def test_json_alone_on_the_standard_output(run, data_dir, capsys):
 def test_several_networks_are_averaged(run, data_dir, tmp_path, capsys):
   other = digits_run(data_dir, seed=1)
   networks = [load_trained(str(folder)) for folder in (run, other)]
-  source = evaluation.open_evaluated('digits:test[:50]', data_dir)
-  protocol = evaluation.protocol_of(networks)
+  source = protocols.open_evaluated('digits:test[:50]', data_dir)
+  protocol = protocols.protocol_of(networks)
   each = [_all_probabilities([network], source, protocol) for network in networks]
   both = _all_probabilities(networks, source, protocol)
   np.testing.assert_allclose(both, np.mean(each, axis=0), atol=1e-6)
@@ -154,9 +155,9 @@ def test_real_counts_every_right_class_and_no_picture_without(tmp_path, pictures
     for i, (picture, labels) in enumerate(zip(pictures, right, strict=True))
   ]
   prepared('imagenet2012_real', tmp_path, examples, 'validation', monkeypatch)
-  source = evaluation.open_evaluated('imagenet2012_real', str(tmp_path))
+  source = protocols.open_evaluated('imagenet2012_real', str(tmp_path))
   assert sorted(map(sorted, evaluation.right_classes(source))) == sorted(map(sorted, right))
-  answers = evaluation.answer([network], source, evaluation.protocol_of([network]))
+  answers = evaluation.answer([network], source, protocols.protocol_of([network]))
   assert isinstance(answers, Answers)
   assert len(answers.right) == 11
 

@@ -83,10 +83,13 @@ def decode_eval(view: EvalView, example: Example) -> Example:
   picture = tf.cast(_decode(example), tf.float32)[None]
   squares = [
     _translated(picture, size, example['scale'], corner, antialias=view.resize == 'pil')
-    for corner in tf.unstack(example['corners'], num=5 if view.ten_crop else 1)
+    for corner in tf.unstack(example['corners'], num=6 if view.ten_crop else 1)
   ]
   images = _to_uint8(tf.stack(squares))
-  image = tf.concat([images, tf.reverse(images, [2])], 0) if view.ten_crop else images[0]
+  image = images[0]
+  if view.ten_crop:
+    mirrored = tf.gather(images, [0, 1, 2, 3, 5])
+    image = tf.concat([images[:5], tf.reverse(mirrored, [2])], 0)
   return {'image': tf.ensure_shape(image, (10, *size, 3) if view.ten_crop else (*size, 3))}
 
 

@@ -7,6 +7,7 @@ TIFF, CMYK, pictures that EXIF says lie on their side) becomes a PNG first.
 import io
 from typing import Literal, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from alexnet_flax.pictures import MAX_PIXELS, read_picture
@@ -31,6 +32,19 @@ def read_header(content: bytes | memoryview) -> Encoded | None:
   if bytes(content[:3]) == b'\xff\xd8\xff':
     return _read_jpeg_header(content)
   return None
+
+
+def pixels(picture: bytes | memoryview | Encoded) -> np.ndarray:
+  """A stored picture as uint8 RGB [H, W, 3], decoded by Pillow.
+
+  Raises:
+    UnreadableError: it is none, broken, or larger than `MAX_PIXELS`.
+  """
+  if not isinstance(picture, Encoded):
+    return read_picture(io.BytesIO(picture))
+  if picture.kind == 'raw':
+    return np.frombuffer(picture.content, np.uint8).reshape(picture.height, picture.width, 3)
+  return read_picture(io.BytesIO(picture.content))
 
 
 def made_plain(content: bytes | memoryview) -> Encoded:

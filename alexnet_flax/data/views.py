@@ -129,14 +129,19 @@ class EvalView:
     return (self.resize_side * sizes // sizes.min(axis=1, keepdims=True)).astype(np.int32)
 
   def corners(self, sizes: np.ndarray) -> np.ndarray:
-    """Top and left of each square in the resized pictures, int32 [B, 1 or 5, 2]; the centre is last."""
+    """Top and left of each square in the resized pictures, int32 [B, 1 or 6, 2].
+
+    Of ten crops these are the four corners, the centre, and the centre that is mirrored: of the mirrored
+    picture, so that it lies a pixel beside the other where what is cut off is odd (torchvision's TenCrop).
+    """
     spare = self.resized(sizes) - self.image_size
     # Half pixels are rounded to even, as torchvision's CenterCrop does.
     center = np.round(spare / 2).astype(np.int32)[:, None]
     if not self.ten_crop:
       return center
     four = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.int32)
-    return np.concatenate([spare[:, None] * four, center], axis=1)
+    mirrored = np.stack([center[..., 0], spare[:, None, 1] - center[..., 1]], axis=-1)
+    return np.concatenate([spare[:, None] * four, center, mirrored], axis=1)
 
 
 def _random_resized_crops(

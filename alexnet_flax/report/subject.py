@@ -14,10 +14,11 @@ from alexnet_flax.data.datasets import open_dataset
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.views import EvalView, Resize
 from alexnet_flax.errors import UsageError
-from alexnet_flax.evaluation import Protocol, answer, protocol_of
+from alexnet_flax.evaluation import answer
 from alexnet_flax.model import AlexNet
 from alexnet_flax.naming import head_name
 from alexnet_flax.pretrained import run_config
+from alexnet_flax.protocols import Protocol, protocol_of
 from alexnet_flax.provenance import read_environment
 from alexnet_flax.run import Run
 from alexnet_flax.run_log import read_metrics

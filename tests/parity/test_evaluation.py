@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from alexnet_flax import evaluation
+from alexnet_flax import evaluation, protocols
 from alexnet_flax.__main__ import main
 from alexnet_flax.trained import load_trained
 
@@ -32,7 +32,7 @@ def photos(tmp_path, request):
   for number, picture in enumerate(pictures):
     place = tmp_path / 'photos' / 'test' / f'class {number % CLASSES}'
     place.mkdir(parents=True, exist_ok=True)
-    picture.save(place / f'{number:03}.png')  # without loss: decoders of JPEG differ in the last bit
+    picture.save(place / f'{number:03}.jpg', quality=95)
   return tmp_path / 'photos'
 
 
@@ -62,8 +62,8 @@ def test_ten_crops(photos, tmp_path, capsys):
     ]
   )
   network = load_trained(str(weights), 'torchvision')
-  source = evaluation.open_evaluated('image_folder:test', str(photos))
-  protocol = evaluation.protocol_of([network], 'ten-crop')
+  source = protocols.open_evaluated('image_folder:test', str(photos))
+  protocol = protocols.protocol_of([network], 'ten-crop')
   ours = np.concatenate(list(evaluation._probabilities([network], source, protocol.view, None, 8, 1)))
   names = [example.name for example in source.read(np.arange(source.num_examples))]
   labels = [label for (label,) in evaluation.right_classes(source)]
