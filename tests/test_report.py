@@ -151,7 +151,7 @@ def test_what_a_class_is_called_is_text(run, data_dir, tmp_path):
 def test_neighbours_are_the_nearest_by_the_last_hidden_layer(run, data_dir):
   subject = load_subject(str(run), data_dir)
   rows, layer, gallery = pictures._neighbours(subject, subject.sources, np.random.default_rng(0))
-  assert layer == 'drop7'
+  assert layer == 'relu7'
   assert gallery == 320
   everything = subject.views(subject.sources.train, np.arange(320))
   rng = np.random.default_rng(0)

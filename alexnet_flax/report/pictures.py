@@ -11,6 +11,7 @@ from alexnet_flax.layer_statistics import LayerStatistics, layer_statistics
 from alexnet_flax.naming import named_layers
 from alexnet_flax.report.subject import Sources, Subject
 from alexnet_flax.scoring import Answers, Estimate, most_confused
+from alexnet_flax.specs import Dropout, Flatten
 
 PANEL = 8  # pictures, as in figure 4 of Krizhevsky et al. 2012
 QUERIES, NEIGHBOURS = 5, 6
@@ -121,7 +122,8 @@ def _neighbours(subject: Subject, both: Sources, rng: np.random.Generator) -> tu
   """Evaluated pictures, and the training pictures whose last hidden layer is nearest to theirs."""
   network, names = subject.network, subject.network.readable_names
   sources = (both.evaluated, both.train)
-  layer = [name for name, _ in named_layers(network.spec)][-2]
+  hidden = list(named_layers(network.spec))[:-1]
+  layer = [name for name, one in hidden if not isinstance(one, Dropout | Flatten)][-1]
   chosen = [
     np.sort(rng.choice(source.num_examples, min(count, source.num_examples), replace=False))
     for source, count in zip(sources, (QUERIES, GALLERY), strict=True)
