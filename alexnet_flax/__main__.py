@@ -44,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
       parser.error(f'unrecognized arguments: {" ".join(others)}')
     arguments.flags = others
     return verb.run(arguments)
+  except BrokenPipeError:  # whoever reads has enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
   except UsageError as error:
     print(f'error: {error}', file=sys.stderr)
     return error.exit_code

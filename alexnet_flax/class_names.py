@@ -51,9 +51,10 @@ def read_names(path: str | pathlib.Path, num_classes: int | None = None) -> tupl
     UsageError: it cannot be read, or does not have as many as asked for.
   """
   try:
-    names = tuple(pathlib.Path(path).expanduser().read_text().splitlines())
+    text = pathlib.Path(path).expanduser().read_text(encoding='utf-8')
   except (OSError, UnicodeDecodeError) as error:
     raise UsageError(f'cannot read the names of classes in {path}: {error}') from None
+  names = tuple(text.removesuffix('\n').split('\n'))
   if num_classes is not None and len(names) != num_classes:
     raise UsageError(f'{path} has {len(names)} lines; it must have one for each of {num_classes} classes')
   return names
@@ -61,7 +62,8 @@ def read_names(path: str | pathlib.Path, num_classes: int | None = None) -> tupl
 
 def write_names(folder: pathlib.Path, names: Sequence[str]) -> None:
   """Writes the names of a run's classes."""
-  (folder / FILE).write_text(''.join(f'{name}\n' for name in names))
+  text = ''.join(name.replace('\n', ' ') + '\n' for name in names)
+  (folder / FILE).write_text(text, encoding='utf-8')
 
 
 def imagenet_synsets() -> tuple[str, ...]:

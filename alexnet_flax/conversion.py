@@ -73,7 +73,7 @@ def convert(
   tensors = tensors_of(variables)
   parameters = sum(tensor.size for name, tensor in tensors.items() if name.startswith('params/'))
   print(f'{source}: {spec.name}, {parameters:,} parameters, {spec.image_size}x{spec.image_size}')
-  card = pathlib.Path(f'{destination}.md')
+  card = pathlib.Path(f'{pathlib.Path(destination)}.md')
   write_card(card, written, source, spec, parameters, network.readable_names)
   print(f'wrote {" and ".join(map(str, written))}; {agreement}')
   print(f'{card} says what it is')
@@ -108,7 +108,7 @@ def _write(path: pathlib.Path, network: Trained, names: str | None) -> tuple[lis
     with tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as folder:
       files = program.write(pathlib.Path(folder, path.name), spec, variables, network.class_names)
       theirs = program.run(files[0], views)
-      difference = float(np.abs(theirs - ours[head]).max() / np.abs(ours[head]).max())
+      difference = float(np.abs(theirs - ours[head]).max() / max(np.abs(ours[head]).max(), 1e-30))
       if not difference <= TOLERANCE:
         raise AssertionError(f'{path} does not compute what it should: its logits differ by {difference:.1e}')
       written = [file.replace(path.with_name(file.name)) for file in files]

@@ -11,7 +11,7 @@ import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
@@ -99,7 +99,9 @@ def serve(network: Trained, host: str, port: int) -> None:
   place = f'[{host}]' if family == socket.AF_INET6 else host
   print(f'http://{place}:{listening.getsockname()[1]} (Ctrl-C ends it)', flush=True)
   hosts = ('localhost', '127.0.0.1', '[::1]') if host in _LOOPBACK else ('*',)
-  server = uvicorn.Server(uvicorn.Config(application(network, hosts), log_level='warning'))
+  server = uvicorn.Server(
+    uvicorn.Config(application(network, hosts), log_level='warning', limit_concurrency=16)
+  )
   with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn when all is closed
     server.run(sockets=[listening])
 
@@ -122,8 +124,8 @@ async def _uploaded(request: Request) -> np.ndarray:
       if upload is None or isinstance(upload, str):
         raise UnreadableError("no picture was sent (as the form's field 'picture')")
       content = await upload.read(MAX_BYTES + 1)
-  except MultiPartException as error:
-    raise UnreadableError(error.message) from None
+  except HTTPException as error:  # no form, or a broken one
+    raise UnreadableError(error.detail) from None
   if len(content) > MAX_BYTES:
     raise too_large
   return await run_in_threadpool(read_picture, io.BytesIO(content), FORMATS)

@@ -64,17 +64,22 @@ def answer(
   for network in networks:
     _check_classes(network, source)
   right = right_classes(source)
+  classes = {network.source: len(network.class_names) for network in networks}
+  if len(set(classes.values())) > 1:
+    raise UsageError(f'networks that are averaged must have the same classes ({classes})')
   allowed = None
-  if protocol.restricted:
-    allowed = np.zeros(len(source.class_names), bool)
-    allowed[sorted({one for classes in right for one in classes})] = True
-  counted = np.array([bool(classes) for classes in right])
+  if protocol.allowed is not None:
+    allowed = np.zeros(len(networks[0].class_names), bool)
+    allowed[list(protocol.allowed)] = True
+  counted = np.array([bool(some) for some in right])
   if not counted.any():
     raise UsageError(f'{source.name}: no picture has a label')
 
   best, probabilities, losses = [], [], []
-  labels = iter(classes[0] if classes else 0 for classes in right)
+  labels = iter(some[0] if some else 0 for some in right)
   for batch in _probabilities(networks, source, protocol.view, allowed, batch_size, num_threads):
+    if not np.isfinite(batch).all():
+      raise UsageError(f'{" and ".join(classes)}: answers are not finite')
     order = np.argsort(-batch, axis=1, kind='stable')[:, :5]
     best.append(order)
     probabilities.append(np.take_along_axis(batch, order, 1))
@@ -85,7 +90,7 @@ def answer(
     np.concatenate(best)[counted],
     np.concatenate(probabilities)[counted],
     np.concatenate(losses)[counted],
-    [classes for classes in right if classes],
+    [some for some in right if some],
   )
   if sum(map(len, best)) != source.num_examples:
     raise AssertionError(

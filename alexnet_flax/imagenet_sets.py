@@ -10,13 +10,15 @@ class KnownSet(NamedTuple):
 
   Attributes:
     split: TFDS's name for what is evaluated.
-    pictures: how many it has; of ReaL, how many have a label at all.
+    pictures: how many it has.
     restricted: whether only the classes that occur in it can be answered.
+    is_cropped: whether its pictures are 224x224 already, so that none is resized or cut again.
   """
 
   split: str
   pictures: int
   restricted: bool = False
+  is_cropped: bool = False
 
 
 # Sources: Russakovsky et al. 2015; Recht et al. 2019 (V2); Hendrycks et al. 2021, section 3 (A: 200 classes);
@@ -28,8 +30,8 @@ KNOWN = {
   'imagenet_a': KnownSet('test', 7_500, restricted=True),
   'imagenet_r': KnownSet('test', 30_000, restricted=True),
   'imagenet_sketch': KnownSet('test', 50_889),
-  'imagenet2012_real': KnownSet('validation', 46_837),
-  'imagenet2012_corrupted': KnownSet('validation', 50_000),
+  'imagenet2012_real': KnownSet('validation', 50_000),
+  'imagenet2012_corrupted': KnownSet('validation', 50_000, is_cropped=True),
 }
 
 CORRUPTED = 'imagenet2012_corrupted'

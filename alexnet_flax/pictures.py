@@ -70,7 +70,9 @@ def read_picture(
       return np.asarray(_eight_bits(ImageOps.exif_transpose(opened)).convert('RGB'))
   except UnidentifiedImageError:
     raise UnreadableError('no picture') from None
-  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+  except UnreadableError:
+    raise
+  except Exception as error:  # Pillow's parsers raise what they like of broken files
     reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
     raise UnreadableError(reason or type(error).__name__) from None
 
@@ -98,6 +100,7 @@ def evaluation_view(picture: np.ndarray, spec: Spec) -> np.ndarray:
 
   Raises:
     ValueError: the picture has another shape or type.
+    UnreadableError: it is so thin that it would have more than `MAX_PIXELS` when resized.
   """
   side = round(spec.image_size / spec.preprocessing.center_crop_share)
   return pillow_view(picture, EvalView(spec.image_size, side))
@@ -115,6 +118,7 @@ def pillow_view(picture: np.ndarray, view: EvalView) -> np.ndarray:
 
   Raises:
     ValueError: the picture has another shape or type.
+    UnreadableError: it is so thin that it would have more than `MAX_PIXELS` when resized.
   """
   if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8 or not picture.size:
     raise ValueError(
@@ -122,6 +126,10 @@ def pillow_view(picture: np.ndarray, view: EvalView) -> np.ndarray:
     )
   sizes = np.array([picture.shape[:2]])
   ((height, width),) = view.resized(sizes).tolist()
+  if height * width > MAX_PIXELS:
+    raise UnreadableError(
+      f'{picture.shape[1]}x{picture.shape[0]} is too thin: resized, it has {width}x{height}'
+    )
   resized = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
   size = view.image_size
   squares = [resized[top : top + size, left : left + size] for top, left in view.corners(sizes)[0].tolist()]

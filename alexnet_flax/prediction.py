@@ -99,6 +99,8 @@ def write_predictions(
   failed = 0
   bar = tqdm(predict(network, files), total=len(files), unit='picture', disable=not sys.stderr.isatty())
   for prediction in bar:
+    if prediction.error and len(files) == 1 and not as_json:
+      raise UsageError(f'cannot read {prediction.file}: {prediction.error}')
     if prediction.error:
       failed += 1
       bar.write(f'cannot read {prediction.file}: {prediction.error}', file=sys.stderr)

@@ -21,17 +21,17 @@ class Protocol:
 
   Attributes:
     view: the crops.
-    restricted: whether only classes that occur in the data set can be answered.
+    allowed: the classes that can be answered; all if None.
   """
 
   view: EvalView
-  restricted: bool = False
+  allowed: tuple[int, ...] | None = None
 
   def __str__(self) -> str:
     view = self.view
     crops = 'ten crops' if view.ten_crop else '1 crop'
     text = f'{crops} of {view.image_size}x{view.image_size}, short side {view.resize_side} ({view.resize})'
-    return f'{text}, the classes that occur' if self.restricted else text
+    return text if self.allowed is None else f'{text}, {len(self.allowed)} classes allowed'
 
 
 def protocol_of(
@@ -39,7 +39,7 @@ def protocol_of(
   name: str = '1-crop',
   resize: Resize = 'pil',
   size: int | None = None,
-  restricted: bool = False,
+  allowed: tuple[int, ...] | None = None,
 ) -> Protocol:
   """A protocol by its name, for networks that are to see the same pictures.
 
@@ -48,7 +48,7 @@ def protocol_of(
     name: one of `PROTOCOLS`.
     resize: as Pillow does it, or TensorFlow.
     size: of the crops, such as 224 or 227.
-    restricted: see `Protocol`.
+    allowed: see `Protocol`.
 
   Raises:
     UsageError: there is no such protocol, a network cannot see crops of that side, or two networks
@@ -59,7 +59,7 @@ def protocol_of(
   views = {}
   for network in networks:
     spec = network.spec
-    side = size or spec.image_size
+    side = spec.image_size if size is None else size
     # fc6 has as many inputs as the last pooling leaves values.
     final, needed = (list(side_lengths(spec, s).values())[-1] for s in (side, spec.image_size))
     if final != needed:
@@ -72,7 +72,7 @@ def protocol_of(
     seen = '; '.join(f'{one.source}: {view.image_size} of {view.resize_side}' for view, one in views.items())
     raise UsageError(f'networks that are averaged must see the same crops ({seen}); give --size')
   (view,) = views
-  return Protocol(dataclasses.replace(view, ten_crop=PROTOCOLS[name]), restricted)
+  return Protocol(dataclasses.replace(view, ten_crop=PROTOCOLS[name]), allowed)
 
 
 def open_evaluated(dataset: str, data_dir: str | None = None) -> Source:
@@ -81,10 +81,7 @@ def open_evaluated(dataset: str, data_dir: str | None = None) -> Source:
   Raises:
     UsageError: there is no such data set or split, or it is not prepared.
   """
-  match = re.fullmatch(r'([^:]+(?::\d+\.\d+\.\d+)?)(?::(.+))?', dataset)
-  if match is None:
-    raise UsageError(f'--dataset={dataset}: write NAME or NAME:SPLIT, such as cifar10:test')
-  name, split = match.groups()
+  name, split = split_name(dataset)
   if split is None:
     known, splits = known_set(name), split_names(name, data_dir)
     wanted = [known.split] if known else ['test', 'validation']
@@ -92,3 +89,18 @@ def open_evaluated(dataset: str, data_dir: str | None = None) -> Source:
     if split is None:
       raise UsageError(f'{name} has no split {" or ".join(wanted)}; write {name}:SPLIT ({", ".join(splits)})')
   return open_dataset(name, split, data_dir)
+
+
+def split_name(dataset: str) -> tuple[str, str | None]:
+  """NAME and SPLIT of NAME[:SPLIT]; a name may end in a version.
+
+  >>> split_name('imagenet_v2/matched-frequency:3.0.0'), split_name('cifar10:test[:50%]')
+  (('imagenet_v2/matched-frequency:3.0.0', None), ('cifar10', 'test[:50%]'))
+
+  Raises:
+    UsageError: it is no such thing.
+  """
+  match = re.fullmatch(r'([^:]+(?::\d+\.\d+\.\d+)?)(?::(.+))?', dataset)
+  if match is None:
+    raise UsageError(f'--dataset={dataset}: write NAME or NAME:SPLIT, such as cifar10:test')
+  return match[1], match[2]

@@ -80,10 +80,9 @@ def _commit() -> str | None:
   folder = pathlib.Path(__file__).resolve().parents[1]
   if not (folder / '.git').exists():
     return None
-  described = subprocess.run(
-    ['git', '-C', str(folder), 'describe', '--always', '--dirty=+', '--abbrev=12', '--exclude=*'],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  command = ['git', '-C', str(folder), 'describe', '--always', '--dirty=+', '--abbrev=12', '--exclude=*']
+  try:
+    described = subprocess.run(command, capture_output=True, text=True, check=False)
+  except OSError:  # no git
+    return None
   return described.stdout.strip() or None

@@ -1,6 +1,8 @@
 """`alexnet-flax evaluate`: what is printed of an evaluation, and its JSON."""
 
+import dataclasses
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -11,15 +13,16 @@ import numpy as np
 from alexnet_flax.class_names import readable
 from alexnet_flax.data.source import Source
 from alexnet_flax.errors import UsageError
-from alexnet_flax.evaluation import answer
+from alexnet_flax.evaluation import answer, right_classes
 from alexnet_flax.imagenet_sets import (
   ALEXNET_ERRORS,
   CORRUPTED,
   SEVERITIES,
+  KnownSet,
   corruption_errors,
   known_set,
 )
-from alexnet_flax.protocols import Protocol, open_evaluated, protocol_of
+from alexnet_flax.protocols import Protocol, open_evaluated, protocol_of, split_name
 from alexnet_flax.scoring import Answers, Estimate, most_confused
 from alexnet_flax.trained import Trained
 
@@ -36,6 +39,7 @@ def evaluate(
   resize: Any = 'pil',
   size: int | None = None,
   batch_size: int = 128,
+  any_count: bool = False,
   quiet: bool = False,
 ) -> dict[str, Any]:
   """Scores networks, averaged if there are several, and prints a table.
@@ -47,6 +51,7 @@ def evaluate(
     data_dir: where data sets lie.
     protocol, resize, size: see `evaluation.protocol_of`.
     batch_size: pictures at a time.
+    any_count: score a published set although it does not have all of its pictures.
     quiet: print to the standard error.
 
   Returns:
@@ -56,20 +61,41 @@ def evaluate(
     UsageError: the data set or the protocol does not fit the networks, or is not there.
   """
   out = sys.stderr if quiet else sys.stdout
-  known = known_set(dataset)
-  chosen = protocol_of(networks, protocol, resize, size, known is not None and known.restricted)
-  if dataset == CORRUPTED:
-    return _evaluate_corrupted(networks, data_dir, chosen, batch_size, out)
-  source = open_evaluated(dataset, data_dir)
+  name, split = split_name(dataset)
+  known = known_set(name)
+  allowed = None
+  if known and known.restricted:  # to those of the whole set, whatever is asked for
+    whole = _opened(f'{name}:{known.split}', data_dir, known, any_count)
+    allowed = tuple(sorted({one for some in right_classes(whole) for one in some}))
+  chosen = protocol_of(networks, protocol, resize, size, allowed)
+  if known and known.is_cropped:
+    view = dataclasses.replace(chosen.view, resize_side=chosen.view.image_size)
+    chosen = dataclasses.replace(chosen, view=view)
+  if name == CORRUPTED:
+    return _evaluate_corrupted(networks, data_dir, chosen, batch_size, any_count, out)
+  source = _opened(dataset, data_dir, known if '[' not in (split or '') else None, any_count)
   answers = answer(networks, source, chosen, batch_size=batch_size)
   figures = _figures(networks, source, chosen, answers)
-  print(_table(figures, answers, readable(source.class_names)), file=out)
-  if known and '[' not in source.name and len(answers.right) != known.pictures:
-    print(
-      f'note: {len(answers.right):,} pictures; published figures, of {known.pictures:,}, do not compare',
-      file=out,
-    )
+  print(_table(figures, answers, readable(networks[0].class_names)), file=out)
   return figures
+
+
+def _opened(dataset: str, data_dir: str | None, known: KnownSet | None, any_count: bool) -> Source:
+  """A data set, which has all its pictures if it is a published one."""
+  source = open_evaluated(dataset, data_dir)
+  if known and source.num_examples != known.pictures and not any_count:
+    raise UsageError(
+      f'{source.name} has {source.num_examples:,} pictures here, and published figures are of'
+      f' {known.pictures:,}; prepare it whole, or give --any_count'
+    )
+  return source
+
+
+def check_writable(path: str) -> None:
+  """Raises UsageError if a file cannot be written, before hours are spent on what it is to hold."""
+  place = pathlib.Path(path).expanduser()
+  if path != '-' and (place.is_dir() or not os.access(place if place.exists() else place.parent, os.W_OK)):
+    raise UsageError(f'cannot write --json={path}: {"a folder" if place.is_dir() else "not writable"}')
 
 
 def write_json(path: str, figures: dict[str, Any]) -> None:
@@ -89,11 +115,19 @@ def write_json(path: str, figures: dict[str, Any]) -> None:
 
 
 def _evaluate_corrupted(
-  networks: Sequence[Trained], data_dir: str | None, protocol: Protocol, batch_size: int, out: TextIO
+  networks: Sequence[Trained],
+  data_dir: str | None,
+  protocol: Protocol,
+  batch_size: int,
+  any_count: bool,
+  out: TextIO,
 ) -> dict[str, Any]:
   """ImageNet-C: 15 corruptions in five severities each."""
   sources = {
-    name: [open_evaluated(f'{CORRUPTED}/{name}_{severity}', data_dir) for severity in SEVERITIES]
+    name: [
+      _opened(f'{CORRUPTED}/{name}_{severity}', data_dir, known_set(CORRUPTED), any_count)
+      for severity in SEVERITIES
+    ]
     for name in ALEXNET_ERRORS
   }
   errors: dict[str, list[float]] = {}
@@ -124,7 +158,7 @@ def _what(networks: Sequence[Trained], protocol: Protocol) -> dict[str, Any]:
       'crop_side': view.image_size,
       'short_side': view.resize_side,
       'resize': view.resize,
-      'only_classes_that_occur': protocol.restricted,
+      'allowed_classes': None if protocol.allowed is None else len(protocol.allowed),
     },
   }
 
@@ -164,7 +198,7 @@ def _table(figures: dict[str, Any], answers: Answers, names: Sequence[str]) -> s
     f'{figures["dataset"]}, {figures["images"]:,} pictures, answered by {networks}',
     f'{protocol["crops"]} crop{"s" if protocol["crops"] > 1 else ""} of {protocol["crop_side"]}, short side'
     f' {protocol["short_side"]}, resized as {protocol["resize"]} does'
-    + (', among the classes that occur' if protocol['only_classes_that_occur'] else ''),
+    + (f', among {protocol["allowed_classes"]} classes' if protocol['allowed_classes'] else ''),
     '',
     '                          95 % interval',
   ]

@@ -116,7 +116,7 @@ def _report(run: Run, state: TrainState, folder: pathlib.Path, log: run_log.RunL
   try:
     write_report([subject_of(run, state, folder)], folder / FILE)
     log.say(f'{folder / FILE} shows what it learned')
-  except UsageError as error:
+  except Exception as error:
     log.say(f'warning: no report: {error}')
 
 

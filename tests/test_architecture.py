@@ -393,6 +393,7 @@ ARROWS = {
     'naming',
     'report.subject',
     'scoring',
+    'specs',
   },
   'report.subject': {
     'class_names',

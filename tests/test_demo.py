@@ -98,12 +98,27 @@ def test_limits_of_size(client, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  'data', [{'files': {'other': ('a.jpg', b'x')}}, {'data': {'picture': 'text'}}, {'content': b'x'}]
+  'data',
+  [
+    {'files': {'other': ('a.jpg', b'x')}},
+    {'data': {'picture': 'text'}},
+    {'content': b'x'},
+  ],
 )
 def test_other_requests(client, data):
   response = client.post('/answer', **data)
   assert response.status_code == 422
   assert 'no picture was sent' in response.text
+
+
+def test_broken_forms_and_thin_pictures(client):
+  broken = client.post('/answer', content=b'x', headers={'content-type': 'multipart/form-data'})
+  assert broken.status_code == 422
+  assert 'Missing boundary' in broken.text
+  thin = encode(np.zeros((1, 200_000), np.uint8), 'PNG')
+  response = client.post('/answer', files={'picture': ('a.png', thin)})
+  assert response.status_code == 422
+  assert 'too thin' in response.text
 
 
 def test_other_methods_paths_and_hosts(client):

@@ -3,15 +3,17 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from alexnet_flax import VARIANTS, evaluation, imagenet_sets, protocols, save_weights, scorecard
 from alexnet_flax.__main__ import main
+from alexnet_flax.errors import UsageError
+from alexnet_flax.model import AlexNet
 from alexnet_flax.run_log import read_metrics
-from alexnet_flax.scoring import Answers
-from alexnet_flax.trained import load_trained
+from alexnet_flax.trained import Trained, load_trained
 from tests.conftest import encode, smooth_picture
 from tests.networks import random_variables
 from tests.trained_runs import digits_run
@@ -98,7 +100,7 @@ def test_crops_of_another_side(tmp_path, data_dir, capsys):
     'crop_side': 227,
     'short_side': 256,
     'resize': 'pil',
-    'only_classes_that_occur': False,
+    'allowed_classes': None,
   }
   assert main(['evaluate', *map(str, common), '--size', '160']) == 2
   assert 'cannot see crops of 160x160: 4x4 are left of them' in capsys.readouterr().err
@@ -130,14 +132,49 @@ def test_only_classes_that_occur_can_be_answered(tmp_path, pictures, monkeypatch
     for i, (picture, label) in enumerate(zip(pictures, labels, strict=True))
   ]
   prepared('imagenet_a', tmp_path, examples, 'test', monkeypatch)
-  weights = imagenet_network(tmp_path)
-  figures, table = evaluated(
-    capsys, tmp_path, '--weights', weights, '--dataset', 'imagenet_a', '--data_dir', tmp_path
-  )
-  assert figures['protocol']['only_classes_that_occur']
+  common = ['--weights', imagenet_network(tmp_path), '--data_dir', tmp_path, '--dataset']
+  assert main(['evaluate', *map(str, common), 'imagenet_a']) == 2
+  assert 'has 12 pictures here, and published figures are of 7,500' in capsys.readouterr().err
+  figures, table = evaluated(capsys, tmp_path, *common, 'imagenet_a', '--any_count')
+  assert figures['protocol']['allowed_classes'] == 3
+  assert 'among 3 classes' in table
   assert {answered for _, answered, _ in figures['confusion']} <= {3, 500, 999}
   assert figures['top5']['value'] == 1  # of three classes
-  assert '12 pictures; published figures, of 7,500, do not compare' in table
+  # Of a part of it the same classes are allowed.
+  part, _ = evaluated(capsys, tmp_path, *common, 'imagenet_a:test[:2]', '--any_count')
+  assert part['images'] == 2
+  assert part['protocol']['allowed_classes'] == 3
+
+
+def test_only_allowed_classes_have_probability(data_dir):
+  network = load_trained(str(digits_run(data_dir)))
+  source = protocols.open_evaluated('digits:test[:9]', data_dir)
+  all_of_them = next(
+    evaluation._probabilities([network], source, protocols.protocol_of([network]).view, None, 16, 1)
+  )
+  some = np.zeros(10, bool)
+  some[[2, 7]] = True
+  restricted = next(
+    evaluation._probabilities([network], source, protocols.protocol_of([network]).view, some, 16, 1)
+  )
+  expected = np.where(some, all_of_them, 0)
+  np.testing.assert_allclose(restricted, expected / expected.sum(1, keepdims=True), atol=1e-5)
+
+
+def test_networks_of_different_heads(data_dir):
+  network = load_trained(str(digits_run(data_dir)))
+  source = protocols.open_evaluated('digits:test[:9]', data_dir)
+  names = (*network.class_names, 'class 10')
+  other = Trained('other', AlexNet(network.spec, 11), random_variables(network.spec, 11), names)
+  protocol = protocols.protocol_of([other])
+  assert len(evaluation.answer([other], source, protocol).right) == 9  # a wider head is a head
+  with pytest.raises(UsageError, match='must have the same classes'):
+    evaluation.answer([network, other], source, protocol)
+  broken = Trained(
+    'nan', network.model, jax.tree.map(lambda x: x * np.nan, network.variables), network.class_names
+  )
+  with pytest.raises(UsageError, match='nan: answers are not finite'):
+    evaluation.answer([broken], source, protocol)
 
 
 def test_real_counts_every_right_class_and_no_picture_without(tmp_path, pictures, monkeypatch):
@@ -158,8 +195,12 @@ def test_real_counts_every_right_class_and_no_picture_without(tmp_path, pictures
   source = protocols.open_evaluated('imagenet2012_real', str(tmp_path))
   assert sorted(map(sorted, evaluation.right_classes(source))) == sorted(map(sorted, right))
   answers = evaluation.answer([network], source, protocols.protocol_of([network]))
-  assert isinstance(answers, Answers)
   assert len(answers.right) == 11
+  # By hand: of each picture with a label, whether the most probable class is one of its labels.
+  seen = _all_probabilities([network], source, protocols.protocol_of([network]))
+  labels = evaluation.right_classes(source)
+  hits = [row.argmax() in some for row, some in zip(seen, labels, strict=True) if some]
+  assert answers.top(1).value == pytest.approx(np.mean(hits))
 
 
 def test_imagenet_c(tmp_path, pictures, monkeypatch, capsys):
@@ -177,7 +218,12 @@ def test_imagenet_c(tmp_path, pictures, monkeypatch, capsys):
   monkeypatch.setattr(scorecard, 'SEVERITIES', (1, 2))
   weights = imagenet_network(tmp_path)
   common = ['--weights', weights, '--dataset', 'imagenet2012_corrupted', '--data_dir', tmp_path]
+  assert main(['evaluate', *map(str, common)]) == 2
+  assert 'has 5 pictures here, and published figures are of 50,000' in capsys.readouterr().err
+  common.append('--any_count')
   figures, table = evaluated(capsys, tmp_path, *common)
+  # TFDS has them cut to 224x224 already: they are neither resized nor cut again.
+  assert figures['protocol']['short_side'] == figures['protocol']['crop_side'] == 67
   means = {name: np.mean(values) for name, values in figures['errors'].items()}
   assert figures['error'] == pytest.approx(np.mean(list(means.values())))
   assert figures['mCE'] == pytest.approx(
@@ -202,7 +248,9 @@ def test_mce_of_the_published_errors_is_one():
     (['--dataset', 'digits:tset'], "unknown split 'tset'; did you mean 'test'"),
     (['--dataset', ':test'], 'write NAME or NAME:SPLIT'),
     (['--batch_size', '0'], '--batch_size (=0) must be at least 1'),
-    (['--json', '/proc/a.json'], 'cannot write --json=/proc/a.json'),
+    (['--json', '/proc/absent/a.json'], 'cannot write --json=/proc/absent/a.json'),
+    (['--json', '/tmp'], 'cannot write --json=/tmp: a folder'),
+    (['--size', '0'], 'cannot see crops of 0x0'),
   ],
 )
 def test_mistakes(run, data_dir, arguments, message, capsys):

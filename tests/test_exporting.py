@@ -98,12 +98,19 @@ def test_a_run_goes_elsewhere_with_its_card(data_dir, tmp_path, ending, capsys):
     'classes | 10: 0, 1, 2',
     f'top1 {100 * top1["value"]:.2f} %',
     'over 37 pictures at step 20',
-    'split `test[:37]`, one central crop, resized as pil does',
+    'split `test[:37]`, one central crop, resized by TensorFlow, antialiased as Pillow does',
     'trained on | `digits`, split `train[:320]`, 20 steps of 16',
     '(pixel * 1/255 - mean) / std, in the order RGB; mean (0.485, 0.456, 0.406)',
   ):
     assert expected in card
   assert data_dir not in card
+
+
+def test_nothing_else_is_overwritten(data_dir, tmp_path):
+  (tmp_path / 'net.safetensors').write_text('precious')
+  assert main(['convert', str(digits_run(data_dir)), str(tmp_path / 'net.stablehlo')]) == 0
+  assert (tmp_path / 'net.safetensors').read_text() == 'precious'
+  assert (tmp_path / 'net.stablehlo.safetensors').exists()
 
 
 def test_the_card_of_weights_says_that_nothing_was_measured(tmp_path, capsys):

@@ -83,12 +83,20 @@ def test_pictures_that_cannot_be_read_are_named_and_the_others_answered(photos, 
   assert code == 2
   assert [bool(line.get('error')) for line in lines] == [False, True, False, True, True]
   assert len(lines[2]['best']) == 5
-  assert error.splitlines()[-1] == 'error: 3 of the pictures cannot be read; the others are answered'
+  assert error.splitlines()[-1] == 'error: 3 of the pictures cannot be read'
+
+
+def test_thin_pictures_do_not_take_all_memory(weights, tmp_path, capsys):
+  """A few bytes that would become gigabytes when resized."""
+  Image.new('L', (200_000, 1)).save(tmp_path / 'thin.png')
+  assert main(['predict', str(tmp_path / 'thin.png'), '--weights', weights]) == 2
+  assert 'too thin: resized, it would have 15200000x76 pixels' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
+    (['absent.jpg'], 'error: cannot read absent.jpg: No such file'),
     (['nothing/*.jpg'], 'no pictures fit nothing/*.jpg'),
     (['{folder}'], 'no pictures in the folder'),
     (['{photos}', '--classes', '{names}'], 'has 2 lines; it must have one for each of 6 classes'),
@@ -192,6 +200,12 @@ def test_imagenets_classes(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(class_names, 'IMAGENET_INDEX', str(index))
   assert class_names.readable(synsets[:1]) == ('n01440764',)
   assert 'is no list of classes; remove it' in capsys.readouterr().err
+
+
+def test_names_keep_odd_characters(tmp_path):
+  names = ('a\u2028b', 'c\x0bd', 'é', '')
+  class_names.write_names(tmp_path, names)
+  assert class_names.read_names(tmp_path / class_names.FILE) == names
 
 
 def test_names_travel_with_weights(tmp_path, weights):

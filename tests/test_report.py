@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from alexnet_flax import training
+from alexnet_flax import provenance, training
 from alexnet_flax.__main__ import main
 from alexnet_flax.augment import normalize
 from alexnet_flax.drawing import channel_tiles, filter_tiles, first_kernel, tiles
@@ -98,7 +98,7 @@ def without_data(run, tmp_path):
 def test_without_its_data_the_rest_is_shown(without_data, tmp_path, capsys):
   (tmp_path / 'run' / 'metrics.jsonl').unlink()
   assert main(['report', str(without_data)]) == 0
-  assert 'give --data_dir' in capsys.readouterr().out
+  assert 'give --data_dir' in capsys.readouterr().err
   text = (tmp_path / 'run' / 'report.html').read_text()
   assert 'The data set is not at hand' in text
   assert 'Nothing was logged' in text
@@ -124,8 +124,8 @@ def test_folders_that_are_no_runs(tmp_path, folder, capsys):
 
 
 def test_a_page_that_cannot_be_written(run, data_dir, capsys):
-  assert main(['report', str(run), '--data_dir', data_dir, '--out', '/proc/a.html']) == 2
-  assert 'cannot write /proc/a.html' in capsys.readouterr().err
+  assert main(['report', str(run), '--data_dir', data_dir, '--out', '/proc/version/a.html']) == 2
+  assert 'cannot write /proc/version/a.html' in capsys.readouterr().err
 
 
 def test_a_report_that_fails_does_not_fail_the_run(data_dir, tmp_path, monkeypatch, capsys):
@@ -209,6 +209,17 @@ def test_tiles_have_every_picture_once():
   assert set(counts.values()) == {6}
   assert channel_tiles(np.arange(10.0)).shape == (6, 6, 3)
   assert channel_tiles(np.random.default_rng(0).normal(size=(4, 4, 100))).max() == 255
+
+
+def test_names_of_runs_are_not_mathematics():
+  names = ['$x$y', '_hidden', 'cost$^$']
+  svg = line_chart([Series(name, [0, 1], [1, 2], 0) for name in names], 'epoch', 'loss')
+  assert all(f'>{name}<' in svg for name in names)
+
+
+def test_without_git(monkeypatch, tmp_path):
+  monkeypatch.setenv('PATH', str(tmp_path))
+  assert provenance.environment()['commit'] is None
 
 
 def test_charts_take_the_pages_colours():

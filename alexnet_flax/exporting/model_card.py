@@ -71,7 +71,8 @@ def _origin(source: str) -> list[str]:
   steps = metrics[-1]['step'] if metrics else 0
   rows = [
     f'| trained on | `{data.dataset}`, split `{data.train_split}`, {steps:,} steps of {data.batch_size} |',
-    f'| protocol | `{data.dataset}`, split `{data.eval_split}`, {crops}, resized as {data.resize} does |',
+    f'| protocol | `{data.dataset}`, split `{data.eval_split}`, {crops}, resized by'
+    f' TensorFlow{", antialiased as Pillow does" if data.resize == "pil" else ""} |',
     f'| accuracy | {accuracy}, over {last[0]["images"]:,} pictures at step {last[0]["step"]:,} |'
     if last
     else '| accuracy | not measured |',

@@ -1,7 +1,8 @@
 """StableHLO by `jax.export`: a symbolic batch, and the weights as arguments, in a file beside it.
 
 exported = jax.export.deserialize(pathlib.Path('net.stablehlo').read_bytes())
-logits = exported.call(safetensors.numpy.load_file('net.safetensors'), images)  # uint8 RGB [N, S, S, 3]
+weights = safetensors.numpy.load_file('net.stablehlo.safetensors')
+logits = exported.call(weights, images)  # uint8 RGB [N, S, S, 3]
 """
 
 import pathlib
@@ -30,7 +31,7 @@ def write(
   """Writes the program, and the weights as our own safetensors beside it.
 
   Args:
-    path: of the program; the weights have the ending .safetensors.
+    path: of the program; the weights are in PATH.safetensors.
     spec: the network.
     variables: its variables.
     class_names: kept with the weights.
@@ -51,10 +52,14 @@ def write(
   images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
   exported = jax.export.export(jax.jit(logits), platforms=PLATFORMS)(weights, images)
   path.write_bytes(exported.serialize())
-  return [path, *save_weights(path.with_suffix('.safetensors'), spec, variables, class_names=class_names)]
+  return [path, *save_weights(_weights(path), spec, variables, class_names=class_names)]
+
+
+def _weights(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(f'{path.name}.safetensors')
 
 
 def run(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
   """The logits [N, C] that the files give of pictures, uint8 RGB [N, S, S, 3]."""
   exported = jax.export.deserialize(bytearray(path.read_bytes()))
-  return np.asarray(exported.call(load_file(path.with_suffix('.safetensors')), images))
+  return np.asarray(exported.call(load_file(_weights(path)), images))

@@ -20,19 +20,15 @@ class Series(NamedTuple):
     label: for the legend.
     xs, ys: its points.
     color: which of the page's colours, from 0.
-    dashed: whether it is drawn broken.
   """
 
   label: str
   xs: Sequence[float]
   ys: Sequence[float]
   color: int
-  dashed: bool = False
 
 
-def line_chart(
-  series: Sequence[Series], x_label: str, y_label: str, *, log: bool = False, percent: bool = False
-) -> str:
+def line_chart(series: Sequence[Series], x_label: str, y_label: str, *, percent: bool = False) -> str:
   """Curves as an SVG element whose colours are the page's variables (--series-0, ..., currentColor)."""
   style: Any = {
     'svg.fonttype': 'none',
@@ -40,32 +36,29 @@ def line_chart(
     'axes.spines.top': False,
     'axes.spines.right': False,
     'font.size': 9,
+    'text.parse_math': False,  # a name may have a dollar
     **dict.fromkeys(('text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'ytick.color'), _TEXT),
   }
   with matplotlib.rc_context(style):
     figure = Figure(figsize=(4.6, 2.7), layout='constrained')
     axes = figure.subplots()
-    for one in series:
-      marker = '.' if len(one.xs) < 30 else None
-      color = _SERIES[one.color % len(_SERIES)]
+    lines = [
       axes.plot(
         one.xs,
         one.ys,
-        color=color,
-        linestyle='--' if one.dashed else '-',
-        marker=marker,
-        label=one.label,
+        color=_SERIES[one.color % len(_SERIES)],
+        marker='.' if len(one.xs) < 30 else None,
         linewidth=1.6,
-      )
+      )[0]
+      for one in series
+    ]
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(color=_TEXT, alpha=0.12, linewidth=0.6)
-    if log:
-      axes.set_yscale('log')
     if percent:
       axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=None))
     if len(series) > 1:
-      axes.legend(frameon=False, fontsize=8)
+      axes.legend(lines, [one.label for one in series], frameon=False, fontsize=8)
     buffer = io.StringIO()
     figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
   return _for_page(buffer.getvalue(), f'{y_label} by {x_label}')

@@ -1,5 +1,6 @@
 """`alexnet-flax report`: the page itself."""
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -41,7 +42,8 @@ def write_report(subjects: Sequence[Subject], path: pathlib.Path) -> None:
   except OSError as error:
     raise UsageError(f'cannot write {path}: {error.strerror}') from None
   finally:
-    partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      partial.unlink()
 
 
 def _comparison(runs: Sequence[Content]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -111,12 +112,13 @@ def load_subject(folder: str, data_dir: str | None = None) -> Subject:
   network = load_trained(folder)
   path = pathlib.Path(folder).expanduser()
   place = data_dir or config.data.data_dir
-  sources: Sources | None
+  sources: Sources | None = None
   try:
+    if (place or '').startswith('.../'):  # the rest is not written down
+      raise UsageError(f'its data lay in a folder {place}')
     splits = (config.data.train_split, config.data.eval_split)
     sources = Sources(*(open_dataset(config.data.dataset, split, place) for split in splits))
   except UsageError as error:
-    print(f'note: {folder}: the report is made without pictures ({error}); give --data_dir')
-    sources = None
+    print(f'note: {folder}: a report without pictures: {error}; give --data_dir', file=sys.stderr)
   name, metrics = path.resolve().name, read_metrics(path)
   return Subject(name, config, network, sources, metrics, read_environment(path))

@@ -23,19 +23,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--resize', choices=['pil', 'tf'], default='pil', help='(default: pil, antialiased)')
   parser.add_argument('--size', type=int, help="side of the crops, such as 227 (default: the network's own)")
   parser.add_argument('--batch_size', type=int, default=128)
+  parser.add_argument('--any_count', action='store_true', help='score a published set that is not whole')
   parser.add_argument('--json', metavar='FILE', help='where all figures go; - is the standard output')
 
 
 def run(arguments: argparse.Namespace) -> int:
   """Evaluates; returns the exit code."""
   from alexnet_flax.pretrained import run_config
-  from alexnet_flax.scorecard import evaluate, write_json
+  from alexnet_flax.scorecard import check_writable, evaluate, write_json
   from alexnet_flax.trained import load_trained
 
   if not arguments.workdirs and not arguments.weights:
     raise UsageError("name what to evaluate: a run's folder, or --weights FILE --variant NAME")
   if arguments.batch_size < 1:
     raise UsageError(f'--batch_size (={arguments.batch_size}) must be at least 1')
+  if arguments.json:
+    check_writable(arguments.json)
   dataset = arguments.dataset
   if dataset is None:
     if not arguments.workdirs:
@@ -54,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     resize=arguments.resize,
     size=arguments.size,
     batch_size=arguments.batch_size,
+    any_count=arguments.any_count,
     quiet=arguments.json == '-',
   )
   if arguments.json:

@@ -28,5 +28,5 @@ def run(arguments: argparse.Namespace) -> int:
     load(arguments), arguments.pictures, as_json=arguments.json, saliency=arguments.saliency
   )
   if failed:
-    raise UsageError(f'{failed} of the pictures cannot be read; the others are answered')
+    raise UsageError(f'{failed} of the pictures cannot be read')
   return 0
