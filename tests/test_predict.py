@@ -90,7 +90,7 @@ def test_thin_pictures_do_not_take_all_memory(weights, tmp_path, capsys):
   """A few bytes that would become gigabytes when resized."""
   Image.new('L', (200_000, 1)).save(tmp_path / 'thin.png')
   assert main(['predict', str(tmp_path / 'thin.png'), '--weights', weights]) == 2
-  assert 'too thin: resized, it would have 15200000x76 pixels' in capsys.readouterr().err
+  assert '200000x1 is too thin: resized, it has 15400000x77' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
