@@ -45,6 +45,7 @@ def answer(
   *,
   batch_size: int = 128,
   num_threads: int | None = None,
+  left_out: set[int] | None = None,
 ) -> Answers:
   """The averaged answers of networks to every picture of a data set that has a right one.
 
@@ -57,6 +58,8 @@ def answer(
     protocol: how they see it.
     batch_size: pictures at a time; made a multiple of the number of devices.
     num_threads: for decoding; one a core if None.
+    left_out: takes the numbers of pictures that cannot be decoded, which are not counted then; an error if
+      None.
 
   Raises:
     UsageError: the data set has other classes than the networks, or a picture cannot be decoded.
@@ -77,7 +80,7 @@ def answer(
 
   best, probabilities, losses = [], [], []
   labels = iter(some[0] if some else 0 for some in right)
-  for batch in _probabilities(networks, source, protocol.view, allowed, batch_size, num_threads):
+  for batch in _probabilities(networks, source, protocol.view, allowed, batch_size, num_threads, left_out):
     if not np.isfinite(batch).all():
       raise UsageError(f'{" and ".join(classes)}: answers are not finite')
     order = np.argsort(-batch, axis=1, kind='stable')[:, :5]
@@ -86,11 +89,13 @@ def answer(
     chosen = [next(labels) for _ in batch]
     least = np.finfo(np.float32).tiny  # a probability that float32 does not hold counts as this
     losses.append(-np.log(np.maximum(batch[np.arange(len(batch)), chosen], least)))
+  counted[list(left_out or ())] = False
   answers = Answers(
     np.concatenate(best)[counted],
     np.concatenate(probabilities)[counted],
     np.concatenate(losses)[counted],
-    [some for some in right if some],
+    [some for some, counts in zip(right, counted, strict=True) if counts],
+    np.nonzero(counted)[0],
   )
   if sum(map(len, best)) != source.num_examples:
     raise AssertionError(
@@ -106,6 +111,7 @@ def _probabilities(
   allowed: np.ndarray | None,
   batch_size: int,
   num_threads: int | None,
+  left_out: set[int] | None = None,
 ) -> Iterator[np.ndarray]:
   """float32 [B, C] of the data set's pictures in order."""
   from alexnet_flax.data import pipeline
@@ -119,7 +125,7 @@ def _probabilities(
     out_shardings=replicated,
   )
   if view.resize == 'pil':
-    batches = _by_pillow(source, view, batch_size, num_threads)
+    batches = _by_pillow(source, view, batch_size, num_threads, left_out)
   else:
     batches = pipeline.eval_batches(
       source, view, batch_size=batch_size, num_classes=len(source.class_names), num_threads=num_threads
@@ -136,24 +142,29 @@ def _probabilities(
 
 
 def _by_pillow(
-  source: Source, view: EvalView, batch_size: int, num_threads: int | None
+  source: Source, view: EvalView, batch_size: int, num_threads: int | None, left_out: set[int] | None
 ) -> Iterator[dict[str, np.ndarray]]:
   """The pictures decoded and resized by Pillow itself: what published figures were measured with, to the bit.
 
   TensorFlow's antialiasing, which training evaluates with, rounds otherwise by a level here and there.
   """
 
-  def seen(example: Example) -> np.ndarray:
+  def seen(number: int, example: Example) -> np.ndarray:
     try:
       return pillow_view(pixels(example.picture), view)
     except UnreadableError as error:
+      if left_out is not None:
+        left_out.add(number)
+        return pillow_view(np.zeros((view.resize_side, view.resize_side, 3), np.uint8), view)
       raise UsageError(f'{source.name}: {example.name or "a picture"} cannot be decoded: {error}') from None
 
   with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count()) as threads:
 
     def begun(start: int) -> list[concurrent.futures.Future[np.ndarray]]:
       numbers = np.arange(start, min(start + batch_size, source.num_examples))
-      return [threads.submit(seen, example) for example in source.read(numbers)]
+      return [
+        threads.submit(seen, *pair) for pair in zip(numbers.tolist(), source.read(numbers), strict=True)
+      ]
 
     ahead = begun(0)
     for start in range(0, source.num_examples, batch_size):

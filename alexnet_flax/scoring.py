@@ -28,12 +28,14 @@ class Answers:
     probabilities: float [N, K], of those.
     losses: float [N], -log of the right class's probability, in nats.
     right: of each picture the right class, or all that count as right, of which the first is its label.
+    numbers: int [N], of the pictures in their data set; those without a label are not among them.
   """
 
   best: np.ndarray
   probabilities: np.ndarray
   losses: np.ndarray
   right: Sequence[tuple[int, ...]]
+  numbers: np.ndarray
 
   @functools.cached_property
   def labels(self) -> np.ndarray:

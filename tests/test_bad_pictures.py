@@ -232,6 +232,8 @@ def test_a_run_says_what_it_left_out(tmp_path, capsys):
   assert said.count('6.jpg cannot be decoded') == 1
   assert said.count('7.jpg cannot be decoded: no picture') == 1
   assert 'train[:]: 6 of 8 pictures were counted' in said
+  assert 'report.html shows what it learned' in said
+  assert 'Over all 6 pictures' in (tmp_path / 'run' / 'report.html').read_text()
   assert '2 pictures cannot be decoded and were left out' in said
   strict = dataclasses.replace(config, data=dataclasses.replace(config.data, on_bad_image='error'))
   with pytest.raises(UsageError, match='cannot be decoded'):

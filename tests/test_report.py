@@ -153,10 +153,10 @@ def test_neighbours_are_the_nearest_by_the_last_hidden_layer(run, data_dir):
   rows, layer, gallery = pictures._neighbours(subject, subject.sources, np.random.default_rng(0))
   assert layer == 'relu7'
   assert gallery == 320
-  everything = subject.views(subject.sources.train, np.arange(320))
+  _, everything = subject.views(subject.sources.train, np.arange(320))
   rng = np.random.default_rng(0)
   chosen = np.sort(rng.choice(37, 5, replace=False))
-  queries = subject.views(subject.sources.evaluated, chosen)
+  _, queries = subject.views(subject.sources.evaluated, chosen)
   network = subject.network
   ours, theirs = (
     np.asarray(

@@ -21,6 +21,7 @@ def answers(count=500, classes=7, seed=0, right=None):
     np.take_along_axis(probabilities, best, 1),
     -np.log(probabilities[np.arange(count), labels]),
     right or [(label,) for label in labels],
+    np.arange(count),
   )
   return found, probabilities, labels
 
@@ -50,9 +51,9 @@ def test_calibration_error_is_a_loop_over_bins():
 
 
 def test_certainty_that_is_right_has_no_calibration_error():
-  sure = Answers(np.array([[1], [0]]), np.ones((2, 1)), np.zeros(2), [(1,), (0,)])
+  sure = Answers(np.array([[1], [0]]), np.ones((2, 1)), np.zeros(2), [(1,), (0,)], np.arange(2))
   assert sure.calibration_error() == 0
-  wrong = Answers(np.array([[1], [1]]), np.ones((2, 1)), np.zeros(2), [(0,), (0,)])
+  wrong = Answers(np.array([[1], [1]]), np.ones((2, 1)), np.zeros(2), [(0,), (0,)], np.arange(2))
   assert wrong.calibration_error() == 1
 
 
@@ -77,7 +78,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
 
 def test_any_of_several_right_classes_counts():
   best = np.array([[2, 0], [1, 0], [0, 1]])
-  found = Answers(best, np.full((3, 2), 0.5), np.zeros(3), [(0, 2), (0,), (2, 3)])
+  found = Answers(best, np.full((3, 2), 0.5), np.zeros(3), [(0, 2), (0,), (2, 3)], np.arange(3))
   assert found.hits.tolist() == [[True, True], [False, True], [False, False]]
   assert found.top(1).value == pytest.approx(1 / 3)
   assert found.confusion(4)[0].tolist() == [1, 1, 0, 0]  # answered 2, which is as right as its label 0

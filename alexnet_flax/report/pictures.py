@@ -73,10 +73,10 @@ def shown_pictures(subject: Subject) -> Pictures | None:
   source = sources.evaluated
   names = subject.network.readable_names
   rng = np.random.default_rng(0)
-  panel = np.sort(rng.choice(source.num_examples, min(PANEL, source.num_examples), replace=False))
+  panel = np.sort(rng.choice(len(answers.right), min(PANEL, len(answers.right)), replace=False))
   wrong = np.nonzero(~answers.hits[:, 0])[0]
   mistakes = wrong[np.argsort(-answers.losses[wrong], kind='stable')][:_MISTAKES]
-  some = subject.views(source, np.arange(min(_STATISTICS_OVER, source.num_examples)))
+  _, some = subject.views(source, answers.numbers[:_STATISTICS_OVER])
   confusion = answers.confusion(len(names))
   rows, layer, gallery = _neighbours(subject, sources, rng)
   return Pictures(
@@ -98,23 +98,22 @@ def shown_pictures(subject: Subject) -> Pictures | None:
   )
 
 
-def _guesses(subject: Subject, answers: Answers, source: Source, numbers: np.ndarray) -> list[Guess]:
-  if not len(numbers):
-    return []
+def _guesses(subject: Subject, answers: Answers, source: Source, places: np.ndarray) -> list[Guess]:
+  """Of the answers at some places."""
   names = subject.network.readable_names
-  views = subject.views(source, numbers)
+  _, views = subject.views(source, answers.numbers[places])
   return [
     Guess(
       data_uri(view),
-      names[answers.labels[number]],
+      names[answers.labels[place]],
       [
         (names[best], float(probability), bool(hit))
         for best, probability, hit in zip(
-          answers.best[number], answers.probabilities[number], answers.hits[number], strict=True
+          answers.best[place], answers.probabilities[place], answers.hits[place], strict=True
         )
       ],
     )
-    for number, view in zip(numbers.tolist(), views, strict=True)
+    for place, view in zip(places.tolist(), views, strict=True)
   ]
 
 
@@ -128,10 +127,10 @@ def _neighbours(subject: Subject, both: Sources, rng: np.random.Generator) -> tu
     np.sort(rng.choice(source.num_examples, min(count, source.num_examples), replace=False))
     for source, count in zip(sources, (QUERIES, GALLERY), strict=True)
   ]
-  views = [subject.views(source, numbers) for source, numbers in zip(sources, chosen, strict=True)]
+  seen = [subject.views(source, numbers) for source, numbers in zip(sources, chosen, strict=True)]
+  views = [some for _, some in seen]
   labels = [
-    [example.label for example in source.read(numbers)]
-    for source, numbers in zip(sources, chosen, strict=True)
+    [example.label for example in source.read(kept)] for source, (kept, _) in zip(sources, seen, strict=True)
   ]
   queries, gallery = (
     np.concatenate(

@@ -1,5 +1,6 @@
 """A run to report on: its network, its data, and what it logged."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -12,12 +13,14 @@ import numpy as np
 from alexnet_flax.class_names import class_names
 from alexnet_flax.config import Config
 from alexnet_flax.data.datasets import open_dataset
+from alexnet_flax.data.encoded import pixels
 from alexnet_flax.data.source import Source
-from alexnet_flax.data.views import EvalView, Resize
+from alexnet_flax.data.views import Resize
 from alexnet_flax.errors import UsageError
 from alexnet_flax.evaluation import answer
 from alexnet_flax.model import AlexNet
 from alexnet_flax.naming import head_name
+from alexnet_flax.pictures import UnreadableError, pillow_view
 from alexnet_flax.pretrained import run_config
 from alexnet_flax.protocols import Protocol, protocol_of
 from alexnet_flax.provenance import read_environment
@@ -67,22 +70,25 @@ class Subject:
     """To all pictures of the evaluated split."""
     if self.sources is None:
       return None
-    threads, size = self.config.data.num_threads, self.config.data.eval_batch_size
+    data = self.config.data
     return answer(
-      [self.network], self.sources.evaluated, self.protocol, batch_size=size or 128, num_threads=threads
+      [self.network],
+      self.sources.evaluated,
+      self.protocol,
+      batch_size=data.eval_batch_size or 128,
+      num_threads=data.num_threads,
+      left_out=set() if data.on_bad_image == 'skip' else None,
     )
 
-  def views(self, source: Source, numbers: np.ndarray) -> np.ndarray:
-    """Some pictures as evaluation sees them, central crop: uint8 [N, S, S, 3]."""
-    from alexnet_flax.data import pipeline
-
-    view: EvalView = dataclasses.replace(self.protocol.view, ten_crop=False)
-    some = dataclasses.replace(
-      source, num_examples=len(numbers), read=lambda chosen: source.read(numbers[chosen])
-    )
-    size = min(len(numbers), 64)
-    batches = pipeline.eval_batches(some, view, batch_size=size, num_classes=len(source.class_names))
-    return np.concatenate([batch['image'] for batch in batches])[: len(numbers)]
+  def views(self, source: Source, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those of some pictures that can be decoded, int [N], and their central crops, uint8 [N, S, S, 3]."""
+    view = dataclasses.replace(self.protocol.view, ten_crop=False)
+    kept, views = [], []
+    for number, example in zip(numbers.tolist(), source.read(numbers), strict=True):
+      with contextlib.suppress(UnreadableError):
+        views.append(pillow_view(pixels(example.picture), view))
+        kept.append(number)
+    return np.array(kept, np.int64), np.array(views).reshape(-1, view.image_size, view.image_size, 3)
 
 
 def subject_of(run: Run, state: TrainState, folder: pathlib.Path) -> Subject:
