@@ -42,7 +42,7 @@ def checkpoint_manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager
   The best is that of the greatest 'top1' among those that were saved with what they scored. A checkpoint
   appears at its place when it is whole, with a manifest of its files' digests inside.
   """
-  _hear_once()
+  _mute_echoes()
   # `max_to_keep` with `best_fn` would drop the latest, from which a run resumes.
   best = policies.BestN(
     get_metric_fn=lambda metrics: metrics['top1'], n=1, keep_checkpoints_without_metrics=False
@@ -64,10 +64,11 @@ def checkpoint_manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager
 def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, float] | None = None) -> None:
   """Begins to save the state as the checkpoint of its step, with what it scored if that is known.
 
+  The one before must be finished.
+
   Raises:
-    SaveError: this save cannot begin, or the one before did not succeed.
+    SaveError: it cannot begin.
   """
-  finish(manager)
   step = int(state.step)
   with _failures(manager, step):
     manager.save(step, args=ocp.args.StandardSave(saved_tree(state)), metrics=metrics)
@@ -171,7 +172,7 @@ def _write_manifests(folder: pathlib.Path) -> None:
 
 
 @functools.cache
-def _hear_once() -> None:
+def _mute_echoes() -> None:
   """What a failed save raises is said by us; Orbax, asyncio and TensorStore's threads print it often."""
   logging.getLogger('asyncio').addFilter(lambda record: 'orbax' not in record.getMessage())
   warnings.filterwarnings('ignore', message='coroutine .*async_serialize', category=RuntimeWarning)

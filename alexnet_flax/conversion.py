@@ -53,7 +53,7 @@ def convert(
     Whether all layers agree within `TOLERANCE`, if that was asked for.
 
   Raises:
-    UsageError: source, destination or pictures do not allow it; nothing is written then.
+    UsageError: source, destination or pictures do not allow it.
   """
   shown = _pictures(pictures) if verify else []
   if verify and pathlib.Path(source).is_dir():
@@ -70,11 +70,9 @@ def convert(
       ' .sha256 beside it'
     )
   written, agreement = _write(pathlib.Path(destination), network, names)
-  tensors = tensors_of(variables)
-  parameters = sum(tensor.size for name, tensor in tensors.items() if name.startswith('params/'))
-  print(f'{source}: {spec.name}, {parameters:,} parameters, {spec.image_size}x{spec.image_size}')
+  print(f'{source}: {spec.name}, {network.num_parameters:,} parameters, {spec.image_size}x{spec.image_size}')
   card = pathlib.Path(f'{pathlib.Path(destination)}.md')
-  write_card(card, written, source, spec, parameters, network.readable_names)
+  write_card(card, written, network)
   print(f'wrote {" and ".join(map(str, written))}; {agreement}')
   print(f'{card} says what it is')
   if not verify:

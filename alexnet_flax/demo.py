@@ -6,7 +6,6 @@ import io
 import socket
 from typing import Any
 
-import jinja2
 import numpy as np
 import uvicorn
 from starlette.applications import Starlette
@@ -22,6 +21,7 @@ from alexnet_flax.activations import feature_batches
 from alexnet_flax.drawing import channel_tiles, data_uri, filter_tiles, first_kernel
 from alexnet_flax.errors import UsageError
 from alexnet_flax.naming import head_name, named_layers
+from alexnet_flax.pages import page_template
 from alexnet_flax.pictures import UnreadableError, evaluation_view, read_picture
 from alexnet_flax.prediction import best_answers
 from alexnet_flax.saliency import grad_cam, overlay
@@ -41,17 +41,12 @@ def application(network: Trained, hosts: tuple[str, ...] = ('*',)) -> Starlette:
     hosts: names under which the page may be asked for; another site cannot then read it by a name of its
       own that leads here (DNS rebinding).
   """
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('alexnet_flax'), autoescape=True, undefined=jinja2.StrictUndefined
-  )
-  parameters = sum(np.size(leaf) for layer in network.variables['params'].values() for leaf in layer.values())
-  page = environment.get_template('demo.html').render(
+  page = page_template('demo.html').render(
     network=network,
-    parameters=parameters,
     filters=data_uri(filter_tiles(first_kernel(network.spec, network.variables['params'])), exact=True),
     max_bytes=MAX_BYTES,
   )
-  answer = environment.get_template('answer.html')
+  answer = page_template('answer.html')
 
   def show(request: Request) -> Response:
     del request

@@ -2,11 +2,9 @@
 
 import dataclasses
 import functools
-import importlib.metadata
 import itertools
 import math
 import pathlib
-import platform
 import shutil
 import statistics
 import time
@@ -23,13 +21,13 @@ from alexnet_flax.layer_statistics import layer_statistics
 from alexnet_flax.losses import LOSSES
 from alexnet_flax.naming import named_layers
 from alexnet_flax.optimizers import sgd
+from alexnet_flax.provenance import versions
 from alexnet_flax.run import Run, check_devices, prepare_run
 from alexnet_flax.specs import Activation
 from alexnet_flax.starting import start
 from alexnet_flax.steps import Batch, TrainState, train_step
 from alexnet_flax.transfer import freeze
 
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'chex', 'tensorflow-datasets', 'numpy')
 _OVERFIT_STEPS = 20
 _OVERFIT_IMAGES = 32
 _TIMED_SECONDS = 3.0
@@ -83,8 +81,7 @@ def findings(config: Config, workdir: str) -> Iterator[Finding]:
 
 
 def _versions() -> Finding:
-  installed = [f'{name} {importlib.metadata.version(name)}' for name in _PACKAGES]
-  return Finding('ok', f'Python {platform.python_version()}, {", ".join(installed)}')
+  return Finding('ok', ', '.join(f'{name} {version}' for name, version in versions().items()))
 
 
 def devices() -> Iterator[Finding]:
@@ -199,7 +196,6 @@ def _overfit(run: Run, state: TrainState, batch: Batch) -> tuple[list[float], Tr
 
 def dead_units(run: Run, state: TrainState, batch: Batch) -> Finding:
   """The share of channels of each ReLU that no picture of a batch makes positive."""
-  assert run.preprocess is not None
   names = [name for name, layer in named_layers(run.model.spec) if layer == Activation('relu')]
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   measured = layer_statistics(run.model, variables, batch['image'])

@@ -1,7 +1,5 @@
 """`alexnet-flax features`: activations of layers for picture files, as HDF5 or .npz."""
 
-import concurrent.futures
-import itertools
 import os
 import pathlib
 import sys
@@ -15,7 +13,7 @@ from alexnet_flax.activations import feature_batches
 from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.model import AlexNet
 from alexnet_flax.naming import head_name, named_layers
-from alexnet_flax.pictures import UnreadableError, evaluation_view, picture_files, read_picture
+from alexnet_flax.pictures import picture_files, views_of_files
 from alexnet_flax.pretrained import load_variant
 from alexnet_flax.specs import Spec
 from alexnet_flax.weights import caffe_network, torchvision
@@ -90,24 +88,14 @@ def _views(
   files: list[str], spec: Spec, batch_size: int, unreadable: list[str], bar: tqdm
 ) -> Iterator[np.ndarray]:
   """The network's view of each file, uint8 [S, S, 3]; black for those that cannot be read."""
-  size = spec.image_size
-
-  def view(file: str) -> np.ndarray | str:
-    try:
-      return evaluation_view(read_picture(file), spec)
-    except UnreadableError as error:
-      return str(error)
-
-  rest = iter(files)
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-    while some := list(itertools.islice(rest, batch_size)):
-      for file, seen in zip(some, threads.map(view, some), strict=True):
-        if isinstance(seen, str):
-          unreadable.append(file)
-          bar.write(f'cannot read {file}: {seen}', file=sys.stderr)
-          seen = np.zeros((size, size, 3), np.uint8)
-        yield seen
-      bar.update(len(some))
+  for number, batch in enumerate(views_of_files(files, spec, batch_size)):
+    for file, seen in zip(files[number * batch_size :], batch, strict=False):
+      if isinstance(seen, str):
+        unreadable.append(file)
+        bar.write(f'cannot read {file}: {seen}', file=sys.stderr)
+        seen = np.zeros((spec.image_size, spec.image_size, 3), np.uint8)
+      yield seen
+    bar.update(len(batch))
 
 
 def _write(

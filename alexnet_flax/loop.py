@@ -92,7 +92,7 @@ def run_steps(
         _check_count(measured, run, log)
       if saves or stopping:
         _save(manager, state, scored, run, log)
-      window = Window(step, window.skipped_in_a_row)
+      window = Window(step, window.skipped_in_a_row())
     if stopping and step < last:
       _finish(manager, run, log)
       saved = manager.latest_step() or 0
@@ -138,7 +138,7 @@ class Window:
   def __init__(self, step: int, skipped_in_a_row: int = 0):
     """Begins after `step`, to whose end so many updates were left out."""
     self.first_step, self.start = step + 1, time.monotonic()
-    self.skipped_in_a_row = skipped_in_a_row
+    self._skipped_before = skipped_in_a_row
     self.metrics: list[Metrics] = []
     self.going: list[jax.Array] = []
 
@@ -154,19 +154,23 @@ class Window:
     going = jax.device_get(self.going)
     return next((self.first_step + i for i, went in enumerate(going) if not went), None)
 
-  def count_skipped(self) -> tuple[int, int]:
-    """How many updates were left out, and how many without a break up to the end."""
-    going = jax.device_get(self.going)
-    for went in going:
-      self.skipped_in_a_row = 0 if went else self.skipped_in_a_row + 1
-    return sum(not went for went in going), self.skipped_in_a_row
+  def skipped(self) -> int:
+    """How many updates were left out."""
+    return sum(not went for went in jax.device_get(self.going))
+
+  def skipped_in_a_row(self) -> int:
+    """How many were left out without a break up to the end, those before this window included."""
+    row = self._skipped_before
+    for went in jax.device_get(self.going):
+      row = 0 if went else row + 1
+    return row
 
   def write(self, log: RunLog, step: int, run: Run) -> dict[str, float]:
     """Logs the window; nothing if no step of it counts."""
     total = sum_metrics(self.metrics)
     others = {'learning_rate': float(run.schedule(step - 1))}
     if run.config.on_nonfinite == 'skip':
-      others['skipped_steps'] = float(sum(not went for went in jax.device_get(self.going)))
+      others['skipped_steps'] = float(self.skipped())
     if not total.images:
       return {}
     others['images_per_second'] = float(total.images) / (time.monotonic() - self.start)
@@ -188,7 +192,7 @@ def _check(window: Window, step: int, state: TrainState, run: Run, folder: pathl
   """Ends the run at an update that was not finite, or says how many were left out."""
   failed = window.first_failure()
   if run.config.on_nonfinite == 'skip':
-    count, row = window.count_skipped()
+    count, row = window.skipped(), window.skipped_in_a_row()
     if count:
       log.say(f'steps {window.first_step} to {step}: {count} updates were not finite and were left out')
     if row < _SKIPPED_AT_MOST:

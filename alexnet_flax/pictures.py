@@ -1,9 +1,10 @@
 """Pictures from files on the host, without TensorFlow: decoding, and the view of evaluation."""
 
+import concurrent.futures
 import glob
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -84,6 +85,20 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
   if picture.mode in ('I', 'F'):
     raise UnreadableError(f'pixels of kind {picture.mode}, whose range is not known')
   return picture
+
+
+def views_of_files(files: Sequence[str], spec: Spec, batch_size: int) -> Iterator[list[np.ndarray | str]]:
+  """The spec's view of each file in evaluation, uint8 [S, S, 3], or why it cannot be read; by batches."""
+
+  def view(file: str) -> np.ndarray | str:
+    try:
+      return evaluation_view(read_picture(file), spec)
+    except UnreadableError as error:
+      return str(error)
+
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    for start in range(0, len(files), batch_size):
+      yield list(threads.map(view, files[start : start + batch_size]))
 
 
 def evaluation_view(picture: np.ndarray, spec: Spec) -> np.ndarray:

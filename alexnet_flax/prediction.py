@@ -1,9 +1,7 @@
 """`alexnet-flax predict`: what is in picture files."""
 
-import concurrent.futures
 import itertools
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +15,7 @@ from tqdm import tqdm
 from alexnet_flax.activations import feature_batches
 from alexnet_flax.errors import UsageError
 from alexnet_flax.naming import head_name
-from alexnet_flax.pictures import UnreadableError, evaluation_view, picture_files, read_picture
+from alexnet_flax.pictures import picture_files, views_of_files
 from alexnet_flax.trained import Trained
 
 TOP = 5
@@ -64,17 +62,15 @@ def predict(network: Trained, files: Sequence[str], batch_size: int = 32) -> Ite
   """
   head = head_name(network.spec)
   rest = iter(files)
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-    while some := list(itertools.islice(rest, batch_size)):
-      seen = list(threads.map(lambda file: _view(file, network), some))
-      views = [view for view in seen if not isinstance(view, str)]
-      batches = feature_batches(network.model, network.variables, views, [head], batch_size=batch_size)
-      logits = iter([row for batch in batches for row in batch[head]])
-      for file, view in zip(some, seen, strict=True):
-        if isinstance(view, str):
-          yield Prediction(file, [], error=view)
-        else:
-          yield Prediction(file, best_answers(next(logits), network.readable_names), view)
+  for seen in views_of_files(files, network.spec, batch_size):
+    views = [view for view in seen if not isinstance(view, str)]
+    batches = feature_batches(network.model, network.variables, views, [head], batch_size=batch_size)
+    logits = iter([row for batch in batches for row in batch[head]])
+    for view in seen:
+      if isinstance(view, str):
+        yield Prediction(next(rest), [], error=view)
+      else:
+        yield Prediction(next(rest), best_answers(next(logits), network.readable_names), view)
 
 
 def write_predictions(
@@ -99,26 +95,20 @@ def write_predictions(
   failed = 0
   bar = tqdm(predict(network, files), total=len(files), unit='picture', disable=not sys.stderr.isatty())
   for prediction in bar:
-    if prediction.error and len(files) == 1 and not as_json:
-      raise UsageError(f'cannot read {prediction.file}: {prediction.error}')
+    place = None
     if prediction.error:
+      reason = f'cannot read {prediction.file}: {prediction.error}'
+      if len(files) == 1 and not as_json:
+        raise UsageError(reason)
       failed += 1
-      bar.write(f'cannot read {prediction.file}: {prediction.error}', file=sys.stderr)
-    place = maps.get(prediction.file) if not prediction.error else None
-    if place:
+      bar.write(reason, file=sys.stderr)
+    elif place := maps.get(prediction.file):
       _write_map(network, prediction, place)
     if as_json:
       bar.write(json.dumps(_as_json(prediction, place)), file=sys.stdout)
     elif not prediction.error:
       bar.write(_table(prediction, place), file=sys.stdout)
   return failed
-
-
-def _view(file: str, network: Trained) -> np.ndarray | str:
-  try:
-    return evaluation_view(read_picture(file), network.spec)
-  except UnreadableError as error:
-    return str(error)
 
 
 def _table(prediction: Prediction, place: pathlib.Path | None) -> str:

@@ -12,7 +12,10 @@ from typing import Any
 import jax
 
 FILE = 'environment.json'  # in a run's folder
-_PACKAGES = ('alexnet_flax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
+_PACKAGES = (
+  'alexnet_flax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'chex', 'tensorflow-datasets',
+  'numpy',
+)  # fmt: skip
 
 
 def public(place: str) -> str:
@@ -44,21 +47,26 @@ def public_command(argv: list[str]) -> str:
   return ' '.join(['python', pathlib.PurePath(argv[0]).name, *shown])
 
 
+def versions() -> dict[str, str]:
+  """Python's version, and those of the packages that a run's figures may depend on."""
+  found = {'python': platform.python_version()}
+  for package in _PACKAGES:
+    try:
+      found[package] = metadata.version(package)
+    except metadata.PackageNotFoundError:
+      found[package] = 'absent'
+  return found
+
+
 def environment() -> dict[str, Any]:
   """Versions, devices, commit and command of this process."""
   devices = jax.devices()
-  versions = {'python': platform.python_version()}
-  for package in _PACKAGES:
-    try:
-      versions[package] = metadata.version(package)
-    except metadata.PackageNotFoundError:
-      versions[package] = 'absent'
   return {
     'command': public_command(sys.argv),
     'commit': _commit(),
     'devices': f'{len(devices)} x {devices[0].device_kind}',
     'platform': f'{platform.system()} {platform.machine()}',
-    'versions': versions,
+    'versions': versions(),
   }
 
 

@@ -10,7 +10,6 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from alexnet_flax.class_names import readable
 from alexnet_flax.data.source import Source
 from alexnet_flax.errors import UsageError
 from alexnet_flax.evaluation import answer, right_classes
@@ -49,7 +48,7 @@ def evaluate(
     dataset: NAME[:SPLIT] in TFDS's notation. `imagenet2012_corrupted` without a configuration is all of
       ImageNet-C.
     data_dir: where data sets lie.
-    protocol, resize, size: see `evaluation.protocol_of`.
+    protocol, resize, size: see `protocols.protocol_of`.
     batch_size: pictures at a time.
     any_count: score a published set although it does not have all of its pictures.
     quiet: print to the standard error.
@@ -76,7 +75,7 @@ def evaluate(
   source = _opened(dataset, data_dir, known if '[' not in (split or '') else None, any_count)
   answers = answer(networks, source, chosen, batch_size=batch_size)
   figures = _figures(networks, source, chosen, answers)
-  print(_table(figures, answers, readable(networks[0].class_names)), file=out)
+  print(_table(figures, answers, networks[0].readable_names), file=out)
   return figures
 
 
@@ -144,10 +143,10 @@ def _evaluate_corrupted(
     )
   summary = corruption_errors(errors)
   print(f'mean error {summary["error"]:.2%}, mCE {summary["mCE"]:.2%}'.replace('%', ' %'), file=out)
-  return {'dataset': CORRUPTED, **_what(networks, protocol), 'errors': errors, **summary}
+  return {'dataset': CORRUPTED, **_conditions(networks, protocol), 'errors': errors, **summary}
 
 
-def _what(networks: Sequence[Trained], protocol: Protocol) -> dict[str, Any]:
+def _conditions(networks: Sequence[Trained], protocol: Protocol) -> dict[str, Any]:
   view = protocol.view
   return {
     'networks': [
@@ -173,7 +172,7 @@ def _figures(
   names = networks[0].class_names
   return {
     'dataset': source.name,
-    **_what(networks, protocol),
+    **_conditions(networks, protocol),
     'images': len(answers.right),
     'images_without_label': source.num_examples - len(answers.right),
     'top1': answers.top(1)._asdict(),

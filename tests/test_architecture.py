@@ -183,6 +183,7 @@ ARROWS = {
     'drawing',
     'errors',
     'naming',
+    'pages',
     'pictures',
     'prediction',
     'saliency',
@@ -201,6 +202,7 @@ ARROWS = {
     'losses',
     'naming',
     'optimizers',
+    'provenance',
     'run',
     'specs',
     'starting',
@@ -236,7 +238,7 @@ ARROWS = {
     'pretrained',
     'provenance',
     'run_log',
-    'specs',
+    'trained',
   },
   'exporting.onnx_graph': {
     'errors',
@@ -321,6 +323,7 @@ ARROWS = {
     'naming',
     'specs',
   },
+  'pages': set(),
   'parity': {
     'activations',
     'augment',
@@ -374,6 +377,7 @@ ARROWS = {
   'report.__init__': set(),
   'report.charts': set(),
   'report.content': {
+    'config',
     'drawing',
     'report.charts',
     'report.pictures',
@@ -381,6 +385,7 @@ ARROWS = {
   },
   'report.page': {
     'errors',
+    'pages',
     'report.charts',
     'report.content',
     'report.subject',
@@ -396,7 +401,6 @@ ARROWS = {
     'specs',
   },
   'report.subject': {
-    'class_names',
     'config',
     'data.datasets',
     'data.encoded',
@@ -404,8 +408,6 @@ ARROWS = {
     'data.views',
     'errors',
     'evaluation',
-    'model',
-    'naming',
     'pictures',
     'pretrained',
     'protocols',
@@ -461,7 +463,6 @@ ARROWS = {
     'specs',
   },
   'scorecard': {
-    'class_names',
     'data.source',
     'errors',
     'evaluation',
@@ -547,18 +548,14 @@ ARROWS = {
     'specs',
   },
   'verbs.__init__': set(),
-  'verbs.common': {
-    'class_names',
-    'trained',
-  },
   'verbs.convert': {
     'conversion',
-    'verbs.common',
+    'verbs.options',
   },
   'verbs.demo': {
     'demo',
     'errors',
-    'verbs.common',
+    'verbs.options',
   },
   'verbs.doctor': {
     'command_line',
@@ -570,29 +567,34 @@ ARROWS = {
     'pretrained',
     'scorecard',
     'trained',
-    'verbs.common',
+    'verbs.options',
   },
   'verbs.features': {
     'errors',
     'feature_files',
-    'verbs.common',
+    'verbs.options',
+  },
+  'verbs.options': {
+    'class_names',
+    'errors',
+    'trained',
   },
   'verbs.predict': {
     'errors',
     'prediction',
-    'verbs.common',
+    'verbs.options',
   },
   'verbs.prepare': {
     'data.datasets',
     'data.preparing',
     'data.shards',
     'errors',
-    'verbs.common',
+    'verbs.options',
   },
   'verbs.report': {
     'report.page',
     'report.subject',
-    'verbs.common',
+    'verbs.options',
   },
   'verbs.verify_resume': {
     'command_line',

@@ -9,33 +9,24 @@ from alexnet_flax.errors import UsageError
 from alexnet_flax.pretrained import run_config
 from alexnet_flax.provenance import public, read_environment
 from alexnet_flax.run_log import read_metrics
-from alexnet_flax.specs import Spec
+from alexnet_flax.trained import Trained
 
 
-def write_card(
-  path: pathlib.Path,
-  files: Sequence[pathlib.Path],
-  source: str,
-  spec: Spec,
-  parameters: int,
-  class_names: Sequence[str],
-) -> None:
+def write_card(path: pathlib.Path, files: Sequence[pathlib.Path], network: Trained) -> None:
   """Writes a card in Markdown.
 
   Args:
     path: of the card.
     files: which it describes.
-    source: a run's folder, a file, a URL or a name, that the weights come from.
-    spec: the network.
-    parameters: how many it has.
-    class_names: of its logits.
+    network: which they hold.
 
   Raises:
     UsageError: it cannot be written.
   """
+  spec, names = network.spec, network.readable_names
   pre = spec.preprocessing
   short = round(spec.image_size / pre.center_crop_share)
-  shown = ', '.join(class_names[:10]) + (', ...' if len(class_names) > 10 else '')
+  shown = ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
   lines = [
     f'# {path.name.removesuffix(".md")}',
     '',
@@ -44,12 +35,12 @@ def write_card(
     '| | |',
     '|---|---|',
     f'| variant | `{spec.name}`: {spec.source} |',
-    f'| parameters | {parameters:,} |',
-    f'| classes | {len(class_names):,}: {shown} |',
+    f'| parameters | {network.num_parameters:,} |',
+    f'| classes | {len(names):,}: {shown} |',
     f'| picture | RGB, short side to {short} (bilinear, antialiased), central square of {spec.image_size} |',
     f'| preprocessing | (pixel * {_number(pre.scale)} - mean) / std, in the order {pre.channel_order};'
     f' mean {_numbers(pre.mean)}, std {_numbers(pre.std)} |',
-    *_origin(source),
+    *_origin(network.source),
   ]
   try:
     path.write_text('\n'.join(lines) + '\n')

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_flax.config import all_keys, value_of
 from alexnet_flax.drawing import data_uri, filter_tiles, first_kernel
 from alexnet_flax.report.charts import Series, line_chart
 from alexnet_flax.report.pictures import Pictures, shown_pictures
@@ -33,7 +34,7 @@ def content(subject: Subject) -> Content:
   kernel = first_kernel(network.spec, network.variables['params'])
   return Content(
     subject,
-    sum(leaf.size for leaf in _leaves(network.variables['params'])),
+    network.num_parameters,
     [
       (title, line_chart(series, 'epoch', label, **options))
       for title, label, series, options in _curves(subject)
@@ -60,23 +61,7 @@ def evaluated_split(subject: Subject) -> str:
 
 def configuration(subject: Subject) -> list[tuple[str, str]]:
   """Every key with its value."""
-  return list(_flat(dataclasses.asdict(subject.config)))
-
-
-def _flat(tree: dict[str, Any], prefix: str = '') -> Any:
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      yield from _flat(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, json.dumps(value)
-
-
-def _leaves(tree: Any) -> Any:
-  for value in tree.values():
-    if isinstance(value, dict):
-      yield from _leaves(value)
-    else:
-      yield value
+  return [(key, json.dumps(value_of(subject.config, key))) for key in all_keys()]
 
 
 def _curves(subject: Subject) -> Any:

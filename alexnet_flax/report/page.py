@@ -6,9 +6,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
-
 from alexnet_flax.errors import UsageError
+from alexnet_flax.pages import page_template
 from alexnet_flax.report.charts import Series, line_chart
 from alexnet_flax.report.content import Content, content, curve, evaluated_split
 from alexnet_flax.report.subject import Subject
@@ -27,10 +26,7 @@ def write_report(subjects: Sequence[Subject], path: pathlib.Path) -> None:
     UsageError: it cannot be written.
   """
   runs = [content(subject) for subject in subjects]
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('alexnet_flax'), autoescape=True, undefined=jinja2.StrictUndefined
-  )
-  page = environment.get_template('report.html').render(
+  page = page_template('report.html').render(
     title=' · '.join(subject.name for subject in subjects),
     runs=runs,
     comparison=_comparison(runs) if len(runs) > 1 else None,

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from alexnet_flax.class_names import class_names
 from alexnet_flax.config import Config
 from alexnet_flax.data.datasets import open_dataset
 from alexnet_flax.data.encoded import pixels
@@ -18,8 +17,6 @@ from alexnet_flax.data.source import Source
 from alexnet_flax.data.views import Resize
 from alexnet_flax.errors import UsageError
 from alexnet_flax.evaluation import answer
-from alexnet_flax.model import AlexNet
-from alexnet_flax.naming import head_name
 from alexnet_flax.pictures import UnreadableError, pillow_view
 from alexnet_flax.pretrained import run_config
 from alexnet_flax.protocols import Protocol, protocol_of
@@ -28,7 +25,7 @@ from alexnet_flax.run import Run
 from alexnet_flax.run_log import read_metrics
 from alexnet_flax.scoring import Answers
 from alexnet_flax.steps import TrainState
-from alexnet_flax.trained import Trained, load_trained
+from alexnet_flax.trained import Trained, load_trained, trained
 
 
 class Sources(NamedTuple):
@@ -93,11 +90,7 @@ class Subject:
 
 def subject_of(run: Run, state: TrainState, folder: pathlib.Path) -> Subject:
   """A run that has just ended."""
-  variables = jax.device_get(state.evaluated_variables())
-  spec = run.model.spec
-  model = AlexNet(spec, variables['params'][head_name(spec)]['bias'].shape[0])
-  names = class_names(str(folder), run.config.model.num_classes or spec.num_classes)
-  network = Trained(str(folder), model, variables, names)
+  network = trained(str(folder), run.model.spec, jax.device_get(state.evaluated_variables()))
   sources = Sources(run.train_source, run.eval_source)
   name, metrics = folder.resolve().name, read_metrics(folder)
   # The configuration as it is written: without the user's folders.

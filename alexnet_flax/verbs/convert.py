@@ -2,7 +2,7 @@
 
 import argparse
 
-from alexnet_flax.verbs.common import add_network
+from alexnet_flax.verbs.options import add_network
 
 HELP = "weights from one program's file to another's; networks for other programs to run"
 DESCRIPTION = (

@@ -3,7 +3,7 @@
 import argparse
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.verbs.common import add_classes, add_weights, load
+from alexnet_flax.verbs.options import add_classes, add_weights, load
 
 HELP = 'a page to drop a picture on'
 DESCRIPTION = 'Serves a page: five best answers, where the network looks, every layer. To this machine alone.'

@@ -3,7 +3,7 @@
 import argparse
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.verbs.common import add_data_dir, add_network
+from alexnet_flax.verbs.options import add_data_dir, add_network, check_batch_size
 
 HELP = 'score trained networks on a data set'
 DESCRIPTION = (
@@ -35,8 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 
   if not arguments.workdirs and not arguments.weights:
     raise UsageError("name what to evaluate: a run's folder, or --weights FILE --variant NAME")
-  if arguments.batch_size < 1:
-    raise UsageError(f'--batch_size (={arguments.batch_size}) must be at least 1')
+  check_batch_size(arguments)
   if arguments.json:
     check_writable(arguments.json)
   dataset = arguments.dataset

@@ -3,7 +3,7 @@
 import argparse
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.verbs.common import add_weights
+from alexnet_flax.verbs.options import add_weights, check_batch_size
 
 HELP = 'activations of layers for picture files'
 DESCRIPTION = (
@@ -30,8 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
   """Writes features; returns the exit code."""
   from alexnet_flax.feature_files import write_features
 
-  if arguments.batch_size < 1:
-    raise UsageError(f'--batch_size (={arguments.batch_size}) must be at least 1')
+  check_batch_size(arguments)
   unreadable = write_features(
     arguments.pictures,
     arguments.layers.split(','),

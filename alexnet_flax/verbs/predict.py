@@ -3,7 +3,7 @@
 import argparse
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.verbs.common import add_classes, add_weights, load
+from alexnet_flax.verbs.options import add_classes, add_weights, load
 
 HELP = 'what is in picture files: the five most probable classes'
 DESCRIPTION = 'The five most probable classes of each picture, in the order given.'

@@ -3,7 +3,7 @@
 import argparse
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.verbs.common import add_data_dir
+from alexnet_flax.verbs.options import add_data_dir
 
 HELP = 'download and prepare a TFDS data set; make its pictures smaller'
 DESCRIPTION = (

@@ -1,8 +1,9 @@
 """`alexnet-flax report`."""
 
 import argparse
+import pathlib
 
-from alexnet_flax.verbs.common import add_data_dir
+from alexnet_flax.verbs.options import add_data_dir
 
 HELP = 'a page of pictures of a run, or of several side by side'
 DESCRIPTION = (
@@ -20,8 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
   """Reports; returns the exit code."""
-  import pathlib
-
   from alexnet_flax.report.page import FILE, write_report
   from alexnet_flax.report.subject import load_subject
 

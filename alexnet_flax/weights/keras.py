@@ -33,8 +33,8 @@ _LEAVES = {
   'Dense': ('params/{}/kernel', 'params/{}/bias'),
   'BatchNormalization': ('params/{}/scale', 'params/{}/bias', 'batch_stats/{}/mean', 'batch_stats/{}/var'),
 }
-# What zipfile raises of a damaged archive; the third of a way of compression that it does not know.
-_BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+# What zipfile raises of a damaged archive; the third of passwords and unknown ways of compression.
+_BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, RuntimeError)
 _WEIGHTS = 'model.weights.h5'  # inside a .keras archive
 
 

@@ -1,8 +1,10 @@
-"""Arguments that several verbs share."""
+"""Options by which verbs are told which network, of which classes, on which data."""
 
 import argparse
 import dataclasses
 import typing
+
+from alexnet_flax.errors import UsageError
 
 if typing.TYPE_CHECKING:
   from alexnet_flax.trained import Trained
@@ -28,6 +30,12 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
   """Where data sets are looked for."""
   parser.add_argument('--data_dir', help="where data sets lie (default: TFDS's own folder)")
+
+
+def check_batch_size(arguments: argparse.Namespace) -> None:
+  """Raises UsageError if no picture would be in a batch."""
+  if arguments.batch_size < 1:
+    raise UsageError(f'--batch_size (={arguments.batch_size}) must be at least 1')
 
 
 def add_classes(parser: argparse.ArgumentParser) -> None:
