@@ -128,7 +128,10 @@ def test_the_card_of_weights_says_that_nothing_was_measured(tmp_path, capsys):
   [
     (['net.onnx', '--names', 'torchvision'], '--names=torchvision: only for .safetensors'),
     (['absent/net.onnx'], 'cannot write'),
-    (['net.tflite'], 'unknown ending'),
+    (
+      ['net.tflite'],
+      'unknown ending; choose from .safetensors, .pth, .caffemodel, .weights.h5, .keras, .stablehlo',
+    ),
   ],
 )
 def test_mistakes(data_dir, tmp_path, arguments, message, capsys):

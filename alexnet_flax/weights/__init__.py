@@ -31,6 +31,8 @@ _WRITERS = {
   '.keras': keras.write_keras,
 }
 
+ENDINGS = tuple(_WRITERS)
+
 
 def load_weights(source: str | os.PathLike[str], spec: Spec) -> dict[str, Any]:
   """A network's variables from a weights file.
