@@ -1,5 +1,6 @@
 """`train.py --show_batch=out.png`: what the network will see in its first step, and what it is made of."""
 
+import operator
 import pathlib
 
 import jax
@@ -12,6 +13,7 @@ from alexnet_flax.data import order
 from alexnet_flax.errors import UsageError
 from alexnet_flax.run import prepare_run
 from alexnet_flax.specs import Preprocessing
+from alexnet_flax.steps import Batch, Preprocess
 
 _MOST = 16
 _SIDE = 160  # of a tile, in pixels
@@ -38,7 +40,7 @@ def show_batch(config: Config, path: str) -> None:
   batch = next(train_batches(run, 0))
   # The key of the first step, as the training loop and `train_step` derive it.
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(run.config.seed), 1), 0)
-  seen = jax.jit(run.preprocess)(batch, jax.random.split(key)[0])
+  seen = seen_in_step(run.preprocess, batch, key, run.config.optimizer.accumulate_steps)
   after = _as_bytes(np.asarray(seen['image'][:_MOST]), preprocessing)
   chosen = order.batch_indices(run.config.seed, 0, run.config.data.batch_size, run.train_source.num_examples)
   before = []
@@ -53,6 +55,24 @@ def show_batch(config: Config, path: str) -> None:
   except (OSError, ValueError) as error:
     raise UsageError(f'cannot write --show_batch={path}: {error}') from None
   print(f'{path}: {len(names)} pictures of step 1, before (above) and as the network sees them')
+
+
+def seen_in_step(preprocess: Preprocess, batch: Batch, key: jax.Array, accumulate_steps: int = 1) -> Batch:
+  """What `train_step` gives the network of a batch, in the batch's order.
+
+  Args:
+    preprocess: of the step.
+    batch: 'image' uint8 [B, S, S, 3], and others of B rows.
+    key: of the step.
+    accumulate_steps: k, which divides B; part i is of the examples i, i + k, ...
+  """
+  keys = jax.random.split(key, accumulate_steps) if accumulate_steps > 1 else key[None]
+  first_keys = jax.vmap(lambda part_key: jax.random.split(part_key)[0])(keys)
+  parts = [
+    jax.jit(preprocess)(jax.tree.map(operator.itemgetter(slice(i, None, accumulate_steps)), batch), first_key)
+    for i, first_key in enumerate(first_keys)
+  ]
+  return jax.tree.map(lambda *rows: np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]), *parts)
 
 
 def _as_bytes(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:

@@ -481,6 +481,7 @@ ARROWS = {
     'errors',
     'run',
     'specs',
+    'steps',
   },
   'specs': set(),
   'starting': {
