@@ -107,7 +107,7 @@ def read_pth(content: bytes, source: str) -> dict[str, np.ndarray]:
 def write_pth(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
   """Writes a state dictionary that `torchvision.models.alexnet().load_state_dict` takes."""
   torch = _torch()
-  state_dict = {name: torch.from_numpy(array) for name, array in to_state_dict(tensors, spec).items()}
+  state_dict = {name: torch.tensor(array) for name, array in to_state_dict(tensors, spec).items()}
   buffer = io.BytesIO()
   torch.save(state_dict, buffer)  # to a path it would raise errors of its own
   path.write_bytes(buffer.getvalue())
