@@ -16,7 +16,7 @@ from alexnet_flax.exporting.model_card import write_card
 from alexnet_flax.naming import head_name
 from alexnet_flax.pictures import UnreadableError, evaluation_view, read_picture
 from alexnet_flax.trained import Trained, load_trained
-from alexnet_flax.weights import ENDINGS, load_weights, recognize, save_weights
+from alexnet_flax.weights import WRITABLE_ENDINGS, load_weights, recognize, save_weights
 from alexnet_flax.weights.download import local_path, stated_digests
 from alexnet_flax.weights.layout import tensors_of
 
@@ -25,6 +25,7 @@ _PROGRAMS = {
   '.stablehlo': 'alexnet_flax.exporting.stablehlo',
   '.onnx': 'alexnet_flax.exporting.onnx_graph',
 }
+_ENDINGS = (*WRITABLE_ENDINGS, *_PROGRAMS)
 
 
 def convert(
@@ -58,6 +59,8 @@ def convert(
   shown = _pictures(pictures) if verify else []
   if verify and pathlib.Path(source).is_dir():
     raise UsageError(f'{source} is our own: there is no other program to compare with')
+  if not pathlib.Path(destination).name.endswith(_ENDINGS):
+    raise UsageError(f'{destination}: unknown ending; choose from {", ".join(_ENDINGS)}')
   network = load_trained(source, variant, width, image_size)
   spec, variables = network.spec, network.variables
   if verify:
@@ -89,8 +92,6 @@ def convert(
 def _write(path: pathlib.Path, network: Trained, names: str | None) -> tuple[list[pathlib.Path], str]:
   """Writes the files, reads them again, and says how they agree."""
   spec, variables = network.spec, network.variables
-  if not path.name.endswith((*ENDINGS, *_PROGRAMS)):
-    raise UsageError(f'{path}: unknown ending; choose from {", ".join((*ENDINGS, *_PROGRAMS))}')
   if path.suffix not in _PROGRAMS:
     written = save_weights(path, spec, variables, names=names, class_names=network.class_names)
     again = tensors_of(load_weights(written[0], spec))

@@ -1,9 +1,9 @@
 """`train.py --show_batch=out.png`: what the network will see in its first step, and what it is made of."""
 
-import operator
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -13,7 +13,7 @@ from alexnet_flax.data import order
 from alexnet_flax.errors import UsageError
 from alexnet_flax.run import prepare_run
 from alexnet_flax.specs import Preprocessing
-from alexnet_flax.steps import Batch, Preprocess
+from alexnet_flax.steps import Batch, Preprocess, micro_batches
 
 _MOST = 16
 _SIDE = 160  # of a tile, in pixels
@@ -64,15 +64,18 @@ def seen_in_step(preprocess: Preprocess, batch: Batch, key: jax.Array, accumulat
     preprocess: of the step.
     batch: 'image' uint8 [B, S, S, 3], and others of B rows.
     key: of the step.
-    accumulate_steps: k, which divides B; part i is of the examples i, i + k, ...
+    accumulate_steps: number of micro-batches.
+
+  Raises:
+    ValueError: `accumulate_steps` does not divide B.
   """
-  keys = jax.random.split(key, accumulate_steps) if accumulate_steps > 1 else key[None]
-  first_keys = jax.vmap(lambda part_key: jax.random.split(part_key)[0])(keys)
-  parts = [
-    jax.jit(preprocess)(jax.tree.map(operator.itemgetter(slice(i, None, accumulate_steps)), batch), first_key)
-    for i, first_key in enumerate(first_keys)
-  ]
-  return jax.tree.map(lambda *rows: np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]), *parts)
+
+  def seen(part: tuple[Batch, jax.Array]) -> Batch:
+    images, part_key = part
+    return preprocess(images, jax.random.split(part_key)[0])  # the other half is for dropout
+
+  parts = jax.lax.map(seen, micro_batches(batch, key, accumulate_steps))
+  return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
 def _as_bytes(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:

@@ -152,7 +152,7 @@ def train_step(
   if accumulate_steps == 1:
     gradients, (metrics, batch_stats) = gradient(params, state.batch_stats, batch, key)
   else:
-    parts = _micro_batches(batch, accumulate_steps), jax.random.split(key, accumulate_steps)
+    parts = micro_batches(batch, key, accumulate_steps)
     first, rest = (jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts))
     gradients, (metrics, batch_stats) = gradient(params, state.batch_stats, *first)
     carry, _ = jax.lax.scan(accumulate, (gradients, metrics, batch_stats), rest)
@@ -201,12 +201,25 @@ def eval_step(
   return metrics if axis_name is None else jax.lax.psum(metrics, axis_name)
 
 
-def _micro_batches(batch: Batch, count: int) -> Batch:
-  """[B, ...] to [count, B / count, ...], each device's examples staying on that device."""
-  size = batch['image'].shape[0]
-  if size % count:
-    raise ValueError(f'the batch (of {size}) must be divisible by accumulate_steps (={count})')
-  return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(size // count, count, *x.shape[1:]), 0, 1), batch)
+def micro_batches(batch: Batch, key: jax.Array, accumulate_steps: int) -> tuple[Batch, jax.Array]:
+  """The parts that `train_step` works through, and the key of each; a single part has the step's own.
+
+  Args:
+    batch: entries [B, ...].
+    key: of the step.
+    accumulate_steps: k.
+
+  Returns:
+    Entries [k, B / k, ...], each device's examples staying on that device, and the keys [k].
+
+  Raises:
+    ValueError: k does not divide B.
+  """
+  size, k = batch['image'].shape[0], accumulate_steps
+  if size % k:
+    raise ValueError(f'the batch (of {size}) must be divisible by accumulate_steps (={k})')
+  parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(size // k, k, *x.shape[1:]), 0, 1), batch)
+  return parts, jax.random.split(key, k) if k > 1 else key[None]
 
 
 def _ema_decay(decay: float, step: jax.Array) -> jax.Array:

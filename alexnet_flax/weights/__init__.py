@@ -31,7 +31,7 @@ _WRITERS = {
   '.keras': keras.write_keras,
 }
 
-ENDINGS = tuple(_WRITERS)
+WRITABLE_ENDINGS = tuple(_WRITERS)
 
 
 def load_weights(source: str | os.PathLike[str], spec: Spec) -> dict[str, Any]:

@@ -107,6 +107,7 @@ def read_pth(content: bytes, source: str) -> dict[str, np.ndarray]:
 def write_pth(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
   """Writes a state dictionary that `torchvision.models.alexnet().load_state_dict` takes."""
   torch = _torch()
+  # Copies: PyTorch warns of arrays that cannot be written to, as JAX's cannot.
   state_dict = {name: torch.tensor(array) for name, array in to_state_dict(tensors, spec).items()}
   buffer = io.BytesIO()
   torch.save(state_dict, buffer)  # to a path it would raise errors of its own
