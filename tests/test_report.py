@@ -117,6 +117,17 @@ def test_several_runs_side_by_side(run, data_dir, tmp_path, capsys):
   assert keys == ['seed', 'report']
 
 
+def test_runs_of_one_folder_name_are_told_apart(run, data_dir, tmp_path, monkeypatch):
+  for parent in 'ab':
+    shutil.copytree(run, tmp_path / parent / 'digits')
+  monkeypatch.chdir(tmp_path)
+  assert main(['report', 'a/digits', 'b/digits', '--data_dir', data_dir]) == 0
+  text = (tmp_path / 'report.html').read_text()
+  assert '<title>a/digits · b/digits' in text
+  for name in ('a/digits', 'b/digits'):
+    assert text.count(name) >= 4  # the title, two legends, the run's own heading
+
+
 @pytest.mark.parametrize('folder', ['', 'absent'])
 def test_folders_that_are_no_runs(tmp_path, folder, capsys):
   assert main(['report', str(tmp_path / folder)]) == 2

@@ -40,7 +40,7 @@ class Subject:
   """A run to report on.
 
   Attributes:
-    name: its folder's.
+    name: its folder's; the path, where folders of one name are compared.
     config: its configuration.
     network: at its last checkpoint.
     sources: its data; None where they are not at hand.

@@ -1,6 +1,7 @@
 """`alexnet-flax report`."""
 
 import argparse
+import dataclasses
 import pathlib
 
 from alexnet_flax.verbs.options import add_data_dir
@@ -27,6 +28,11 @@ def run(arguments: argparse.Namespace) -> int:
   folders = arguments.workdirs
   default = pathlib.Path(folders[0]).expanduser() / FILE if len(folders) == 1 else pathlib.Path(FILE)
   path = pathlib.Path(arguments.out).expanduser() if arguments.out else default
-  write_report([load_subject(folder, arguments.data_dir) for folder in folders], path)
+  subjects = [load_subject(folder, arguments.data_dir) for folder in folders]
+  if len({subject.name for subject in subjects}) < len(subjects):  # a/digits and b/digits
+    subjects = [
+      dataclasses.replace(subject, name=folder) for subject, folder in zip(subjects, folders, strict=True)
+    ]
+  write_report(subjects, path)
   print(f'wrote {path}')
   return 0
