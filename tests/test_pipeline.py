@@ -1,15 +1,18 @@
 """Batches: what each step holds, however many processes and threads, and exact evaluation."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alexnet_flax.data import decoding, order, pipeline
+from alexnet_flax.data import order, pipeline
 from alexnet_flax.data.datasets import open_dataset
-from alexnet_flax.data.decoding import first_row
+from alexnet_flax.data.decoding import eval_decoder
 from alexnet_flax.data.encoded import read_header
+from alexnet_flax.data.train_decoding import decode_train
 from alexnet_flax.data.views import VIEW_NUMBERS, EvalView, TrainView
 from alexnet_flax.errors import UsageError
 
@@ -45,10 +48,8 @@ def assert_same(ours, theirs):
 
 def alone(view, picture, drawn=None):
   """The view of one stored picture, by itself."""
-  encoded = [read_header(picture)]
-  if drawn is None:
-    return decoding.decode_eval(view, first_row(decoding.eval_columns(view, encoded)))['image'].numpy()
-  return decoding.decode_train(view, first_row(decoding.train_columns(view, encoded, drawn)))['image'].numpy()
+  decode = eval_decoder(view) if drawn is None else functools.partial(decode_train, view)
+  return decode([read_header(picture)], drawn)['image'][0]
 
 
 def test_a_batch_is_the_views_of_its_examples(source):

@@ -9,10 +9,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from alexnet_flax.__main__ import main
-from alexnet_flax.data import order, pipeline, preparing, raw, shards
+from alexnet_flax.data import encoded, order, pipeline, preparing, shards
 from alexnet_flax.data.components import read_components
 from alexnet_flax.data.datasets import open_dataset
-from alexnet_flax.data.reading import Plan
 from alexnet_flax.data.views import VIEW_NUMBERS, TrainView
 from tests.conftest import encode, smooth_picture
 
@@ -66,7 +65,6 @@ def test_plain_tfds_reads_it(folder, encoding, crop):
   ours = open_dataset(name, 'train', out)
   assert ours.num_examples == 20
   assert ours.class_names == ('cat', 'dog')
-  assert ours.is_raw == (encoding == 'raw')
 
 
 def test_components_are_of_all_pixels_of_the_training_set(folder):
@@ -149,41 +147,49 @@ def test_mistakes_are_one_line(folder, capsys, options, message):
   assert not (folder.parent / 'tfds').exists()
 
 
-def test_the_fast_way_gives_the_same_batches(folder, monkeypatch):
-  """Windows of raw pictures copied in NumPy are what TensorFlow makes of them."""
+def test_windows_of_raw_pictures_are_copied(folder):
+  """What a step holds, looked up in the stored pixels; whatever the threads and processes."""
   _, out = prepare(folder, '--side', '32', '--encoding', 'raw')
   source, view = open_dataset('pets_32_raw', 'train', out), TrainView(28, 'random_crop', resize_side=32)
   arguments = {'seed': 3, 'batch_size': 8, 'first_step': 2, 'last_step': 9, 'num_classes': 2}
-  assert raw.fits(source, view)
-  fast = [list(pipeline.train_batches(source, view, **arguments, num_threads=n)) for n in (1, 2, 8)]
+  streams = [list(pipeline.train_batches(source, view, **arguments, num_threads=n)) for n in (1, 2, 8)]
   halves = [
     list(pipeline.train_batches(source, view, **arguments, process=p, num_processes=2)) for p in (0, 1)
   ]
-  monkeypatch.setattr(raw, 'fits', lambda source, view: False)
-  slow = list(pipeline.train_batches(source, view, **arguments))
-  joined = [{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*halves, strict=True)]
-  assert len(slow) == 7
-  for stream in (*fast, joined):
-    for one, other in zip(stream, slow, strict=True):
-      for name in ('image', 'label', 'weight'):
-        np.testing.assert_array_equal(one[name], other[name])
+  streams.append([{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*halves, strict=True)])
+  mirrored = 0
+  for step in range(2, 9):
+    indices, numbers = order.batch_indices(3, step, 8, 20), order.view_numbers(3, step, 8, VIEW_NUMBERS)
+    for row, example in enumerate(source.read(indices)):
+      pixels = encoded.pixels(example.picture)
+      windows = view.windows(np.array([pixels.shape[:2]]), numbers[[row]])
+      (top, left, _, _), mirror = windows.boxes[0], windows.mirrored[0]
+      expected = pixels[top : top + 28, left : left + 28]
+      mirrored += mirror
+      for stream in streams:
+        np.testing.assert_array_equal(
+          stream[step - 2]['image'][row], expected[:, ::-1] if mirror else expected
+        )
+        assert stream[step - 2]['label'][row] == example.label
+  assert 0 < mirrored < 56
 
 
 def test_raw_pictures_of_another_side_are_resized(folder):
   """Windows of 28 of 32 are windows of 35 of 40."""
   _, out = prepare(folder, '--side', '40', '--encoding', 'raw')
   source, view = open_dataset('pets_40_raw', 'train', out), TrainView(28, 'random_crop', resize_side=32)
-  assert not raw.fits(source, view)
   arguments = {'seed': 3, 'batch_size': 8, 'first_step': 0, 'last_step': 1, 'num_classes': 2}
   (batch,) = pipeline.train_batches(source, view, **arguments)
-  plan = lambda step: Plan(  # noqa: E731
-    order.batch_indices(3, step, 8, 20), np.ones(8, np.float32), order.view_numbers(3, step, 8, VIEW_NUMBERS)
-  )
-  (other,) = raw.raw_batches(source, view, plan, range(1), 2, None)
-  assert batch['image'].shape == (8, 28, 28, 3)
-  difference = np.abs(batch['image'].astype(int) - other['image'])  # bilinear, and antialiased bilinear
-  assert difference.mean() < 3
-  np.testing.assert_array_equal(batch['label'], other['label'])
+  numbers = order.view_numbers(3, 0, 8, VIEW_NUMBERS)
+  for row, example in enumerate(source.read(batch['index'])):
+    pixels = encoded.pixels(example.picture)
+    windows = view.windows(np.array([pixels.shape[:2]]), numbers[[row]])
+    top, left, height, width = windows.boxes[0].tolist()
+    assert (height, width) == (35, 35)
+    window = Image.fromarray(pixels[top : top + 35, left : left + 35])
+    expected = np.asarray(window.resize((28, 28), Image.Resampling.BILINEAR)).astype(int)
+    expected = expected[:, ::-1] if windows.mirrored[0] else expected
+    assert np.abs(batch['image'][row] - expected).mean() < 3  # bilinear, and antialiased bilinear
 
 
 def test_what_goes_on_is_the_same_or_begins_anew(folder, monkeypatch, capsys):

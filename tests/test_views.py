@@ -1,13 +1,16 @@
 """Views: what is cropped, mirrored, turned and resized, against formulas, Pillow and NumPy."""
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_flax.data import decoding, views
-from alexnet_flax.data.decoding import first_row
+from alexnet_flax.data import train_decoding, views
+from alexnet_flax.data.decoding import eval_decoder
 from alexnet_flax.data.encoded import Encoded, read_header
+from alexnet_flax.data.train_decoding import decode_train
 from alexnet_flax.data.views import EvalView, TrainView
+from alexnet_flax.pictures import UnreadableError
 from tests.conftest import encode, smooth_picture
 
 WHOLE = {'crop_scale': (1.0, 1.0), 'crop_ratio': (1.0, 1.0)}
@@ -30,13 +33,11 @@ def coordinates(height, width):
 
 def train_view(picture, view, drawn):
   encoded = picture if isinstance(picture, Encoded) else read_header(picture)
-  columns = decoding.train_columns(view, [encoded], drawn[None])
-  return decoding.decode_train(view, first_row(columns))['image'].numpy()
+  return decode_train(view, [encoded], drawn[None])['image'][0]
 
 
 def eval_view(picture, view):
-  columns = decoding.eval_columns(view, [read_header(picture)])
-  return decoding.decode_eval(view, first_row(columns))['image'].numpy()
+  return eval_decoder(view)([read_header(picture)], np.zeros((1, 0)))['image'][0]
 
 
 def crop_box(drawn, height=200, width=240, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
@@ -252,3 +253,100 @@ def test_what_libjpeg_shrinks_looks_the_same(shared_data):
       exact = opened.convert('RGB').resize((100, 100), Image.Resampling.BILINEAR, box=box)
     differences.append(np.abs(shrunk - np.asarray(exact)).mean())
   assert np.mean(differences) < 6
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'subsampling': 0},
+    {'subsampling': 1},
+    {'subsampling': 2},
+    {'progressive': True},
+    {'restart_marker_blocks': 3},
+    {'grey': True},
+  ],
+  ids=lambda options: ''.join(options),
+)
+def test_a_window_of_a_jpeg_is_libjpegs_bit_for_bit(options, capfd):
+  """Though nothing below it is decoded, and without a word about that; shrunk as well."""
+  import tensorflow as tf
+
+  noise = np.random.default_rng(0).integers(0, 60, (333, 250, 3))
+  picture = (smooth_picture(333, 250, seed=2) // 2 + noise).astype(np.uint8)
+  picture = picture[..., 0] if options.get('grey') else picture
+  content = encode(picture, 'JPEG', quality=90, **{key: options[key] for key in options if key != 'grey'})
+  rng, views_seen = np.random.default_rng(1), 0
+  for size in (16, 24, 60):
+    view = TrainView(size, crop_scale=(0.3, 1.0))
+    for drawn in rng.random((10, views.VIEW_NUMBERS), np.float32):
+      windows = view.windows(np.array([[333, 250]]), drawn[None])
+      top, left, height, width = windows.boxes[0].tolist()
+      ratio = max(ratio for ratio in (1, 2, 4, 8) if min(height, width) >= ratio * size or ratio == 1)
+      first = (top // ratio, left // ratio)
+      shape = (
+        min(-(-height // ratio), -(-333 // ratio) - first[0]),
+        min(-(-width // ratio), -(-250 // ratio) - first[1]),
+      )
+      window = tf.io.decode_and_crop_jpeg(
+        content, [*first, *shape], 3, ratio, dct_method='INTEGER_FAST', fancy_upscaling=False
+      )
+      expected = cv2.resize(window.numpy(), (size, size), interpolation=cv2.INTER_LINEAR)
+      expected = expected[:, ::-1] if windows.mirrored[0] else expected
+      np.testing.assert_array_equal(train_view(content, view, drawn), expected)
+      views_seen += ratio > 1
+  assert views_seen > 10
+  assert 'JPEG' not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('mirror', [0.2, 0.8])
+@pytest.mark.parametrize('side', [20, 48, 90])
+def test_training_resizes_bilinearly(side, mirror):
+  import tensorflow as tf
+
+  picture = smooth_picture(side, side, seed=4)
+  ours = train_view(encode(picture, 'PNG'), TrainView(48, **WHOLE), numbers(mirror=mirror)).astype(int)
+  theirs = tf.image.resize(picture, (48, 48)).numpy()
+  assert np.abs(ours - (theirs[:, ::-1] if mirror < 0.5 else theirs)).max() <= 1
+
+
+def test_jpegs_of_odd_ends():
+  """What follows the window does not matter, and what lacks some of it is an error."""
+  content = encode(smooth_picture(80, 90, seed=0), 'JPEG', quality=90)
+  view = TrainView(32, crop_scale=(0.2, 0.2))
+  for place in (0.0, 0.999):
+    plain = train_view(content, view, numbers(top=place))
+    np.testing.assert_array_equal(train_view(content + b'\0' * 9, view, numbers(top=place)), plain)
+  for cut in (len(content) // 2, len(content) - 9):
+    with pytest.raises(UnreadableError):
+      train_view(content[:cut], view, numbers(top=0.999))
+
+
+def test_what_simplejpeg_does_not_know_goes_to_tensorflow(monkeypatch):
+  content = encode(smooth_picture(80, 90, seed=0), 'JPEG', quality=90)
+  view = TrainView(32)
+  expected = train_view(content, view, numbers())
+
+  def refuse(*arguments, **options):
+    raise ValueError('Could not determine subsampling type for JPEG image')
+
+  monkeypatch.setattr(train_decoding.simplejpeg, 'decode_jpeg', refuse)
+  np.testing.assert_array_equal(train_view(content, view, numbers()), expected)
+
+
+def test_real_photographs_in_training(shared_data):
+  """Windows of 500 photographs, bit for bit what decoding them in full gives."""
+  import tensorflow as tf
+
+  rng = np.random.default_rng(0)
+  view = TrainView(224, flip=False)
+  for path in sorted((shared_data / 'imagenet_samples').glob('*.JPEG')):
+    content, drawn = path.read_bytes(), rng.random(views.VIEW_NUMBERS, np.float32)
+    encoded = read_header(content)
+    top, left, height, width = view.windows(np.array([[encoded.height, encoded.width]]), drawn[None]).boxes[0]
+    if min(height, width) >= 448:
+      continue
+    whole = tf.io.decode_jpeg(content, 3, dct_method='INTEGER_FAST', fancy_upscaling=False).numpy()
+    window = whole[top : top + height, left : left + width]
+    if window.shape != (224, 224, 3):
+      window = cv2.resize(window, (224, 224), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(train_view(content, view, drawn), window, path.name)

@@ -54,7 +54,6 @@ def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
     read=lambda numbers: [parse(record) for record in fetch(numbers)],
     folder=str(builder.data_dir),
     identity=f'{info.full_name}:{split}',
-    is_raw=not isinstance(image, tfds.features.Image),
   )
 
 

@@ -1,6 +1,6 @@
 """Encoded pictures: what their first bytes say, and the odd ones made plain.
 
-JPEG and PNG go to TensorFlow's decoder as they are. Everything else that Pillow can read (GIF, BMP, WebP,
+JPEG and PNG go to the fast decoders as they are. Everything else that Pillow can read (GIF, BMP, WebP,
 TIFF, CMYK, pictures that EXIF says lie on their side) becomes a PNG first.
 """
 
@@ -16,12 +16,20 @@ Kind = Literal['jpeg', 'png', 'raw']
 
 
 class Encoded(NamedTuple):
-  """A picture's bytes, and what its header says of them; 'raw' is uint8 [height, width, 3]."""
+  """A picture's bytes, and what its header says of them.
+
+  Attributes:
+    content: as it is stored; 'raw' is uint8 [height, width, 3].
+    kind: 'jpeg', 'png' or 'raw'.
+    height, width: in pixels.
+    frame: where a JPEG's frame header begins: a marker, then its length, a byte, the height, the width.
+  """
 
   content: bytes | memoryview
   kind: Kind
   height: int
   width: int
+  frame: int = 0
 
 
 def read_header(content: bytes | memoryview) -> Encoded | None:
@@ -82,7 +90,7 @@ def _read_jpeg_header(content: bytes | memoryview) -> Encoded | None:
     if marker in _FRAMES:
       height, width = (int.from_bytes(content[position + i : position + i + 2], 'big') for i in (5, 7))
       plain = content[position + 9] in (1, 3)  # components: grey or colours; four are CMYK
-      return _within_limit(Encoded(content, 'jpeg', height, width)) if plain else None
+      return _within_limit(Encoded(content, 'jpeg', height, width, position)) if plain else None
     position += 2 + length
   return None
 

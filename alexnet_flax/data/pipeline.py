@@ -1,7 +1,7 @@
 """Examples to batches in host memory, and batches to the devices, a few steps ahead.
 
-Python decides what each batch holds and how it is seen, and finds its bytes; tf.data decodes them in C++
-threads. TensorFlow is imported by this part of the package alone, and never sees a GPU.
+What each batch holds and how it is seen is decided in NumPy; threads find the bytes, and C++ decodes them.
+TensorFlow is imported by this part of the package alone, and never sees a GPU.
 """
 
 import collections
@@ -16,11 +16,12 @@ import jax
 import numpy as np
 import tensorflow as tf
 
-from alexnet_flax.data import decoding, order, raw
+from alexnet_flax.data import order
 from alexnet_flax.data.bad_pictures import BadPictures
-from alexnet_flax.data.encoded import Encoded
+from alexnet_flax.data.decoding import eval_decoder
 from alexnet_flax.data.reading import HostBatch, Plan, Reader
 from alexnet_flax.data.source import Source
+from alexnet_flax.data.train_decoding import decode_train
 from alexnet_flax.data.views import VIEW_NUMBERS, EvalView, TrainView
 
 tf.config.set_visible_devices([], 'GPU')
@@ -75,13 +76,7 @@ def train_batches(
     numbers = order.view_numbers(seed, step, batch_size, VIEW_NUMBERS)[share]
     return Plan(indices, np.ones(len(indices), np.float32), numbers)
 
-  if raw.fits(source, view):
-    return raw.raw_batches(source, view, plan, range(first_step, last_step), num_classes, num_threads)
-
-  def columns(pictures: list[Encoded], numbers: np.ndarray) -> HostBatch:
-    return decoding.train_columns(view, pictures, numbers)
-
-  reader = Reader(source, columns, functools.partial(decoding.decode_train, view), num_classes, bad)
+  reader = Reader(source, functools.partial(decode_train, view), num_classes, bad)
   return reader.batches(plan, range(first_step, last_step), num_threads)
 
 
@@ -107,11 +102,7 @@ def eval_batches(
     real = indices < source.num_examples
     return Plan(np.where(real, indices, 0), real.astype(np.float32), np.zeros((len(indices), 0)))
 
-  def columns(pictures: list[Encoded], numbers: np.ndarray) -> HostBatch:
-    del numbers
-    return decoding.eval_columns(view, pictures)
-
-  reader = Reader(source, columns, functools.partial(decoding.decode_eval, view), num_classes, bad)
+  reader = Reader(source, eval_decoder(view), num_classes, bad)
   return reader.batches(plan, range(-(-source.num_examples // batch_size)), num_threads)
 
 

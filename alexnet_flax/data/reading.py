@@ -1,25 +1,29 @@
-"""Batches as they are planned to batches of pixels: tf.data decodes, and odd pictures are dealt with."""
+"""Batches as they are planned to batches of pixels, by threads, in order; odd pictures are dealt with."""
 
+import collections
+import concurrent.futures
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from alexnet_flax.data.bad_pictures import BadPictures
-from alexnet_flax.data.decoding import first_row
 from alexnet_flax.data.encoded import Encoded, made_plain, read_header
 from alexnet_flax.data.source import Source
 from alexnet_flax.errors import UsageError
 from alexnet_flax.pictures import UnreadableError
 
 HostBatch = dict[str, np.ndarray]
+_Built = tuple[HostBatch, list[tuple[str, str]]]  # and (name, reason) of what was left out of it
+
+# A thread takes so many pictures of a batch at a time: of large ones, many threads would hold too many.
+_PART = 128
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
   """What a batch holds: the examples' numbers, their weights, and the numbers of their views."""
 
   indices: np.ndarray
@@ -29,18 +33,23 @@ class Plan:
 
 @dataclasses.dataclass
 class Reader:
-  """Reads plans. Where TensorFlow fails at a picture, the step is read anew with that one suspected.
+  """Reads plans. Where a picture of a batch proves broken, the batch is read anew with that one suspected.
 
-  A suspect is decoded beforehand, so that the stream need not break at it again; what becomes of it is a
-  function of picture and view alone.
+  A suspect is decoded by itself beforehand; what becomes of it is a function of picture and view alone.
+
+  Attributes:
+    source: the examples.
+    decode: pictures and float32 [B, N], the numbers of their views, to arrays of B; or UnreadableError.
+    num_classes: labels must be less; any labels if None.
+    bad: what to do with pictures that cannot be decoded; an error if None.
+    accept: raises UnreadableError for pictures that are not wanted.
   """
 
   source: Source
-  columns: Callable[[list[Encoded], np.ndarray], HostBatch]
-  decode: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]
-  num_classes: int | None  # None for any labels
+  decode: Callable[[Sequence[Encoded], np.ndarray], HostBatch]
+  num_classes: int | None
   bad: BadPictures | None
-  accept: Callable[[Encoded], None] = lambda encoded: None  # raises UnreadableError
+  accept: Callable[[Encoded], None] = lambda encoded: None
   suspects: set[int] = dataclasses.field(default_factory=set)
 
   @property
@@ -50,64 +59,43 @@ class Reader:
   def batches(
     self, plan: Callable[[int], Plan], steps: range, num_threads: int | None
   ) -> Iterator[HostBatch]:
-    bad = self._bad
-    while steps:
-      left_out: dict[int, list[tuple[str, str]]] = {}
+    """The batches of steps, all of one size."""
+    if not steps:
+      return
+    threads, bad = num_threads or os.cpu_count() or 1, self._bad
+    num_parts = -(-len(plan(steps[0]).indices) // _PART)
+    plans = (
+      Plan(*part)
+      for step in steps
+      for part in zip(*(np.array_split(array, num_parts) for array in plan(step)), strict=True)
+    )
+    built = _in_order(self._build, plans, threads)
+    for _ in steps:
+      parts = []
+      for part, left_out in itertools.islice(built, num_parts):
+        for name, reason in left_out:
+          bad.report(name, reason)
+        parts.append(part)
+      yield (
+        parts[0]
+        if num_parts == 1
+        else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+      )
+
+  def _build(self, plan: Plan) -> _Built:
+    while True:
+      known = frozenset(self.suspects)  # other threads add to them
+      pictures, batch, left_out = self._read(plan)
       try:
-        for batch in self._stream(plan, steps, left_out, num_threads):
-          for name, reason in left_out.pop(steps[0], []):
-            bad.report(name, reason)
-          yield batch
-          steps = steps[1:]
-      except tf.errors.InvalidArgumentError as error:
-        found = self._undecodable(plan(steps[0])) - self.suspects
+        return self.decode(pictures, plan.numbers) | batch, left_out
+      except UnreadableError:
+        found = self._undecodable(plan) - known
         if not found:
           raise
         self.suspects |= found
-        del error
 
-  def _stream(
-    self,
-    plan: Callable[[int], Plan],
-    steps: range,
-    left_out: dict[int, list[tuple[str, str]]],
-    num_threads: int | None,
-  ) -> Iterator[HostBatch]:
-    failure: list[Exception] = []
-
-    def drawn() -> Iterator[HostBatch]:
-      try:
-        for step in steps:
-          batch, left_out[step] = self._read(plan(step))
-          yield batch
-      except UsageError as error:  # TensorFlow would make a traceback of it
-        failure.append(error)
-
-    stream = drawn()
-    first = next(stream, None)
-    if first is not None:
-      signature = {
-        name: tf.TensorSpec((None, *array.shape[1:]), tf.string if array.dtype == object else array.dtype)
-        for name, array in first.items()
-      }
-      again = itertools.chain([first], stream)
-      threads = num_threads or os.cpu_count()
-      dataset = tf.data.Dataset.from_generator(lambda: again, output_signature=signature)
-      dataset = dataset.prefetch(2).flat_map(tf.data.Dataset.from_tensor_slices).map(self._decoded, threads)
-      dataset = dataset.batch(len(first['label']), drop_remainder=True).prefetch(2)
-      options = tf.data.Options()
-      options.deterministic = True
-      options.autotune.enabled = False
-      options.threading.private_threadpool_size = threads
-      yield from dataset.with_options(options).as_numpy_iterator()
-    if failure:
-      raise failure[0]
-
-  def _decoded(self, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    return self.decode(example) | {name: example[name] for name in ('label', 'weight', 'index')}
-
-  def _read(self, plan: Plan) -> tuple[HostBatch, list[tuple[str, str]]]:
-    """A plan's columns, and (name, reason) of what is left out of it."""
+  def _read(self, plan: Plan) -> tuple[list[Encoded], HostBatch, list[tuple[str, str]]]:
+    """A plan's pictures, what else a batch holds, and (name, reason) of what is left out of it."""
     examples = self.source.read(plan.indices)
     labels = np.array([example.label for example in examples], np.int64)
     if self.num_classes is not None:
@@ -125,9 +113,7 @@ class Reader:
         picture, labels[row] = self._stand_in(number, plan.numbers[row], str(error))
         pictures.append(picture)
         weights[row] = 0.0
-    columns = self.columns(pictures, plan.numbers)
-    columns |= {'label': labels.astype(np.int32), 'index': plan.indices}
-    return columns | {'weight': weights}, left_out
+    return pictures, {'label': labels.astype(np.int32), 'index': plan.indices, 'weight': weights}, left_out
 
   def _picture(self, picture: Encoded | bytes | memoryview, suspected: bool, numbers: np.ndarray) -> Encoded:
     encoded = picture if isinstance(picture, Encoded) else read_header(picture)
@@ -153,7 +139,7 @@ class Reader:
     raise UsageError(f'no picture of {self.source.name} can be decoded: {reason}')
 
   def _undecodable(self, plan: Plan) -> set[int]:
-    """The examples of a plan at which TensorFlow fails."""
+    """The examples of a plan that cannot be decoded."""
     found = set()
     examples = self.source.read(plan.indices)
     for row, (number, example) in enumerate(zip(plan.indices.tolist(), examples, strict=True)):
@@ -164,10 +150,9 @@ class Reader:
     return found
 
   def _decodes(self, encoded: Encoded, numbers: np.ndarray) -> bool:
-    columns = self.columns([encoded], numbers[None])
     try:
-      self.decode(first_row(columns))
-    except tf.errors.InvalidArgumentError:
+      self.decode([encoded], numbers[None])
+    except UnreadableError:
       return False
     return True
 
@@ -181,3 +166,17 @@ def check_labels(source: Source, labels: np.ndarray, num_classes: int) -> None:
       f'{source.name} holds the label {wrong}; labels must be 0 ... {num_classes - 1}'
       f' (num_classes={num_classes})'
     )
+
+
+def _in_order(function: Callable[[Plan], _Built], plans: Iterable[Plan], threads: int) -> Iterator[_Built]:
+  """`function` of each plan, computed by threads, a few ahead."""
+  waiting = iter(plans)
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    ahead = collections.deque(pool.submit(function, plan) for plan in itertools.islice(waiting, threads + 2))
+    try:
+      while ahead:
+        yield ahead.popleft().result()
+        ahead.extend(pool.submit(function, plan) for plan in itertools.islice(waiting, 1))
+    finally:
+      for future in ahead:
+        future.cancel()

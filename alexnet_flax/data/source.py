@@ -36,7 +36,6 @@ class Source:
     read: int [N] -> N examples.
     folder: where the data set lies.
     identity: what distinguishes its examples from those of others: name and version, or a digest.
-    is_raw: whether the pictures are stored as pixels.
   """
 
   name: str
@@ -45,4 +44,3 @@ class Source:
   read: Callable[[np.ndarray], list[Example]]
   folder: str
   identity: str = ''
-  is_raw: bool = False

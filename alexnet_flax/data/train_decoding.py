@@ -1,0 +1,148 @@
+"""Encoded pictures to the views of training, uint8 [S, S, 3], by the shortest way that looks the same.
+
+Of a JPEG no row below the window is decoded, and libjpeg shrinks it where that still leaves a pixel a
+pixel; its inverse DCT is the rounder one, and colours, stored at half the size, are doubled, not
+interpolated. What is resized is resized bilinearly, antialiased only where it shrinks to less than half.
+simplejpeg and OpenCV do it without Python's lock; evaluation takes the exact way (`decoding.py`).
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import simplejpeg
+import tensorflow as tf
+
+from alexnet_flax.data.encoded import Encoded
+from alexnet_flax.data.views import TrainView, turned
+from alexnet_flax.pictures import UnreadableError
+
+# libjpeg decodes at a half, quarter or eighth for far less.
+_RATIOS = (1, 2, 4, 8)
+_END = b'\xff\xd9'
+
+
+def decode_train(view: TrainView, pictures: Sequence[Encoded], numbers: np.ndarray) -> dict[str, np.ndarray]:
+  """{'image': uint8 [B, S, S, 3]}, a view of each picture.
+
+  Args:
+    view: of the pictures.
+    pictures: B of them.
+    numbers: float32 [B, VIEW_NUMBERS] in [0, 1).
+
+  Raises:
+    UnreadableError: one of them is broken.
+  """
+  size = view.image_size
+  sizes = np.array([(picture.height, picture.width) for picture in pictures], np.int64)
+  windows = view.windows(sizes, numbers)
+  ratios = _ratios(pictures, windows.boxes, size)
+  images = np.empty((len(pictures), size, size, 3), np.uint8)
+  if view.rotation:
+    boxes, maps = turned(windows, sizes, size, ratios)
+    for row, (picture, box, ratio) in enumerate(_chosen(pictures, boxes, sizes, ratios)):
+      images[row] = _turn(_crop(picture, box, ratio), maps[row], size, view.fill)
+  else:
+    mirrored = windows.mirrored.tolist()
+    for row, (picture, box, ratio) in enumerate(_chosen(pictures, windows.boxes, sizes, ratios)):
+      _resize(_crop(picture, box, ratio), images[row], mirror=mirrored[row])
+  return {'image': images}
+
+
+def _ratios(pictures: Sequence[Encoded], boxes: np.ndarray, size: int) -> np.ndarray:
+  """By how much each picture is shrunk as it is decoded."""
+  ratios = np.ones(len(pictures), np.int64)
+  is_jpeg = np.array([picture.kind == 'jpeg' for picture in pictures])
+  for ratio in _RATIOS[1:]:
+    ratios[is_jpeg & (boxes[:, 2:].min(axis=1) >= ratio * size)] = ratio
+  return ratios
+
+
+def _chosen(
+  pictures: Sequence[Encoded], boxes: np.ndarray, sizes: np.ndarray, ratios: np.ndarray
+) -> list[tuple[Encoded, list[int], int]]:
+  """(picture, its box in what libjpeg makes of it at 1 / ratio, ratio) of each."""
+  ratio = ratios[:, None]
+  corner = boxes[:, :2] // ratio
+  shape = np.minimum(-(-boxes[:, 2:] // ratio), -(-sizes // ratio) - corner)
+  scaled = np.concatenate([corner, np.maximum(shape, 1)], axis=1)
+  return list(zip(pictures, scaled.tolist(), ratios.tolist(), strict=True))
+
+
+def _crop(picture: Encoded, box: list[int], ratio: int) -> np.ndarray:
+  """What lies in the box, uint8 [h, w, 3]."""
+  top, left, height, width = box
+  if picture.kind == 'raw':
+    whole = np.frombuffer(picture.content, np.uint8).reshape(picture.height, picture.width, 3)
+  elif picture.kind == 'png':
+    whole = _by_tensorflow(tf.io.decode_png, bytes(picture.content), channels=3)
+  else:
+    return _crop_jpeg(picture, box, ratio)
+  return whole[top : top + height, left : left + width]
+
+
+def _crop_jpeg(picture: Encoded, box: list[int], ratio: int) -> np.ndarray:
+  """As `tf.io.decode_and_crop_jpeg`, bit for bit, which goes through all that is below the box as well."""
+  top, left, height, width = box
+  if bytes(picture.content[-2:]) == _END:  # simplejpeg takes one that is cut off for whole
+    bottom = min((top + height) * ratio, picture.height)
+    content = bytearray(picture.content)
+    content[picture.frame + 5 : picture.frame + 7] = bottom.to_bytes(2, 'big')
+    try:
+      upper = simplejpeg.decode_jpeg(
+        content,
+        fastdct=True,
+        fastupsample=True,
+        min_height=-(-bottom // ratio),
+        min_width=-(-picture.width // ratio),
+        strict=False,  # or it minds what follows the last row
+      )
+      return upper[top : top + height, left : left + width]
+    except ValueError:  # it does not know all ways to store colours
+      pass
+  return _by_tensorflow(
+    tf.io.decode_and_crop_jpeg,
+    bytes(picture.content),
+    box,
+    channels=3,
+    ratio=ratio,
+    dct_method='INTEGER_FAST',
+    fancy_upscaling=False,
+  )
+
+
+def _by_tensorflow(function, *arguments, **options) -> np.ndarray:
+  try:
+    return function(*arguments, **options).numpy()
+  except tf.errors.InvalidArgumentError as error:
+    raise UnreadableError(error.message) from None
+
+
+def _resize(crop: np.ndarray, image: np.ndarray, *, mirror: bool) -> None:
+  """Puts the crop into the image, uint8 [S, S, 3]."""
+  size = len(image)
+  if crop.shape != image.shape:
+    much = min(crop.shape[:2]) > 2 * size
+    method = cv2.INTER_AREA if much else cv2.INTER_LINEAR
+    crop = cv2.resize(crop, (size, size), dst=None if mirror else image, interpolation=method)
+  if mirror:
+    cv2.flip(crop, 1, dst=image)
+  elif crop is not image:
+    image[...] = crop
+
+
+def _turn(crop: np.ndarray, mapping: np.ndarray, size: int, fill: tuple[float, float, float]) -> np.ndarray:
+  def transformed(pixels: np.ndarray, interpolation: str, fill_mode: str) -> np.ndarray:
+    return tf.raw_ops.ImageProjectiveTransformV3(
+      images=pixels[None],
+      transforms=np.array([[*mapping.ravel(), 0.0, 0.0]], np.float32),
+      output_shape=(size, size),
+      fill_value=0.0,
+      interpolation=interpolation,
+      fill_mode=fill_mode,
+    )[0].numpy()
+
+  # As Pillow does it: a pixel is of the picture or of the fill, and no mixture.
+  turned_crop = transformed(crop.astype(np.float32), 'BILINEAR', 'NEAREST')
+  inside = transformed(np.ones((*crop.shape[:2], 1), np.uint8), 'NEAREST', 'CONSTANT')
+  return (np.where(inside > 0, turned_crop, np.array(fill, np.float32)) + 0.5).astype(np.uint8)
