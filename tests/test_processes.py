@@ -17,7 +17,7 @@ from tests.test_resume import command
 
 LOST_AFTER = 10
 FLAGS = (
-  '--config.optimizer.learning_rate=0.002',  # at a high one rounding grows fast
+  '--config.optimizer.learning_rate=0.0005',  # at a high one rounding grows fast
   '--config.checkpoint_every_steps=2',
   '--config.keep_checkpoints=9',
   '--config.optimizer.schedule=constant',

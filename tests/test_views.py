@@ -1,5 +1,7 @@
 """Views: what is cropped, mirrored, turned and resized, against formulas, Pillow and NumPy."""
 
+import io
+
 import cv2
 import numpy as np
 import pytest
@@ -350,3 +352,45 @@ def test_real_photographs_in_training(shared_data):
     if window.shape != (224, 224, 3):
       window = cv2.resize(window, (224, 224), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(train_view(content, view, drawn), window, path.name)
+
+
+def with_marker(content):
+  """The JPEG with something in the middle of its data that libjpeg gives up at."""
+  middle = len(content) // 2
+  return content[:middle] + b'\xff\xb0' * 50 + content[middle:]
+
+
+@pytest.mark.parametrize('progressive', [False, True])
+def test_a_broken_jpeg_is_never_what_was_in_memory(progressive):
+  content = encode(smooth_picture(300, 200, seed=0), 'JPEG', quality=90, progressive=progressive)
+  seen = []
+  for value in (7, 200):
+    dirt = [np.full((300, 200, 3), value, np.uint8) for _ in range(20)]
+    del dirt
+    try:
+      seen.append(train_view(with_marker(content), TrainView(64, **WHOLE), numbers()))
+    except UnreadableError:
+      seen.append(None)
+  assert (seen[0] is None) == (seen[1] is None)
+  assert not progressive or seen[0] is None
+  if seen[0] is not None:
+    np.testing.assert_array_equal(*seen)
+
+
+def test_a_jpeg_whose_header_lies_is_refused():
+  content = bytearray(encode(smooth_picture(60, 80, seed=0), 'JPEG', quality=90))
+  frame = read_header(bytes(content)).frame
+  content[frame + 5 : frame + 7] = (65_535).to_bytes(2, 'big')
+  with pytest.raises(UnreadableError):
+    train_view(bytes(content), TrainView(32, crop_scale=(0.5, 0.5)), numbers(top=0.999))
+
+
+def test_turned_jpegs_are_decoded_exactly():
+  """To the last row: colours are interpolated from the rows below the window."""
+  noise = np.random.default_rng(0).integers(0, 255, (120, 90, 3)).astype(np.uint8)
+  content = encode(noise, 'JPEG', quality=90)
+  exact = encode(np.asarray(Image.open(io.BytesIO(content))), 'PNG')
+  view = TrainView(40, crop_scale=(0.2, 0.6), rotation=20.0)
+  for drawn in np.random.default_rng(1).random((20, views.VIEW_NUMBERS), np.float32):
+    difference = train_view(content, view, drawn).astype(int) - train_view(exact, view, drawn)
+    assert np.abs(difference).max() <= 1

@@ -4,6 +4,7 @@ What is to be seen of each picture was settled before, in NumPy (`views.py`); Te
 The views of training take a shorter way (`train_decoding.py`).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -50,6 +51,7 @@ def by_graph(
   return decoded
 
 
+@functools.lru_cache  # tracing takes a while, and TensorFlow warns of graphs that are made again and again
 def eval_decoder(view: EvalView) -> Callable[[Sequence[Encoded], np.ndarray], Columns]:
   """{'image': uint8 [B, S, S, 3]} of B pictures, or [B, 10, S, S, 3]; see `by_graph`."""
   size = (view.image_size, view.image_size)

@@ -171,12 +171,11 @@ def check_labels(source: Source, labels: np.ndarray, num_classes: int) -> None:
 def _in_order(function: Callable[[Plan], _Built], plans: Iterable[Plan], threads: int) -> Iterator[_Built]:
   """`function` of each plan, computed by threads, a few ahead."""
   waiting = iter(plans)
-  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+  pool = concurrent.futures.ThreadPoolExecutor(threads)
+  try:
     ahead = collections.deque(pool.submit(function, plan) for plan in itertools.islice(waiting, threads + 2))
-    try:
-      while ahead:
-        yield ahead.popleft().result()
-        ahead.extend(pool.submit(function, plan) for plan in itertools.islice(waiting, 1))
-    finally:
-      for future in ahead:
-        future.cancel()
+    while ahead:
+      yield ahead.popleft().result()
+      ahead.extend(pool.submit(function, plan) for plan in itertools.islice(waiting, 1))
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)  # a thread of its own may be what collects this

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -145,9 +145,6 @@ def _resized(
     weights = (np.arange(_CHUNK) < len(chunks[step])).astype(np.float32)
     return Plan(filled, weights, np.zeros((_CHUNK, 0), np.float32))
 
-  def columns(pictures: Sequence[Encoded]) -> HostBatch:
-    return decoding.resized_columns(form.side, form.crop == 'center', pictures)
-
   def accept(picture: Encoded) -> None:
     sides = sorted((picture.height, picture.width))
     longest = form.side if form.crop == 'center' else form.side * sides[1] // sides[0]
@@ -156,15 +153,20 @@ def _resized(
         f'{picture.height}x{picture.width} would become {longest:,} pixels long; JPEG ends at {_LONGEST:,}'
       )
 
+  reader = Reader(source, _decoder(form), None, bad, accept)
+  yield from zip(chunks, reader.batches(plan, range(len(chunks)), None), strict=True)
+
+
+@functools.lru_cache
+def _decoder(form: Form) -> Callable[[Sequence[Encoded], np.ndarray], HostBatch]:
   signature = {
     'image': tf.TensorSpec((), tf.string),
     'size': tf.TensorSpec((2,), tf.int32),
     'sums': tf.TensorSpec((3,), tf.float64),
     'products': tf.TensorSpec((3, 3), tf.float64),
   }
-  decode = decoding.by_graph(columns, functools.partial(_encode, form), signature)
-  reader = Reader(source, decode, None, bad, accept)
-  yield from zip(chunks, reader.batches(plan, range(len(chunks)), None), strict=True)
+  columns = functools.partial(decoding.resized_columns, form.side, form.crop == 'center')
+  return decoding.by_graph(columns, functools.partial(_encode, form), signature)
 
 
 def _encode(form: Form, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

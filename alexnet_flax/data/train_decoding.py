@@ -1,9 +1,10 @@
 """Encoded pictures to the views of training, uint8 [S, S, 3], by the shortest way that looks the same.
 
 Of a JPEG no row below the window is decoded, and libjpeg shrinks it where that still leaves a pixel a
-pixel; its inverse DCT is the rounder one, and colours, stored at half the size, are doubled, not
-interpolated. What is resized is resized bilinearly, antialiased only where it shrinks to less than half.
-simplejpeg and OpenCV do it without Python's lock; evaluation takes the exact way (`decoding.py`).
+pixel. Where nothing is turned, its inverse DCT is the rounder one, and colours, stored at half the size,
+are doubled, not interpolated. What is resized is resized bilinearly, antialiased only where it shrinks to
+less than half. simplejpeg and OpenCV do it without Python's lock; evaluation takes the exact way
+(`decoding.py`).
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from alexnet_flax.pictures import UnreadableError
 # libjpeg decodes at a half, quarter or eighth for far less.
 _RATIOS = (1, 2, 4, 8)
 _END = b'\xff\xd9'
+_LONGEST = 65_500  # pixels, that libjpeg decodes
+_REST = 'extraneous bytes before marker'  # libjpeg's word for what follows the last row
 
 
 def decode_train(view: TrainView, pictures: Sequence[Encoded], numbers: np.ndarray) -> dict[str, np.ndarray]:
@@ -41,11 +44,11 @@ def decode_train(view: TrainView, pictures: Sequence[Encoded], numbers: np.ndarr
   if view.rotation:
     boxes, maps = turned(windows, sizes, size, ratios)
     for row, (picture, box, ratio) in enumerate(_chosen(pictures, boxes, sizes, ratios)):
-      images[row] = _turn(_crop(picture, box, ratio), maps[row], size, view.fill)
+      images[row] = _turn(_crop(picture, box, ratio, fast=False), maps[row], size, view.fill)
   else:
     mirrored = windows.mirrored.tolist()
     for row, (picture, box, ratio) in enumerate(_chosen(pictures, windows.boxes, sizes, ratios)):
-      _resize(_crop(picture, box, ratio), images[row], mirror=mirrored[row])
+      _resize(_crop(picture, box, ratio, fast=True), images[row], mirror=mirrored[row])
   return {'image': images}
 
 
@@ -69,7 +72,7 @@ def _chosen(
   return list(zip(pictures, scaled.tolist(), ratios.tolist(), strict=True))
 
 
-def _crop(picture: Encoded, box: list[int], ratio: int) -> np.ndarray:
+def _crop(picture: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.ndarray:
   """What lies in the box, uint8 [h, w, 3]."""
   top, left, height, width = box
   if picture.kind == 'raw':
@@ -77,37 +80,38 @@ def _crop(picture: Encoded, box: list[int], ratio: int) -> np.ndarray:
   elif picture.kind == 'png':
     whole = _by_tensorflow(tf.io.decode_png, bytes(picture.content), channels=3)
   else:
-    return _crop_jpeg(picture, box, ratio)
+    return _crop_jpeg(picture, box, ratio, fast=fast)
   return whole[top : top + height, left : left + width]
 
 
-def _crop_jpeg(picture: Encoded, box: list[int], ratio: int) -> np.ndarray:
+def _crop_jpeg(picture: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.ndarray:
   """As `tf.io.decode_and_crop_jpeg`, bit for bit, which goes through all that is below the box as well."""
   top, left, height, width = box
-  if bytes(picture.content[-2:]) == _END:  # simplejpeg takes one that is cut off for whole
-    bottom = min((top + height) * ratio, picture.height)
+  whole = bytes(picture.content[-2:]) == _END and max(picture.height, picture.width) <= _LONGEST
+  if whole:  # what is broken would not be noticed below the box
+    below = 0 if fast else 16  # rows from which colours are interpolated
+    bottom = min((top + height) * ratio + below, picture.height)
     content = bytearray(picture.content)
     content[picture.frame + 5 : picture.frame + 7] = bottom.to_bytes(2, 'big')
+    shape = -(-bottom // ratio), -(-picture.width // ratio)
+    upper = np.empty((*shape, 3), np.uint8)
     try:
-      upper = simplejpeg.decode_jpeg(
-        content,
-        fastdct=True,
-        fastupsample=True,
-        min_height=-(-bottom // ratio),
-        min_width=-(-picture.width // ratio),
-        strict=False,  # or it minds what follows the last row
+      simplejpeg.decode_jpeg(
+        content, fastdct=fast, fastupsample=fast, min_height=shape[0], min_width=shape[1], buffer=upper
       )
+      complete = True
+    except ValueError as error:  # of what follows the last row, or it is broken, or of an unusual kind
+      complete = _REST in str(error)
+    if complete:
       return upper[top : top + height, left : left + width]
-    except ValueError:  # it does not know all ways to store colours
-      pass
   return _by_tensorflow(
     tf.io.decode_and_crop_jpeg,
     bytes(picture.content),
     box,
     channels=3,
     ratio=ratio,
-    dct_method='INTEGER_FAST',
-    fancy_upscaling=False,
+    dct_method='INTEGER_FAST' if fast else 'INTEGER_ACCURATE',
+    fancy_upscaling=not fast,
   )
 
 
