@@ -57,13 +57,11 @@ def eval_decoder(view: EvalView) -> Callable[[Sequence[Encoded], np.ndarray], Co
   size = (view.image_size, view.image_size)
   shape = (10, *size, 3) if view.ten_crop else (*size, 3)
   signature = {'image': tf.TensorSpec(shape, tf.uint8)}
-  return by_graph(
-    lambda pictures: eval_columns(view, pictures), lambda row: decode_eval(view, row), signature
-  )
+  return by_graph(functools.partial(_eval_columns, view), functools.partial(_decode_eval, view), signature)
 
 
-def eval_columns(view: EvalView, pictures: Sequence[Encoded]) -> Columns:
-  """What `decode_eval` needs to know of each picture."""
+def _eval_columns(view: EvalView, pictures: Sequence[Encoded]) -> Columns:
+  """What `_decode_eval` needs to know of each picture."""
   sizes = np.array([(picture.height, picture.width) for picture in pictures], np.int64)
   contents = np.empty(len(pictures), object)  # not np.array: that would cut trailing zeros
   contents[:] = [bytes(picture.content) for picture in pictures]
@@ -76,7 +74,7 @@ def eval_columns(view: EvalView, pictures: Sequence[Encoded]) -> Columns:
   }
 
 
-def decode_eval(view: EvalView, example: Example) -> Example:
+def _decode_eval(view: EvalView, example: Example) -> Example:
   """'image', one view in evaluation, uint8 [S, S, 3], or ten of them, [10, S, S, 3]."""
   size = (view.image_size, view.image_size)
   picture = tf.cast(_decode(example), tf.float32)[None]
@@ -89,13 +87,13 @@ def decode_eval(view: EvalView, example: Example) -> Example:
   if view.ten_crop:
     mirrored = tf.gather(images, [0, 1, 2, 3, 5])
     image = tf.concat([images[:5], tf.reverse(mirrored, [2])], 0)
-  return {'image': tf.ensure_shape(image, (10, *size, 3) if view.ten_crop else (*size, 3))}
+  return {'image': image}
 
 
 def resized_columns(side: int, center: bool, pictures: Sequence[Encoded]) -> Columns:
   """What `decode_resized` needs to know of each picture."""
   view = EvalView(side, side)
-  columns = eval_columns(view, pictures)
+  columns = _eval_columns(view, pictures)
   sizes = columns['shape'].astype(np.int64)
   if center:
     return columns | {'size': np.full_like(sizes, side, np.int32), 'corners': columns['corners'][:, 0]}

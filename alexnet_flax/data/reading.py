@@ -89,7 +89,8 @@ class Reader:
       try:
         return self.decode(pictures, plan.numbers) | batch, left_out
       except UnreadableError:
-        found = self._undecodable(plan) - known
+        rows = zip(plan.indices.tolist(), pictures, plan.numbers, strict=True)
+        found = {number for number, *picture in rows if not self._decodes(*picture)} - known
         if not found:
           raise
         self.suspects |= found
@@ -99,7 +100,7 @@ class Reader:
     examples = self.source.read(plan.indices)
     labels = np.array([example.label for example in examples], np.int64)
     if self.num_classes is not None:
-      check_labels(self.source, labels, self.num_classes)
+      _check_labels(self.source, labels, self.num_classes)
     pictures, left_out, weights = [], [], plan.weights.copy()
     for row, (number, example) in enumerate(zip(plan.indices.tolist(), examples, strict=True)):
       try:
@@ -138,17 +139,6 @@ class Reader:
         continue
     raise UsageError(f'no picture of {self.source.name} can be decoded: {reason}')
 
-  def _undecodable(self, plan: Plan) -> set[int]:
-    """The examples of a plan that cannot be decoded."""
-    found = set()
-    examples = self.source.read(plan.indices)
-    for row, (number, example) in enumerate(zip(plan.indices.tolist(), examples, strict=True)):
-      picture = example.picture
-      encoded = picture if isinstance(picture, Encoded) else read_header(picture)
-      if encoded is not None and not self._decodes(encoded, plan.numbers[row]):
-        found.add(number)
-    return found
-
   def _decodes(self, encoded: Encoded, numbers: np.ndarray) -> bool:
     try:
       self.decode([encoded], numbers[None])
@@ -157,7 +147,7 @@ class Reader:
     return True
 
 
-def check_labels(source: Source, labels: np.ndarray, num_classes: int) -> None:
+def _check_labels(source: Source, labels: np.ndarray, num_classes: int) -> None:
   """Raises UsageError if a label is not one of 0 ... num_classes - 1."""
   low, high = labels.min(), labels.max()
   if low < 0 or high >= num_classes:

@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 import tensorflow as tf
 
-from alexnet_flax.data.encoded import Encoded
+from alexnet_flax.data.encoded import Encoded, pixels
 from alexnet_flax.data.views import TrainView, turned
 from alexnet_flax.pictures import UnreadableError
 
@@ -40,15 +40,15 @@ def decode_train(view: TrainView, pictures: Sequence[Encoded], numbers: np.ndarr
   sizes = np.array([(picture.height, picture.width) for picture in pictures], np.int64)
   windows = view.windows(sizes, numbers)
   ratios = _ratios(pictures, windows.boxes, size)
+  boxes, maps = turned(windows, sizes, size, ratios) if view.rotation else (windows.boxes, None)
+  chosen = zip(pictures, _scaled(boxes, sizes, ratios).tolist(), ratios.tolist(), strict=True)
   images = np.empty((len(pictures), size, size, 3), np.uint8)
-  if view.rotation:
-    boxes, maps = turned(windows, sizes, size, ratios)
-    for row, (picture, box, ratio) in enumerate(_chosen(pictures, boxes, sizes, ratios)):
-      images[row] = _turn(_crop(picture, box, ratio, fast=False), maps[row], size, view.fill)
-  else:
-    mirrored = windows.mirrored.tolist()
-    for row, (picture, box, ratio) in enumerate(_chosen(pictures, windows.boxes, sizes, ratios)):
-      _resize(_crop(picture, box, ratio, fast=True), images[row], mirror=mirrored[row])
+  for row, (picture, box, ratio) in enumerate(chosen):
+    crop = _crop(picture, box, ratio, fast=maps is None)
+    if maps is None:
+      _resize(crop, images[row], mirror=windows.mirrored[row])
+    else:
+      images[row] = _turn(crop, maps[row], size, view.fill)
   return {'image': images}
 
 
@@ -61,49 +61,33 @@ def _ratios(pictures: Sequence[Encoded], boxes: np.ndarray, size: int) -> np.nda
   return ratios
 
 
-def _chosen(
-  pictures: Sequence[Encoded], boxes: np.ndarray, sizes: np.ndarray, ratios: np.ndarray
-) -> list[tuple[Encoded, list[int], int]]:
-  """(picture, its box in what libjpeg makes of it at 1 / ratio, ratio) of each."""
+def _scaled(boxes: np.ndarray, sizes: np.ndarray, ratios: np.ndarray) -> np.ndarray:
+  """The boxes in the pictures that libjpeg makes at 1 / ratio; as large as they are where that is 1."""
   ratio = ratios[:, None]
   corner = boxes[:, :2] // ratio
   shape = np.minimum(-(-boxes[:, 2:] // ratio), -(-sizes // ratio) - corner)
-  scaled = np.concatenate([corner, np.maximum(shape, 1)], axis=1)
-  return list(zip(pictures, scaled.tolist(), ratios.tolist(), strict=True))
+  return np.concatenate([corner, np.maximum(shape, 1)], axis=1)
 
 
 def _crop(picture: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.ndarray:
-  """What lies in the box, uint8 [h, w, 3]."""
+  """What lies in the box, uint8 [h, w, 3]; of a JPEG at 1 / ratio."""
   top, left, height, width = box
-  if picture.kind == 'raw':
-    whole = np.frombuffer(picture.content, np.uint8).reshape(picture.height, picture.width, 3)
-  elif picture.kind == 'png':
+  if picture.kind == 'jpeg':
+    return _crop_jpeg(picture, box, ratio, fast=fast)
+  if picture.kind == 'png':
     whole = _by_tensorflow(tf.io.decode_png, bytes(picture.content), channels=3)
   else:
-    return _crop_jpeg(picture, box, ratio, fast=fast)
+    whole = pixels(picture)
   return whole[top : top + height, left : left + width]
 
 
 def _crop_jpeg(picture: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.ndarray:
   """As `tf.io.decode_and_crop_jpeg`, bit for bit, which goes through all that is below the box as well."""
   top, left, height, width = box
-  whole = bytes(picture.content[-2:]) == _END and max(picture.height, picture.width) <= _LONGEST
-  if whole:  # what is broken would not be noticed below the box
-    below = 0 if fast else 16  # rows from which colours are interpolated
-    bottom = min((top + height) * ratio + below, picture.height)
-    content = bytearray(picture.content)
-    content[picture.frame + 5 : picture.frame + 7] = bottom.to_bytes(2, 'big')
-    shape = -(-bottom // ratio), -(-picture.width // ratio)
-    upper = np.empty((*shape, 3), np.uint8)
-    try:
-      simplejpeg.decode_jpeg(
-        content, fastdct=fast, fastupsample=fast, min_height=shape[0], min_width=shape[1], buffer=upper
-      )
-      complete = True
-    except ValueError as error:  # of what follows the last row, or it is broken, or of an unusual kind
-      complete = _REST in str(error)
-    if complete:
-      return upper[top : top + height, left : left + width]
+  colours = 0 if fast else 16  # rows below, from which colours are interpolated
+  upper = _upper_rows(picture, (top + height) * ratio + colours, ratio, fast=fast)
+  if upper is not None:
+    return upper[top : top + height, left : left + width]
   return _by_tensorflow(
     tf.io.decode_and_crop_jpeg,
     bytes(picture.content),
@@ -113,6 +97,24 @@ def _crop_jpeg(picture: Encoded, box: list[int], ratio: int, *, fast: bool) -> n
     dct_method='INTEGER_FAST' if fast else 'INTEGER_ACCURATE',
     fancy_upscaling=not fast,
   )
+
+
+def _upper_rows(picture: Encoded, bottom: int, ratio: int, *, fast: bool) -> np.ndarray | None:
+  """A JPEG down to the row `bottom`, at 1 / ratio; None if it may be broken or of an unusual kind."""
+  if bytes(picture.content[-2:]) != _END or max(picture.height, picture.width) > _LONGEST:
+    return None  # with another height, what is wrong with it would not be noticed
+  bottom = min(bottom, picture.height)
+  content = bytearray(picture.content)
+  content[picture.frame + 5 : picture.frame + 7] = bottom.to_bytes(2, 'big')
+  shape = -(-bottom // ratio), -(-picture.width // ratio)
+  rows = np.empty((*shape, 3), np.uint8)
+  try:
+    simplejpeg.decode_jpeg(
+      content, fastdct=fast, fastupsample=fast, min_height=shape[0], min_width=shape[1], buffer=rows
+    )
+  except ValueError as error:
+    return rows if _REST in str(error) else None
+  return rows
 
 
 def _by_tensorflow(function, *arguments, **options) -> np.ndarray:
@@ -127,18 +129,19 @@ def _resize(crop: np.ndarray, image: np.ndarray, *, mirror: bool) -> None:
   size = len(image)
   if crop.shape != image.shape:
     much = min(crop.shape[:2]) > 2 * size
-    method = cv2.INTER_AREA if much else cv2.INTER_LINEAR
-    crop = cv2.resize(crop, (size, size), dst=None if mirror else image, interpolation=method)
+    crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if much else cv2.INTER_LINEAR)
   if mirror:
     cv2.flip(crop, 1, dst=image)
-  elif crop is not image:
+  else:
     image[...] = crop
 
 
 def _turn(crop: np.ndarray, mapping: np.ndarray, size: int, fill: tuple[float, float, float]) -> np.ndarray:
-  def transformed(pixels: np.ndarray, interpolation: str, fill_mode: str) -> np.ndarray:
+  """What the map, float32 [2, 3], takes from the crop, as `views.turned` says: uint8 [S, S, 3]."""
+
+  def transformed(values: np.ndarray, interpolation: str, fill_mode: str) -> np.ndarray:
     return tf.raw_ops.ImageProjectiveTransformV3(
-      images=pixels[None],
+      images=values[None],
       transforms=np.array([[*mapping.ravel(), 0.0, 0.0]], np.float32),
       output_shape=(size, size),
       fill_value=0.0,
