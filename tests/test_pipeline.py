@@ -8,13 +8,14 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alexnet_flax.data import order, pipeline
+from alexnet_flax.data import order, pipeline, reading
 from alexnet_flax.data.datasets import open_dataset
 from alexnet_flax.data.decoding import eval_decoder
 from alexnet_flax.data.encoded import read_header
 from alexnet_flax.data.train_decoding import decode_train
 from alexnet_flax.data.views import VIEW_NUMBERS, EvalView, TrainView
 from alexnet_flax.errors import UsageError
+from tests.conftest import encode, smooth_picture
 
 TRAIN_VIEW = TrainView(16, crop_scale=(0.5, 1.0), crop_ratio=(0.9, 1.1), rotation=10.0)
 EVAL_VIEW = EvalView(16, 16)
@@ -142,3 +143,47 @@ def test_batches_are_on_their_way_before_they_are_asked_for(source, ahead):
 
 def test_tensorflow_sees_no_gpu():
   assert pipeline.tf.config.get_visible_devices('GPU') == []
+
+
+@pytest.fixture(scope='module')
+def photographs(tmp_path_factory):
+  """40 JPEGs of several sizes in two classes."""
+  root = tmp_path_factory.mktemp('photographs')
+  for number in range(40):
+    path = root / 'train' / 'ab'[number % 2] / f'{number}.jpg'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = smooth_picture(40 + number, 90 - number, number)
+    path.write_bytes(encode(picture, 'JPEG', quality=90, progressive=number % 5 == 0))
+  return open_dataset('image_folder', 'train', str(root))
+
+
+@pytest.mark.parametrize('crop', ['random_resized_crop', 'random_crop'])
+@pytest.mark.parametrize('rotation', [0.0, 20.0])
+def test_jpegs_are_the_same_by_threads_and_processes(photographs, crop, rotation):
+  """Two epochs of 40, each example once in each."""
+  view = TrainView(24, crop, resize_side=32, rotation=rotation)
+
+  def batches(size, **options):
+    counts = {'first_step': 0, 'last_step': 80 // size, 'num_classes': 2, 'batch_size': size}
+    return list(pipeline.train_batches(photographs, view, seed=5, **counts, **options))
+
+  reference = batches(8, num_threads=1)
+  for epoch in (reference[:5], reference[5:]):
+    assert sorted(np.concatenate([batch['index'] for batch in epoch])) == list(range(40))
+  for num_threads in (2, 8):
+    assert_same(batches(8, num_threads=num_threads), reference)
+  for num_processes in (2, 4):
+    shares = [batches(8, process=part, num_processes=num_processes) for part in range(num_processes)]
+    joined = [
+      {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+      for parts in zip(*shares, strict=True)
+    ]
+    assert_same(joined, reference)
+
+
+def test_a_batch_in_parts_is_the_same(photographs, monkeypatch):
+  view = EvalView(24, 32)
+  whole = list(pipeline.eval_batches(photographs, view, batch_size=32, num_classes=2))
+  monkeypatch.setattr(reading, '_PART', 5)
+  assert_same(pipeline.eval_batches(photographs, view, batch_size=32, num_classes=2), whole)
+  assert [batch['weight'].sum() for batch in whole] == [32, 8]
