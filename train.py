@@ -9,9 +9,9 @@ def main() -> int:
   """Runs the command; returns its exit code."""
   for number in (signal.SIGTERM, signal.SIGINT):  # until the run can save there is nothing to save
     signal.signal(number, lambda *_: os._exit(75))
-  from alexnet_flax import command_line
+  from alexnet_flax.cli import train
 
-  return command_line.main(sys.argv)
+  return train.main(sys.argv)
 
 
 if __name__ == '__main__':

@@ -6,15 +6,15 @@
 Importing this package imports neither TensorFlow nor TFDS.
 """
 
-from alexnet_flax.activations import features
+from alexnet_flax.inference.features import features
+from alexnet_flax.inference.grad_cam import grad_cam
 from alexnet_flax.losses import cross_entropy, mean_squared_error
 from alexnet_flax.metrics import Metrics
-from alexnet_flax.model import AlexNet
-from alexnet_flax.optimizers import learning_rate_schedule, sgd
-from alexnet_flax.saliency import grad_cam
-from alexnet_flax.specs import Spec
+from alexnet_flax.models.alexnet import AlexNet
+from alexnet_flax.models.spec import Spec
+from alexnet_flax.models.variants import VARIANTS
+from alexnet_flax.optim import learning_rate_schedule, sgd
 from alexnet_flax.steps import TrainState, create_train_state, eval_step, train_step
-from alexnet_flax.variants import VARIANTS
 from alexnet_flax.weights import load_weights, save_weights
 
 __all__ = [

@@ -4,12 +4,24 @@ Recipes (`configs/*.py`) change it by way of `config_dict.py`; `config_check.py`
 """
 
 import dataclasses
+import math
+import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from alexnet_flax import editing, specs
-from alexnet_flax.variants import VARIANTS
+import ml_collections
+from ml_collections import config_dict as ml_config_dict
+
+from alexnet_flax import steps
+from alexnet_flax.data.bad_images import Policy
+from alexnet_flax.data.views import Crop, Resize
+from alexnet_flax.errors import UsageError, unknown_name
+from alexnet_flax.losses import LOSSES
+from alexnet_flax.models import spec as specs
+from alexnet_flax.models import surgery
+from alexnet_flax.models.variants import VARIANTS
+from alexnet_flax.optim import SCHEDULES
 
 MODES = ('fine_tune', 'linear_probe')
 
@@ -149,10 +161,10 @@ def network(config: Config) -> specs.Spec:
   """The network to train: `whole_network` with the head and the rates that the transfer asks for."""
   spec, transfer = whole_network(config), config.transfer
   if transfer.layer is not None:
-    spec = editing.with_head_on(spec, transfer.layer)
+    spec = surgery.with_head_on(spec, transfer.layer)
   if transfer.head_stddev is not None:
-    spec = editing.with_head_init(spec, specs.Normal(transfer.head_stddev))
-  return editing.scale_rates(spec, editing.rate_multipliers(transfer.learning_rates))
+    spec = surgery.with_head_init(spec, specs.Normal(transfer.head_stddev))
+  return surgery.scale_rates(spec, surgery.rate_multipliers(transfer.learning_rates))
 
 
 def whole_network(config: Config) -> specs.Spec:
@@ -187,3 +199,171 @@ def value_of(config: Config, key: str) -> Any:
   for part in key.split('.'):
     value = getattr(value, part)
   return value
+
+
+def check(config: Config) -> None:
+  """Raises UsageError for unknown names, values out of range and pairs that contradict each other."""
+  model, data, optimizer = config.model, config.data, config.optimizer
+  names: list[tuple[str, str | None, Any]] = [
+    ('model.variant', model.variant, VARIANTS),
+    ('model.activation', model.activation, typing.get_args(specs.ActivationKind)),
+    ('model.pooling', model.pooling, typing.get_args(specs.PoolKind)),
+    ('model.dtype', model.dtype, ('float32', 'bfloat16')),
+    ('data.crop', data.crop, typing.get_args(Crop)),
+    ('data.resize', data.resize, typing.get_args(Resize)),
+    ('data.on_bad_image', data.on_bad_image, typing.get_args(Policy)),
+    ('optimizer.schedule', optimizer.schedule, SCHEDULES),
+    ('loss.name', config.loss.name, LOSSES),
+    ('on_nonfinite', config.on_nonfinite, typing.get_args(steps.NonfinitePolicy)),
+    ('on_save_error', config.on_save_error, ('stop', 'continue')),
+    ('transfer.mode', config.transfer.mode, MODES),
+  ]
+  for key, name, choices in names:
+    if name is not None and name not in choices:
+      raise unknown_name(f'value of {key}:', name, choices)
+
+  for key in all_keys():
+    value = value_of(config, key)
+    if value is None or isinstance(value, bool | str | tuple):
+      continue
+    least, excluded = _LEAST.get(key, (0, False))
+    if not math.isfinite(value):
+      raise UsageError(f'{key} (={value}) must be finite')
+    if value < least or (excluded and value == least):
+      raise UsageError(f'{key} (={value}) must be {"more than" if excluded else "at least"} {least}')
+    if key in _MOST and value > _MOST[key]:
+      raise UsageError(f'{key} (={value}) must be at most {_MOST[key]}')
+    if key in _BELOW_ONE and value >= 1:
+      raise UsageError(f'{key} (={value}) must be less than 1')
+  for key in ('data.crop_scale', 'data.crop_ratio'):
+    low, high = value_of(config, key)
+    if not 0 < low <= high or (key == 'data.crop_scale' and high > 1):
+      raise UsageError(f'{key} (={(low, high)}) must be (least, greatest), positive, and shares at most 1')
+  if not all(0 <= value <= 255 for value in data.rotation_fill):
+    raise UsageError(f'data.rotation_fill (={data.rotation_fill}) must be RGB in 0 ... 255')
+  if config.transfer.mode == 'linear_probe' and any(dataclasses.asdict(config.augment).values()):
+    raise UsageError('a linear probe trains on features of the pictures as they are; set no augment.* for it')
+  if data.batch_size % optimizer.accumulate_steps:
+    raise UsageError(
+      f'data.batch_size (={data.batch_size}) must be divisible by optimizer.accumulate_steps'
+      f' (={optimizer.accumulate_steps})'
+    )
+  if optimizer.schedule == 'step' and not optimizer.boundary_epochs:
+    raise UsageError("optimizer.schedule='step' needs optimizer.boundary_epochs, for example (30, 60)")
+  boundaries = optimizer.boundary_epochs
+  if any(b <= 0 for b in boundaries) or list(boundaries) != sorted(boundaries):
+    raise UsageError(f'optimizer.boundary_epochs (={boundaries}) must be positive and ascending')
+  spec = network(config)
+  surgery.frozen_layers(spec, surgery.layer_patterns(config.transfer.freeze))
+  try:
+    spec.check_image_size(spec.image_size, spec.image_size)
+  except ValueError as error:
+    raise UsageError(f'model.image_size: {error}') from None
+
+
+_LEAST: dict[str, tuple[float, bool]] = {
+  'model.width': (0, True),
+  'model.num_classes': (2, False),
+  'data.batch_size': (1, False),
+  'data.eval_batch_size': (1, False),
+  'data.num_threads': (1, False),
+  'data.center_crop_share': (0, True),
+  'data.examples_per_class': (1, False),
+  'optimizer.accumulate_steps': (1, False),
+  'optimizer.clip_norm': (0, True),
+  'total_epochs': (0, True),
+  'total_steps': (1, False),
+  'eval_every_epochs': (0, True),
+  'eval_every_steps': (1, False),
+  'checkpoint_every_epochs': (0, True),
+  'checkpoint_every_steps': (1, False),
+  'keep_checkpoints': (1, False),
+  'log_every_steps': (1, False),
+}
+_MOST = {
+  'data.center_crop_share': 1,
+  'data.rotation': 180,
+  'augment.brightness': 1,
+  'augment.contrast': 1,
+  'augment.saturation': 1,
+  'augment.hue': 0.5,
+  'augment.erasing': 1,
+  'seed': 2**32 - 1,
+}
+_BELOW_ONE = (
+  'model.dropout_rate',
+  'model.batch_norm_momentum',
+  'optimizer.momentum',
+  'optimizer.ema_decay',
+  'loss.label_smoothing',
+)
+
+
+def config_dict(config: Config) -> ml_collections.ConfigDict:
+  """The same as a typed ConfigDict in which every key can be overridden, those that are None too."""
+
+  def convert(value: Any) -> ml_collections.ConfigDict:
+    result = ml_collections.ConfigDict()
+    for field, kind in typed_fields(type(value)):
+      item = getattr(value, field)
+      if dataclasses.is_dataclass(item):
+        item = convert(item)
+      elif item is None:
+        item = ml_config_dict.placeholder(_plain_types(kind)[0])
+      result[field] = item
+    return result
+
+  return convert(config)
+
+
+def from_config_dict(values: Mapping[str, Any]) -> Config:
+  """The configuration in a (possibly nested) mapping, checked.
+
+  Raises:
+    UsageError: a key or name is unknown, a value has the wrong type, or values contradict another.
+  """
+  config = _build(Config, values, '')
+  check(config)
+  return config
+
+
+def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
+  known = dict(typed_fields(kind))
+  arguments = {}
+  for key, value in values.items():
+    if key not in known:
+      raise unknown_name('configuration key', prefix + key, all_keys())
+    inner = known[key]
+    if dataclasses.is_dataclass(inner):
+      if not isinstance(value, Mapping | ml_collections.ConfigDict):
+        raise UsageError(f'{prefix}{key} (={value!r}) must be a group of keys')
+      arguments[key] = _build(typing.cast(type, inner), value, f'{prefix}{key}.')
+    else:
+      arguments[key] = _typed(prefix + key, value, inner)
+  return kind(**arguments)
+
+
+def _typed(key: str, value: Any, kind: Any) -> Any:
+  """The value as its field's type: whole numbers may stand for floats, lists for tuples."""
+  for plain in _plain_types(kind):
+    if plain is tuple and isinstance(value, tuple | list):
+      if all(type(item) in (int, float) for item in value) and _right_length(value, kind):
+        return tuple(map(float, value))
+    elif plain is float and type(value) is int:
+      return float(value)
+    elif type(value) is plain:
+      return value
+  if value is None and types.NoneType in typing.get_args(kind):
+    return None
+  wanted = str(kind) if not isinstance(kind, type) else kind.__name__
+  raise UsageError(f'{key} (={value!r}) must be of type {wanted}')
+
+
+def _right_length(value: Any, kind: Any) -> bool:
+  items = typing.get_args(kind)
+  return Ellipsis in items or len(items) == len(value)
+
+
+def _plain_types(kind: Any) -> list[type]:
+  kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+  return [typing.get_origin(one) or one for one in kinds if one is not types.NoneType]

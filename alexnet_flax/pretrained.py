@@ -1,17 +1,26 @@
 """Networks that have been trained: of a run's folder, a weights file, a URL or a published name."""
 
+import dataclasses
+import functools
 import json
 import os
 import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from importlib import resources
 from typing import Any
 
+import jax
+
 from alexnet_flax import checkpoint
-from alexnet_flax.config import Config, network
-from alexnet_flax.config_dict import from_config_dict
+from alexnet_flax.config import Config, from_config_dict, network
 from alexnet_flax.errors import UsageError, unknown_name
-from alexnet_flax.specs import Spec
-from alexnet_flax.variants import VARIANTS
-from alexnet_flax.weights import load_weights, stored_spec
+from alexnet_flax.models.alexnet import AlexNet
+from alexnet_flax.models.spec import Spec
+from alexnet_flax.models.variants import VARIANTS
+from alexnet_flax.weights import load_weights, stored_class_names, stored_spec
+from alexnet_flax.weights.download import local_path
 
 
 def load_pretrained(source: str | os.PathLike[str], spec: Spec | None = None) -> tuple[Spec, dict[str, Any]]:
@@ -78,3 +87,126 @@ def _of_run(folder: pathlib.Path) -> tuple[Spec, dict[str, Any]]:
   config = run_config(folder)
   _, variables = checkpoint.restore_variables(folder / 'checkpoints')
   return network(config), variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A trained network.
+
+  Attributes:
+    source: the run's folder, file, URL or name it was loaded from.
+    model: the network.
+    variables: {'params', 'batch_stats'}.
+    class_names: of its logits, as the data set has them.
+  """
+
+  source: str
+  model: AlexNet
+  variables: dict[str, Any]
+  class_names: tuple[str, ...]
+
+  @property
+  def spec(self) -> Spec:
+    """Of the network."""
+    return self.model.spec
+
+  @property
+  def num_parameters(self) -> int:
+    """How many parameters it has; statistics are none."""
+    return sum(leaf.size for leaf in jax.tree.leaves(self.variables['params']))
+
+  @functools.cached_property
+  def readable_names(self) -> tuple[str, ...]:
+    """The classes for people."""
+    return readable(self.class_names)
+
+
+def load_trained(
+  source: str, variant: str | None = None, width: float = 1.0, image_size: int | None = None
+) -> Trained:
+  """Loads a trained network; arguments and errors as for `pretrained.load_variant`."""
+  return trained(source, *load_variant(source, variant, width, image_size))
+
+
+def trained(source: str, spec: Spec, variables: dict[str, Any]) -> Trained:
+  """A network whose variables are at hand; its head has as many classes as they say."""
+  num_classes = variables['params'][spec.head]['bias'].shape[0]
+  return Trained(source, AlexNet(spec, num_classes), variables, class_names(source, num_classes))
+
+
+FILE = 'classes.txt'  # in a run's folder
+# Keras's list: {"0": ["n01440764", "tench"], ...}.
+IMAGENET_INDEX = 'https://storage.googleapis.com/download.tensorflow.org/data/imagenet_class_index.json'
+_SYNSET = re.compile(r'n\d{8}')
+
+
+def class_names(source: str, num_classes: int) -> tuple[str, ...]:
+  """The names of a trained network's classes as its data set has them.
+
+  Args:
+    source: a run's folder, a weights file, a URL or a published name.
+    num_classes: how many the network tells apart. 1000 without names are taken for ImageNet's.
+
+  Raises:
+    UsageError: the names that are stored are of another number.
+  """
+  path = pathlib.Path(source).expanduser()
+  if path.is_dir():
+    names = read_names(path / FILE) if (path / FILE).exists() else ()
+  else:
+    names = stored_class_names(source)
+  if not names and num_classes == 1000:
+    names = imagenet_synsets()
+  if len(names) > num_classes:
+    raise UsageError(f'{source}: names of {len(names)} classes for a network of {num_classes}')
+  return (*names, *unnamed(num_classes)[len(names) :])
+
+
+def unnamed(num_classes: int) -> tuple[str, ...]:
+  """What classes without names are called: 'class 0', 'class 1', ..."""
+  return tuple(f'class {number}' for number in range(num_classes))
+
+
+def read_names(path: str | pathlib.Path, num_classes: int | None = None) -> tuple[str, ...]:
+  """The lines of a text file, one name each.
+
+  Raises:
+    UsageError: it cannot be read, or does not have as many as asked for.
+  """
+  try:
+    text = pathlib.Path(path).expanduser().read_text(encoding='utf-8')
+  except (OSError, UnicodeDecodeError) as error:
+    raise UsageError(f'cannot read the names of classes in {path}: {error}') from None
+  names = tuple(text.removesuffix('\n').split('\n'))
+  if num_classes is not None and len(names) != num_classes:
+    raise UsageError(f'{path} has {len(names)} lines; it must have one for each of {num_classes} classes')
+  return names
+
+
+def write_names(folder: pathlib.Path, names: Sequence[str]) -> None:
+  """Writes the names of a run's classes."""
+  text = ''.join(name.replace('\n', ' ') + '\n' for name in names)
+  (folder / FILE).write_text(text, encoding='utf-8')
+
+
+def imagenet_synsets() -> tuple[str, ...]:
+  """ImageNet's 1,000 synsets ('n01440764', ...) in the order of their labels, as TFDS lists them."""
+  listed = resources.files('tensorflow_datasets') / 'datasets' / 'imagenet2012' / 'labels.txt'
+  return tuple(listed.read_text().split())
+
+
+def readable(names: Sequence[str]) -> tuple[str, ...]:
+  """The same names for people: synsets in words, where their list is at hand or can be downloaded.
+
+  >>> readable(['cat', 'great_white_shark'])
+  ('cat', 'great white shark')
+  """
+  if any(_SYNSET.fullmatch(name) for name in names):
+    try:
+      words = dict(json.loads(local_path(IMAGENET_INDEX).read_text()).values())
+      names = [words.get(name, name) for name in names]
+    except UsageError:
+      print("note: ImageNet's classes stay synsets: their names cannot be downloaded", file=sys.stderr)
+    except (ValueError, TypeError, AttributeError):
+      print(f'note: {local_path(IMAGENET_INDEX)} is no list of classes; remove it', file=sys.stderr)
+  return tuple(name.replace('_', ' ') for name in names)

@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 
-from alexnet_flax.resume_proof import prove_resume
+from alexnet_flax.diagnostics.verify_resume import prove_resume
 
 FLAGS = (
   '--config=configs/digits.py',

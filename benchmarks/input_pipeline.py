@@ -130,8 +130,8 @@ def memory(data_dir: str, form: str, batches: int) -> list[int]:
 
 
 def _our_batches(data_dir: str, form: str, crop: str, batch_size: int, threads: int | None):
-  from alexnet_flax.data import pipeline
-  from alexnet_flax.data.datasets import open_dataset
+  from alexnet_flax.data import loader as pipeline
+  from alexnet_flax.data.tfds_source import open_dataset
   from alexnet_flax.data.views import TrainView
 
   source = open_dataset('_'.join([NAME, *filter(None, [form])]), 'train', data_dir)
@@ -177,8 +177,8 @@ def pack(pictures: list[bytes], root: pathlib.Path) -> None:
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
-  from alexnet_flax.data.preparing import prepare_smaller
-  from alexnet_flax.data.shards import Form
+  from alexnet_flax.data.prepare.resize import prepare_smaller
+  from alexnet_flax.data.prepare.shards import Form
 
   target = root / NAME / '1.0.0'
   target.mkdir(parents=True)

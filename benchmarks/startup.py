@@ -36,8 +36,8 @@ def seconds_to_first_step(command: list[str], environment: dict[str, str]) -> fl
 
 SEQUENTIAL = """
 import tensorflow, tensorflow_datasets
-import alexnet_flax.data.pipeline
-from alexnet_flax.command_line import main
+import alexnet_flax.data.loader
+from alexnet_flax.cli.train import main
 import sys
 sys.exit(main(['train.py', *sys.argv[1:]]))
 """

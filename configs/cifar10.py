@@ -5,8 +5,7 @@ the whole picture is the view. With some hundreds of steps an epoch BatchNorm's 
 hence 0.9. Figures reached with this recipe stand in docs/runs.md.
 """
 
-from alexnet_flax.config import Config
-from alexnet_flax.config_dict import config_dict
+from alexnet_flax.config import Config, config_dict
 
 
 def get_config(arg: str | None = None):

@@ -4,8 +4,7 @@ No augmentation but a slight random crop: digits are not mirrored. With some 450
 0.99 would leave the running statistics near their start, hence 0.9.
 """
 
-from alexnet_flax.config import Config
-from alexnet_flax.config_dict import config_dict
+from alexnet_flax.config import Config, config_dict
 
 
 def get_config(arg: str | None = None):

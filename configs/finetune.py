@@ -13,8 +13,7 @@ as fast as the layers that have learned before, as Caffe's fine-tuning example h
 models/finetune_flickr_style).
 """
 
-from alexnet_flax.config import Config
-from alexnet_flax.config_dict import config_dict
+from alexnet_flax.config import Config, config_dict
 
 
 def get_config(arg: str | None = None):

@@ -8,8 +8,7 @@ cvjena/cnn-models: 0.05 at batch 256; it is worked out here, so whoever override
 command line overrides the rate too. Not run to its end by us: see README, "Accuracy".
 """
 
-from alexnet_flax.config import Config
-from alexnet_flax.config_dict import config_dict
+from alexnet_flax.config import Config, config_dict
 
 
 def get_config(arg: str | None = None):

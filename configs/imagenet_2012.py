@@ -10,8 +10,7 @@ writes, with --config.data.dataset=imagenet2012_256_center_q90. Its averages ove
 --config.data.ten_crop=true.
 """
 
-from alexnet_flax.config import Config
-from alexnet_flax.config_dict import config_dict
+from alexnet_flax.config import Config, config_dict
 
 
 def get_config(arg: str | None = None):

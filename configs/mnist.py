@@ -3,8 +3,7 @@
 The rate is scaled linearly with the batch from the digits' (Goyal et al. 2017, section 2.1).
 """
 
-from alexnet_flax.config import Config
-from alexnet_flax.config_dict import config_dict
+from alexnet_flax.config import Config, config_dict
 
 
 def get_config(arg: str | None = None):

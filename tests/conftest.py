@@ -20,13 +20,10 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = os.path.join(
 )
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 
-import io
 import pathlib
 
 import jax
-import numpy as np
 import pytest
-from PIL import Image
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -54,16 +51,3 @@ def standard_promotion():
   """For tests that train: optax's schedules and nn.BatchNorm mix types."""
   with jax.numpy_dtype_promotion('standard'):
     yield
-
-
-def encode(picture: np.ndarray, kind: str = 'JPEG', **options) -> bytes:
-  """An array as a picture's bytes."""
-  buffer = io.BytesIO()
-  Image.fromarray(picture).save(buffer, kind, **options)
-  return buffer.getvalue()
-
-
-def smooth_picture(height: int, width: int, seed: int) -> np.ndarray:
-  """A picture with large shapes, as photographs have: uint8 [height, width, 3]."""
-  coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
-  return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))

@@ -20,8 +20,8 @@ from alexnet_flax import (
   sgd,
   train_step,
 )
-from alexnet_flax.augment import normalize
-from alexnet_flax.specs import Dropout, Preprocessing
+from alexnet_flax.data.augment import normalize
+from alexnet_flax.models.spec import Dropout, Preprocessing
 
 SHAPE = (67, 67, 3)
 KEY = jax.random.key(7)

@@ -17,8 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.naming import head_name
-from alexnet_flax.specs import Spec
+from alexnet_flax.models.spec import Spec
 from alexnet_flax.weights import caffe, caffe_network, keras, native, torchvision
 from alexnet_flax.weights.download import local_path, verify_digest
 from alexnet_flax.weights.layout import Tensors, check, tensors_of, variables_of
@@ -107,7 +106,7 @@ def save_weights(
   if ending != '.caffemodel':
     return [path]
   text = path.with_suffix('.prototxt')
-  caffe_network.write_prototxt(spec, tensors[f'params/{head_name(spec)}/bias'].shape[0], text)
+  caffe_network.write_prototxt(spec, tensors[f'params/{spec.head}/bias'].shape[0], text)
   return [path, text]
 
 

@@ -9,8 +9,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.naming import head_name
-from alexnet_flax.specs import Preprocessing, Spec
+from alexnet_flax.models.spec import Preprocessing, Spec
 from alexnet_flax.weights.caffe_network import caffe_input, layer_names, network, norm_layers
 from alexnet_flax.weights.caffe_schema import V1_TYPES, NetParameter
 from alexnet_flax.weights.layout import (
@@ -70,7 +69,7 @@ def write(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
     UsageError: Caffe has no such layer, or no such input.
   """
   tensors = match_input(tensors, spec, caffe_input(spec, "Caffe's layout"), "Caffe's layout")
-  net = network(spec, tensors[f'params/{head_name(spec)}/bias'].shape[0])
+  net = network(spec, tensors[f'params/{spec.head}/bias'].shape[0])
   blobs: dict[str, list[np.ndarray]] = {}
   for ours, name in _tensor_names(spec).items():
     blobs.setdefault(name.rpartition('.')[0], []).append(to_channels_first(ours, tensors[ours], spec))

@@ -6,10 +6,9 @@ from typing import Any
 
 from google.protobuf import text_format
 
-from alexnet_flax import specs
 from alexnet_flax.errors import UsageError
-from alexnet_flax.naming import named_layers
-from alexnet_flax.specs import Layer, Preprocessing, Spec
+from alexnet_flax.models import spec as specs
+from alexnet_flax.models.spec import Layer, Preprocessing, Spec
 from alexnet_flax.weights.caffe_schema import NetParameter
 from alexnet_flax.weights.layout import reversed_colours
 
@@ -34,7 +33,7 @@ def caffe_input(spec: Spec, source: str) -> Preprocessing:
 def layer_names(spec: Spec) -> dict[str, str]:
   """Our layers' names -> Caffe's: the same, but for BatchNorm, 'norm2' -> 'conv2/bn'."""
   names, weights = {}, 'data'
-  for name, layer in named_layers(spec):
+  for name, layer in spec.named_layers():
     if isinstance(layer, specs.Conv | specs.Dense):
       weights = name
     kind = 'scale' if isinstance(layer, specs.BatchNorm) and layer.affine else 'bn'
@@ -60,7 +59,7 @@ def network(spec: Spec, num_classes: int) -> Any:
   data = net.layer.add(name='data', type='Input', top=['data'])
   data.input_param.shape.add(dim=[1, 3, size, size])
   names, bottom = layer_names(spec), 'data'
-  for name, layer in named_layers(spec):
+  for name, layer in spec.named_layers():
     if isinstance(layer, specs.Flatten):
       continue  # InnerProduct flattens
     for parameters in _caffe_layers(name, names[name], layer, spec.name, num_classes):
@@ -76,7 +75,7 @@ def network(spec: Spec, num_classes: int) -> Any:
 def norm_layers(spec: Spec) -> list[str]:
   """Names of Caffe's BatchNorm layers, which hold the statistics."""
   names = layer_names(spec)
-  norms = [name for name, layer in named_layers(spec) if isinstance(layer, specs.BatchNorm)]
+  norms = [name for name, layer in spec.named_layers() if isinstance(layer, specs.BatchNorm)]
   return [names[name].replace('/scale', '/bn') for name in norms]
 
 

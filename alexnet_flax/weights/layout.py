@@ -10,10 +10,14 @@ import numpy as np
 from flax import traverse_util
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.geometry import side_lengths
-from alexnet_flax.model import AlexNet
-from alexnet_flax.naming import head_name, named_layers
-from alexnet_flax.specs import Conv, Dense, Flatten, Preprocessing, Spec
+from alexnet_flax.models.alexnet import AlexNet
+from alexnet_flax.models.spec import (
+  Conv,
+  Dense,
+  Flatten,
+  Preprocessing,
+  Spec,
+)
 
 Tensors = dict[str, np.ndarray]  # 'params/conv1/kernel' -> array, as linen lays it out
 _SHOWN = 3
@@ -40,7 +44,7 @@ def variable_shapes(spec: Spec, num_classes: int | None = None) -> dict[str, tup
 
 def weight_layers(spec: Spec) -> list[str]:
   """Convolutions and fully connected layers, in order."""
-  return [name for name, layer in named_layers(spec) if isinstance(layer, Conv | Dense)]
+  return [name for name, layer in spec.named_layers() if isinstance(layer, Conv | Dense)]
 
 
 def to_channels_first(name: str, array: np.ndarray, spec: Spec) -> np.ndarray:
@@ -106,7 +110,7 @@ def check(tensors: Tensors, spec: Spec, source: str, names: Mapping[str, str] | 
     UsageError: one is not; the message names it, by the file's own name if `names` has that.
   """
   names = names or {name: name for name in tensors}
-  head = tensors.get(f'params/{head_name(spec)}/bias')
+  head = tensors.get(f'params/{spec.head}/bias')
   classes = head.shape[0] if head is not None and head.ndim == 1 and head.size else None
   shapes = variable_shapes(spec, classes)
   pick(tensors, {name: name for name in shapes}, source)
@@ -167,10 +171,10 @@ def _some(what: str, names: list[str]) -> str:
 
 def _flattening(spec: Spec) -> str | None:
   """The kernel that sees a flattened picture."""
-  layers = list(named_layers(spec))
+  layers = list(spec.named_layers())
   flat = next((i for i, (_, layer) in enumerate(layers) if isinstance(layer, Flatten)), len(layers))
   return next((f'params/{name}/kernel' for name, layer in layers[flat:] if isinstance(layer, Dense)), None)
 
 
 def _last_side(spec: Spec) -> int:
-  return list(side_lengths(spec, spec.image_size).values())[-1]
+  return list(spec.side_lengths(spec.image_size).values())[-1]

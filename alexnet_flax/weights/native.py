@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
 
-from alexnet_flax import specs
-from alexnet_flax.editing import computation
 from alexnet_flax.errors import UsageError
-from alexnet_flax.model import AlexNet
-from alexnet_flax.naming import named_layers
-from alexnet_flax.specs import Spec
+from alexnet_flax.models import spec as specs
+from alexnet_flax.models.alexnet import AlexNet
+from alexnet_flax.models.spec import Spec
+from alexnet_flax.models.surgery import computation
 from alexnet_flax.weights.layout import Tensors, check, match_input
 
 FORMAT = 'alexnet_flax'
@@ -30,7 +29,7 @@ def read(stored: dict[str, np.ndarray], metadata: dict[str, str], spec: Spec, so
     UsageError: the file is of another architecture, mean or scale; or a tensor does not fit.
   """
   theirs = stored_spec(metadata, source)
-  for (name, one), (_, other) in zip(named_layers(theirs), named_layers(spec), strict=False):
+  for (name, one), (_, other) in zip(theirs.named_layers(), spec.named_layers(), strict=False):
     if computation(one) != computation(other):
       raise UsageError(f'{source} holds {theirs.name}, not {spec.name}: {name} is {one} there, {other} here')
   if len(theirs.layers) != len(spec.layers):

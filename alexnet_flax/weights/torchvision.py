@@ -15,8 +15,16 @@ import numpy as np
 from safetensors.numpy import save
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.naming import named_layers
-from alexnet_flax.specs import Activation, Conv, Dense, Dropout, Flatten, Pool, Preprocessing, Spec
+from alexnet_flax.models.spec import (
+  Activation,
+  Conv,
+  Dense,
+  Dropout,
+  Flatten,
+  Pool,
+  Preprocessing,
+  Spec,
+)
 from alexnet_flax.weights.layout import (
   Tensors,
   check,
@@ -38,7 +46,7 @@ def layer_names(spec: Spec) -> dict[str, str]:
     UsageError: the network has a layer that torchvision's has no kind of.
   """
   names, part, number = {}, 'features', 0
-  for name, layer in named_layers(spec):
+  for name, layer in spec.named_layers():
     if isinstance(layer, Flatten):
       names[name] = 'flatten'  # a function in torchvision, not a module
       part, number = 'classifier', 0

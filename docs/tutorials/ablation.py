@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from alexnet_flax import VARIANTS, AlexNet
-from alexnet_flax.specs import Activation, LocalResponseNorm, Pool
+from alexnet_flax.models.spec import Activation, LocalResponseNorm, Pool
 
 paper = VARIANTS['paper'].scaled(1 / 16, image_size=67)
 without_norms = tuple(layer for layer in paper.layers if not isinstance(layer, LocalResponseNorm))

@@ -6,7 +6,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from alexnet_flax import VARIANTS, AlexNet, create_train_state, eval_step, sgd, train_step
-from alexnet_flax.specs import BatchNorm
+from alexnet_flax.models.spec import BatchNorm
 
 STEPS, BATCH = 60, 64
 

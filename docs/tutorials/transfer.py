@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_flax import VARIANTS, AlexNet, create_train_state, sgd, train_step
-from alexnet_flax.editing import frozen_layers
-from alexnet_flax.transfer import freeze, graft
+from alexnet_flax.models.surgery import frozen_layers
+from alexnet_flax.training.transfer import freeze, graft
 
 spec = VARIANTS['batchnorm'].scaled(1 / 16, image_size=57)
 images = jax.random.normal(jax.random.key(1), (16, 57, 57, 3))

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from alexnet_flax import evaluation, protocols
-from alexnet_flax.__main__ import main
-from alexnet_flax.trained import load_trained
+from alexnet_flax.cli.main import main
+from alexnet_flax.evaluation import evaluate, protocols
+from alexnet_flax.pretrained import load_trained
 
 torch = pytest.importorskip('torch', reason='PyTorch is not installed')
 torchvision = pytest.importorskip('torchvision', reason='torchvision is not installed')
@@ -64,9 +64,9 @@ def test_ten_crops(photos, tmp_path, agree):
   network = load_trained(str(weights), 'torchvision')
   source = protocols.open_evaluated('image_folder:test', str(photos))
   protocol = protocols.protocol_of([network], 'ten-crop')
-  ours = np.concatenate(list(evaluation._probabilities([network], source, protocol.view, None, 8, 1)))
+  ours = np.concatenate(list(evaluate._probabilities([network], source, protocol.view, None, 8, 1)))
   names = [example.name for example in source.read(np.arange(source.num_examples))]
-  labels = [label for (label,) in evaluation.right_classes(source)]
+  labels = [label for (label,) in evaluate.right_classes(source)]
   expected = []
   for name in names:
     with torch.no_grad():

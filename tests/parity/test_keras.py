@@ -12,15 +12,15 @@ from alexnet_flax import (
   create_train_state,
   cross_entropy,
   load_weights,
-  parity,
   save_weights,
   sgd,
   train_step,
 )
-from alexnet_flax.specs import Dropout
+from alexnet_flax.export import parity
+from alexnet_flax.models.spec import Dropout
 from alexnet_flax.weights.keras import tensor_names
 from alexnet_flax.weights.layout import tensors_of
-from tests.networks import random_variables
+from tests.helpers import random_variables
 
 keras = pytest.importorskip('keras', reason='Keras is not installed')
 tf = pytest.importorskip('tensorflow', reason='TensorFlow is not installed')

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from alexnet_flax import VARIANTS, load_weights, parity, save_weights
-from alexnet_flax.naming import named_layers
-from alexnet_flax.specs import Flatten
+from alexnet_flax import VARIANTS, load_weights, save_weights
+from alexnet_flax.export import parity
+from alexnet_flax.models.spec import Flatten
 from alexnet_flax.weights import caffe, caffe_schema
-from tests.networks import random_variables
+from tests.helpers import random_variables
 
 cv2 = pytest.importorskip('cv2', reason='OpenCV is not installed')
 if not hasattr(cv2.dnn, 'readNetFromCaffe'):
@@ -21,7 +21,7 @@ def test_every_endpoint(name, photographs, tmp_path, agree):
   variables = random_variables(spec)
   save_weights(path, spec, variables)
   program, errors = parity.compare(path, 'caffe', spec, load_weights(path, spec), photographs)
-  assert list(errors) == ['input', *(key for key, one in named_layers(spec) if not isinstance(one, Flatten))]
+  assert list(errors) == ['input', *(key for key, one in spec.named_layers() if not isinstance(one, Flatten))]
   agree(program, f'{name}: input and every endpoint', errors)
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from alexnet_flax import VARIANTS, AlexNet, cross_entropy, load_weights, parity, save_weights
+from alexnet_flax import VARIANTS, AlexNet, cross_entropy, load_weights, save_weights
 from alexnet_flax.errors import UsageError
+from alexnet_flax.export import parity
 from alexnet_flax.weights.layout import from_channels_first, tensors_of
 from alexnet_flax.weights.torchvision import tensor_names
-from tests.networks import random_variables
+from tests.helpers import random_variables
 
 torch = pytest.importorskip('torch', reason='PyTorch is not installed')
 torchvision = pytest.importorskip('torchvision', reason='torchvision is not installed')

@@ -1,0 +1,1 @@
+"""The commands: `train.py` and the verbs of `alexnet-flax`."""

@@ -1,0 +1,41 @@
+"""`alexnet-flax convert`."""
+
+import argparse
+
+from alexnet_flax.cli.options import add_network
+
+HELP = "weights from one program's file to another's; networks for other programs to run"
+DESCRIPTION = (
+  "Reads a run's folder, a weights file, a URL or a published name, and writes SRC's weights in the format of"
+  ' the ending: .safetensors, .pth, .caffemodel (and .prototxt), .weights.h5, .keras; or the whole network as'
+  ' .onnx or .stablehlo, from pictures to logits. A model card is written beside it.'
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """What the verb takes."""
+  parser.add_argument('source', metavar='SRC')
+  parser.add_argument('destination', metavar='DST')
+  add_network(parser)
+  parser.add_argument('--names', choices=['torchvision'], help="safetensors in torchvision's names")
+  parser.add_argument(
+    '--verify', action='store_true', help="compare every layer with SRC's own program on pictures"
+  )
+  parser.add_argument('--pictures', nargs='+', default=(), help="for --verify (default: scikit-learn's two)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+  """Converts; returns the exit code."""
+  from alexnet_flax.export.convert import convert
+
+  agrees = convert(
+    arguments.source,
+    arguments.destination,
+    variant=arguments.variant,
+    width=arguments.width,
+    image_size=arguments.image_size,
+    names=arguments.names,
+    verify=arguments.verify or bool(arguments.pictures),
+    pictures=arguments.pictures,
+  )
+  return 0 if agrees else 1

@@ -1,0 +1,51 @@
+"""`alexnet-flax features`."""
+
+import argparse
+
+from alexnet_flax.cli.options import add_weights, check_batch_size
+from alexnet_flax.errors import UsageError
+
+HELP = 'activations of layers for picture files'
+DESCRIPTION = (
+  'Writes one row a picture, in the order given, and the names beside them. The row of a picture that cannot'
+  ' be read is NaN, and the exit code 2.'
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """What the verb takes."""
+  parser.add_argument('pictures', metavar='PICTURES', nargs='+', help='files, folders and patterns')
+  parser.add_argument('--layers', required=True, help='such as relu3,fc7')
+  parser.add_argument('--out', required=True, help='F.h5 or F.npz')
+  add_weights(parser)
+  parser.add_argument(
+    '--names', choices=['ours', 'torchvision', 'caffe'], default='ours', help='whose names of layers'
+  )
+  parser.add_argument('--pool', choices=['mean', 'max'], help='over space; else all of it')
+  parser.add_argument('--half', action='store_true', help='float16 instead of float32')
+  parser.add_argument('--batch_size', type=int, default=64)
+
+
+def run(arguments: argparse.Namespace) -> int:
+  """Writes features; returns the exit code."""
+  from alexnet_flax.inference.feature_files import write_features
+
+  check_batch_size(arguments)
+  unreadable = write_features(
+    arguments.pictures,
+    arguments.layers.split(','),
+    arguments.out,
+    weights=arguments.weights,
+    variant=arguments.variant,
+    width=arguments.width,
+    image_size=arguments.image_size,
+    names=arguments.names,
+    pool=arguments.pool,
+    half=arguments.half,
+    batch_size=arguments.batch_size,
+  )
+  if unreadable:
+    raise UsageError(
+      f'{len(unreadable)} of the pictures cannot be read; {arguments.out} is written, and their rows are NaN'
+    )
+  return 0

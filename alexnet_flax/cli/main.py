@@ -1,0 +1,70 @@
+"""`alexnet-flax VERB ...`, the same as `python -m alexnet_flax VERB ...`."""
+
+import argparse
+import os
+import sys
+from types import ModuleType
+from typing import NoReturn
+
+from alexnet_flax.cli import (
+  convert,
+  demo,
+  doctor,
+  evaluate,
+  features,
+  predict,
+  prepare,
+  report,
+  verify_resume,
+)
+from alexnet_flax.errors import UsageError
+
+VERBS: dict[str, ModuleType] = {
+  'prepare': prepare,
+  'evaluate': evaluate,
+  'predict': predict,
+  'report': report,
+  'demo': demo,
+  'features': features,
+  'convert': convert,
+  'verify-resume': verify_resume,
+  'doctor': doctor,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs a verb; returns the exit code, having printed one line for every foreseeable error."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  try:
+    parser = _parser()
+    arguments, others = parser.parse_known_args(argv)
+    verb = VERBS[arguments.verb]
+    if others and not getattr(verb, 'TAKES_FLAGS', False):
+      parser.error(f'unrecognized arguments: {" ".join(others)}')
+    arguments.flags = others
+    return verb.run(arguments)
+  except BrokenPipeError:  # whoever reads has enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
+  except UsageError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return error.exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str) -> NoReturn:
+    """argparse's message as a line, without its usage text."""
+    raise UsageError(f'{" ".join(message.split())}; see {self.prog} --help')
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = _Parser(prog='alexnet-flax', description='AlexNet in JAX and Flax.')
+  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+  for name, verb in VERBS.items():
+    verb.add_arguments(verbs.add_parser(name, help=verb.HELP, description=verb.DESCRIPTION))
+  return parser
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,177 @@
+"""`python train.py --config=FILE --workdir=DIR [--config.KEY=VALUE ...]`, to a checked configuration."""
+
+import difflib
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable
+
+from absl import flags
+from ml_collections import config_flags
+
+from alexnet_flax import config as configuration
+from alexnet_flax.config import Config, from_config_dict
+from alexnet_flax.errors import DivergedError, PreemptedError, UsageError, unknown_name
+from alexnet_flax.models.variants import VARIANTS
+from alexnet_flax.training import distributed
+from alexnet_flax.training.distributed import Cluster
+
+USAGE = """\
+usage: python train.py --config=FILE[:VARIANT] [--workdir=DIR] [--show_batch=PNG] [--config.KEY=VALUE ...]
+
+  python train.py --config=configs/digits.py                    embedded digits, under a minute
+  python train.py --config=configs/imagenet.py --workdir=runs/imagenet
+  python train.py --config=configs/imagenet.py:torchvision --config.total_epochs=30
+  python train.py --config=configs/digits.py --show_batch=out.png    draws what the network will see
+  python train.py --config=... --coordinator=HOST:PORT --processes=N --process_id=I [--lost_after=SECONDS]
+      one of several processes; under SLURM, MPI, Kubernetes and on TPU pods these four are found out
+
+recipes: {recipes}
+variants: {variants}
+A run goes on from the last checkpoint in its --workdir (default: runs/RECIPE)."""
+
+
+_FLAGS = (
+  '--config',
+  '--workdir',
+  '--show_batch',
+  '--coordinator',
+  '--processes',
+  '--process_id',
+  '--lost_after',
+)
+
+
+def main(argv: list[str], run: Callable[[Config, str], object] | None = None) -> int:
+  """Runs training; returns the exit code, having printed one line for every foreseeable error."""
+  # TensorFlow greets at length, of operations that decoding does not use.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  if {'-h', '--help', '--helpfull'} & set(argv):
+    print(_usage())
+    return 0
+  with distributed.told_to_parent() as tell:
+    try:
+      return tell(_main(argv, run))
+    except PreemptedError as error:
+      print(error, file=sys.stderr)
+      return tell(error.exit_code)
+    except (UsageError, DivergedError) as error:
+      print(f'error: {error}', file=sys.stderr)
+      return tell(error.exit_code)
+
+
+def _main(argv: list[str], run: Callable[[Config, str], object] | None) -> int:
+  config, workdir = parse(argv)
+  values = flags_of(argv)
+  cluster = Cluster(values.coordinator, values.processes, values.process_id, values.lost_after)
+  if distributed.is_child():
+    distributed.die_with_parent()
+    distributed.initialize(cluster)
+  elif cluster.is_given or distributed.is_in_cluster():
+    return distributed.supervise(argv, cluster)
+  if values.show_batch:
+    from alexnet_flax.diagnostics.preview_batch import show_batch
+
+    show_batch(config, values.show_batch)
+    return 0
+  if run is None:
+    from alexnet_flax.training.train import train
+
+    run = train
+  with distributed.lost_processes(cluster):
+    run(config, workdir)
+  return 0
+
+
+def parse(argv: list[str]) -> tuple[Config, str]:
+  """The configuration and the run's folder.
+
+  Args:
+    argv: the program's name and its arguments.
+
+  Raises:
+    UsageError: a misspelt flag, key or name, a missing file, or values that are not allowed.
+  """
+  values = flags_of(argv)
+  recipe = _recipe(argv)
+  if values.config is None:
+    raise UsageError(f'{recipe}: get_config returned None; it must return the configuration')
+  tree = values.config.to_dict() if hasattr(values.config, 'to_dict') else values.config
+  return from_config_dict(tree), values.workdir or f'runs/{recipe.stem}'
+
+
+def flags_of(argv: list[str]) -> flags.FlagValues:
+  """The flags, parsed by absl and ml_collections, whose errors become ours."""
+  if len(argv) == 1:
+    raise UsageError(_usage())
+  for argument in argv[1:]:
+    match = re.match(r'--?config\.([^=]+)', argument)
+    if match and match[1] not in configuration.all_keys():
+      raise _unknown_key(match[1])
+  recipe = _recipe(argv)
+  if recipe.name and not recipe.is_file():
+    raise unknown_name('configuration file', str(recipe), recipes(), adjective='no')
+  if not recipe.name and any(re.match(r'--?config[.=]', argument) for argument in argv[1:]):
+    raise _no_recipe()
+  values = flags.FlagValues()
+  try:
+    config_flags.DEFINE_config_file('config', None, 'recipe', flag_values=values, sys_argv=argv)
+    flags.DEFINE_string('workdir', None, "the run's folder", flag_values=values)
+    flags.DEFINE_string('show_batch', None, 'a picture of the first step', flag_values=values)
+    flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0', flag_values=values)
+    flags.DEFINE_integer('processes', None, 'how many', flag_values=values)
+    flags.DEFINE_integer('process_id', None, '0 ... processes - 1', flag_values=values)
+    flags.DEFINE_integer('lost_after', Cluster.lost_after, 'seconds', flag_values=values)
+    rest = values(argv)
+    _ = values.config and values.config.items()  # a recipe's own error comes only on use
+  except flags.UnrecognizedFlagError as error:
+    raise unknown_name('flag', f'--{error.flagname}', _FLAGS) from None
+  except UsageError:
+    raise
+  except flags.Error as error:
+    raise UsageError(_last_line(error).removeprefix('flag --config.')) from None
+  except Exception as error:  # the recipe is a program, and may fail in any way
+    raise UsageError(f'{recipe}: {type(error).__name__}: {_last_line(error)}') from None
+  if not recipe.name:
+    raise _no_recipe()
+  if len(rest) > 1:
+    raise UsageError(f'unexpected argument {rest[1]!r}; flags are written --NAME=VALUE')
+  return values
+
+
+def _recipe(argv: list[str]) -> pathlib.Path:
+  """The path in --config=PATH[:ARGUMENT] or --config PATH; '.' if there is none."""
+  joined = '\0'.join(argv[1:])
+  match = re.search(r'(?:^|\0)--?config[=\0]([^:\0]*)', joined)
+  return pathlib.Path(match[1] if match else '')
+
+
+def _unknown_key(key: str) -> UsageError:
+  """An error with the nearest key, be it only its last part that is meant ('batch_size')."""
+  known = list(configuration.all_keys())
+  last = difflib.get_close_matches(key, [name.rpartition('.')[2] for name in known], n=1, cutoff=0.8)
+  ends = [name for name in known if last and name.rpartition('.')[2] == last[0]]
+  near = ends if '.' not in key and ends else difflib.get_close_matches(key, known, n=1)
+  meant = f'; did you mean {near[0]!r}?' if near else ''
+  return UsageError(f'unknown configuration key {key!r}{meant} (all keys: alexnet_flax/config.py)')
+
+
+def _no_recipe() -> UsageError:
+  return UsageError(f'no --config=FILE is given; there are: {", ".join(recipes())}')
+
+
+def _last_line(error: Exception) -> str:
+  """What an error says at last: ml_collections puts a whole traceback before it."""
+  lines = str(error).strip().splitlines()
+  return lines[-1].strip() if lines else type(error).__name__
+
+
+def _usage() -> str:
+  return USAGE.format(recipes=', '.join(recipes()), variants=', '.join(VARIANTS))
+
+
+def recipes() -> list[str]:
+  """The configuration files below the current folder."""
+  return sorted(path.as_posix() for path in pathlib.Path('configs').glob('*.py'))

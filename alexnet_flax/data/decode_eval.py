@@ -1,0 +1,140 @@
+"""Encoded pictures to what is exact, in TensorFlow's C++: the views of evaluation, and smaller pictures.
+
+What is to be seen of each picture was settled before, in NumPy (`views.py`); TensorFlow decodes and resizes.
+The views of training take a shorter way (`train_decoding.py`).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from alexnet_flax.data.image_header import Encoded
+from alexnet_flax.data.images import UnreadableError
+from alexnet_flax.data.views import EvalView
+
+Example = dict[str, tf.Tensor]
+Columns = dict[str, np.ndarray]
+
+_KINDS = ('jpeg', 'png', 'raw')
+
+
+def by_graph(
+  columns: Callable[[Sequence[Encoded]], Columns],
+  decode: Callable[[Example], Example],
+  signature: dict[str, tf.TensorSpec],
+) -> Callable[[Sequence[Encoded], np.ndarray], Columns]:
+  """What decodes pictures in a graph, one after the other, without Python's lock.
+
+  Args:
+    columns: what `decode` needs to know of each picture, a row each.
+    decode: of a row.
+    signature: of what `decode` returns.
+
+  Returns:
+    A function of pictures, and of numbers that it leaves alone, that raises UnreadableError where one of
+    them is broken.
+  """
+  graph = tf.function(
+    lambda rows: tf.map_fn(decode, rows, fn_output_signature=signature, parallel_iterations=1),
+    reduce_retracing=True,
+  )
+
+  def decoded(pictures: Sequence[Encoded], numbers: np.ndarray) -> Columns:
+    del numbers
+    try:
+      return {name: values.numpy() for name, values in graph(columns(pictures)).items()}
+    except tf.errors.InvalidArgumentError as error:
+      raise UnreadableError(error.message) from None
+
+  return decoded
+
+
+@functools.lru_cache  # tracing takes a while, and TensorFlow warns of graphs that are made again and again
+def eval_decoder(view: EvalView) -> Callable[[Sequence[Encoded], np.ndarray], Columns]:
+  """{'image': uint8 [B, S, S, 3]} of B pictures, or [B, 10, S, S, 3]; see `by_graph`."""
+  size = (view.image_size, view.image_size)
+  shape = (10, *size, 3) if view.ten_crop else (*size, 3)
+  signature = {'image': tf.TensorSpec(shape, tf.uint8)}
+  return by_graph(functools.partial(_eval_columns, view), functools.partial(_decode_eval, view), signature)
+
+
+def _eval_columns(view: EvalView, pictures: Sequence[Encoded]) -> Columns:
+  """What `_decode_eval` needs to know of each picture."""
+  sizes = np.array([(picture.height, picture.width) for picture in pictures], np.int64)
+  contents = np.empty(len(pictures), object)  # not np.array: that would cut trailing zeros
+  contents[:] = [bytes(picture.content) for picture in pictures]
+  return {
+    'content': contents,
+    'kind': np.array([_KINDS.index(picture.kind) for picture in pictures], np.int32),
+    'shape': sizes.astype(np.int32),
+    'scale': (view.resized(sizes) / sizes).astype(np.float32),
+    'corners': view.corners(sizes),
+  }
+
+
+def _decode_eval(view: EvalView, example: Example) -> Example:
+  """'image', one view in evaluation, uint8 [S, S, 3], or ten of them, [10, S, S, 3]."""
+  size = (view.image_size, view.image_size)
+  picture = tf.cast(_decode(example), tf.float32)[None]
+  squares = [
+    _translated(picture, size, example['scale'], corner, antialias=view.resize == 'pil')
+    for corner in tf.unstack(example['corners'], num=6 if view.ten_crop else 1)
+  ]
+  images = _to_uint8(tf.stack(squares))
+  image = images[0]
+  if view.ten_crop:
+    mirrored = tf.gather(images, [0, 1, 2, 3, 5])
+    image = tf.concat([images[:5], tf.reverse(mirrored, [2])], 0)
+  return {'image': image}
+
+
+def resized_columns(side: int, center: bool, pictures: Sequence[Encoded]) -> Columns:
+  """What `decode_resized` needs to know of each picture."""
+  view = EvalView(side, side)
+  columns = _eval_columns(view, pictures)
+  sizes = columns['shape'].astype(np.int64)
+  if center:
+    return columns | {'size': np.full_like(sizes, side, np.int32), 'corners': columns['corners'][:, 0]}
+  return columns | {'size': view.resized(sizes), 'corners': np.zeros_like(sizes, np.int32)}
+
+
+def decode_resized(example: Example) -> tf.Tensor:
+  """The picture with another short side, or a square of it: uint8 [H, W, 3]."""
+  picture = tf.cast(_decode(example), tf.float32)[None]
+  return _to_uint8(
+    _translated(picture, example['size'], example['scale'], example['corners'], antialias=True)
+  )
+
+
+def _decode(row: Example) -> tf.Tensor:
+  def jpeg() -> tf.Tensor:
+    return tf.io.decode_jpeg(row['content'], channels=3, dct_method='INTEGER_ACCURATE')
+
+  def png() -> tf.Tensor:
+    return tf.io.decode_png(row['content'], channels=3)
+
+  def raw() -> tf.Tensor:
+    return tf.reshape(tf.io.decode_raw(row['content'], tf.uint8), [*tf.unstack(row['shape']), 3])
+
+  return tf.switch_case(row['kind'], [jpeg, png, raw])
+
+
+def _translated(
+  picture: tf.Tensor, size: tf.Tensor, scale: tf.Tensor, corner: tf.Tensor, *, antialias: bool
+) -> tf.Tensor:
+  """A window of a resized picture, of which nothing else is computed."""
+  return tf.raw_ops.ScaleAndTranslate(
+    images=picture,
+    size=size,
+    scale=scale,
+    translation=-tf.cast(corner, tf.float32),
+    kernel_type='triangle',
+    antialias=antialias,
+  )[0]
+
+
+def _to_uint8(pixels: tf.Tensor) -> tf.Tensor:
+  """Rounded; bilinear mixtures stay within 0 ... 255, but for the last bit."""
+  return tf.cast(pixels + 0.5, tf.uint8)

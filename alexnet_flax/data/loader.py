@@ -1,0 +1,300 @@
+"""Examples to batches in host memory, and batches to the devices, a few steps ahead.
+
+What each batch holds and how it is seen is decided in NumPy; threads find the bytes, and C++ decodes them.
+TensorFlow is imported by this part of the package alone, and never sees a GPU.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import ctypes
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import tensorflow as tf
+
+from alexnet_flax.data import sampling
+from alexnet_flax.data.bad_images import BadPictures
+from alexnet_flax.data.decode_eval import eval_decoder
+from alexnet_flax.data.decode_train import decode_train
+from alexnet_flax.data.image_header import Encoded, made_plain, read_header
+from alexnet_flax.data.images import UnreadableError
+from alexnet_flax.data.source import Source
+from alexnet_flax.data.views import VIEW_NUMBERS, EvalView, TrainView
+from alexnet_flax.errors import UsageError
+
+HostBatch = dict[str, np.ndarray]
+_Built = tuple[HostBatch, list[tuple[str, str]]]  # and (name, reason) of what was left out of it
+
+tf.config.set_visible_devices([], 'GPU')
+
+# glibc gives a batch's memory back to the system, and every page of the next is mapped anew: 4 % of the time.
+with contextlib.suppress(AttributeError, OSError):  # other systems' C libraries have no mallopt
+  _libc = ctypes.CDLL(None)
+  _libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+  _libc.mallopt(-2, 64 << 20)  # M_TOP_PAD
+  _libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
+
+
+def train_batches(
+  source: Source,
+  view: TrainView,
+  *,
+  seed: int,
+  batch_size: int,
+  first_step: int,
+  last_step: int,
+  num_classes: int,
+  process: int = 0,
+  num_processes: int = 1,
+  num_threads: int | None = None,
+  bad: BadPictures | None = None,
+) -> Iterator[HostBatch]:
+  """This process's share of the batches of steps `first_step` ... `last_step` - 1.
+
+  Args:
+    source: the examples.
+    view: of each.
+    seed: of order and views; what a step holds depends on nothing but this and the step.
+    batch_size: of all processes together.
+    first_step, last_step: the steps asked for.
+    num_classes: labels must be less.
+    process, num_processes: which share; example i of a batch goes to process i * P // batch_size.
+    num_threads: for decoding; one a core if None.
+    bad: what to do with pictures that cannot be decoded; an error if None.
+
+  Yields:
+    {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'weight': float32 [b], 'index': int64 [b]}, b =
+    batch_size / num_processes; 'index' are the examples' numbers. Weights are 1, and 0 where a picture was
+    left out; the next example is in its place, for BatchNorm.
+
+  Raises:
+    UsageError: a label is out of range, or a picture cannot be decoded and may not be left out.
+  """
+  share = _share(batch_size, process, num_processes)
+
+  def plan(step: int) -> Plan:
+    indices = sampling.batch_indices(seed, step, batch_size, source.num_examples)[share]
+    numbers = sampling.view_numbers(seed, step, batch_size, VIEW_NUMBERS)[share]
+    return Plan(indices, np.ones(len(indices), np.float32), numbers)
+
+  reader = Reader(source, functools.partial(decode_train, view), num_classes, bad)
+  return reader.batches(plan, range(first_step, last_step), num_threads)
+
+
+def eval_batches(
+  source: Source,
+  view: EvalView,
+  *,
+  batch_size: int,
+  num_classes: int,
+  process: int = 0,
+  num_processes: int = 1,
+  num_threads: int | None = None,
+  bad: BadPictures | None = None,
+) -> Iterator[HostBatch]:
+  """Every example once, in order; the last batch is filled up with examples of weight 0.
+
+  As `train_batches`; 'image' is uint8 [b, 10, S, S, 3] if the view is of ten crops.
+  """
+  share = _share(batch_size, process, num_processes)
+
+  def plan(step: int) -> Plan:
+    indices = np.arange(step * batch_size, (step + 1) * batch_size)[share]
+    real = indices < source.num_examples
+    return Plan(np.where(real, indices, 0), real.astype(np.float32), np.zeros((len(indices), 0)))
+
+  reader = Reader(source, eval_decoder(view), num_classes, bad)
+  return reader.batches(plan, range(-(-source.num_examples // batch_size)), num_threads)
+
+
+def picture(source: Source, number: int, view: EvalView) -> np.ndarray:
+  """One example in a view of evaluation, uint8 [S, S, 3]."""
+  one = dataclasses.replace(source, num_examples=1, read=lambda _: source.read(np.array([number])))
+  (batch,) = eval_batches(one, view, batch_size=1, num_classes=len(source.class_names))
+  return batch['image'][0]
+
+
+def to_devices(
+  batches: Iterable[HostBatch], sharding: jax.sharding.Sharding, ahead: int = 2
+) -> Iterator[dict[str, jax.Array]]:
+  """The same batches as global arrays, sharded over all processes, `ahead` of them on their way.
+
+  The examples' numbers ('index') stay on the host.
+  """
+  arrays = (
+    {
+      name: jax.make_array_from_process_local_data(sharding, part)
+      for name, part in batch.items()
+      if name != 'index'
+    }
+    for batch in batches
+  )
+  queue = collections.deque(itertools.islice(arrays, ahead))
+  while queue:
+    batch = queue.popleft()
+    queue.extend(itertools.islice(arrays, 1))
+    yield batch
+
+
+def _share(batch_size: int, process: int, num_processes: int) -> slice:
+  part = batch_size // num_processes
+  return slice(process * part, (process + 1) * part)
+
+
+# A thread takes so many pictures of a batch at a time: of large ones, many threads would hold too many.
+_PART = 128
+
+
+class Plan(NamedTuple):
+  """What a batch holds: the examples' numbers, their weights, and the numbers of their views."""
+
+  indices: np.ndarray
+  weights: np.ndarray
+  numbers: np.ndarray
+
+
+@dataclasses.dataclass
+class Reader:
+  """Reads plans. Where a picture of a batch proves broken, the batch is read anew with that one suspected.
+
+  A suspect is decoded by itself beforehand; what becomes of it is a function of picture and view alone.
+
+  Attributes:
+    source: the examples.
+    decode: pictures and float32 [B, N], the numbers of their views, to arrays of B; or UnreadableError.
+    num_classes: labels must be less; any labels if None.
+    bad: what to do with pictures that cannot be decoded; an error if None.
+    accept: raises UnreadableError for pictures that are not wanted.
+  """
+
+  source: Source
+  decode: Callable[[Sequence[Encoded], np.ndarray], HostBatch]
+  num_classes: int | None
+  bad: BadPictures | None
+  accept: Callable[[Encoded], None] = lambda encoded: None
+  suspects: set[int] = dataclasses.field(default_factory=set)
+
+  @property
+  def _bad(self) -> BadPictures:
+    return self.bad or BadPictures()
+
+  def batches(
+    self, plan: Callable[[int], Plan], steps: range, num_threads: int | None
+  ) -> Iterator[HostBatch]:
+    """The batches of steps, all of one size."""
+    if not steps:
+      return
+    threads, bad = num_threads or os.cpu_count() or 1, self._bad
+    num_parts = -(-len(plan(steps[0]).indices) // _PART)
+    plans = (
+      Plan(*part)
+      for step in steps
+      for part in zip(*(np.array_split(array, num_parts) for array in plan(step)), strict=True)
+    )
+    built = _in_order(self._build, plans, threads)
+    for _ in steps:
+      parts = []
+      for part, left_out in itertools.islice(built, num_parts):
+        for name, reason in left_out:
+          bad.report(name, reason)
+        parts.append(part)
+      yield (
+        parts[0]
+        if num_parts == 1
+        else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+      )
+
+  def _build(self, plan: Plan) -> _Built:
+    while True:
+      known = frozenset(self.suspects)  # other threads add to them
+      pictures, batch, left_out = self._read(plan)
+      try:
+        return self.decode(pictures, plan.numbers) | batch, left_out
+      except UnreadableError:
+        rows = zip(plan.indices.tolist(), pictures, plan.numbers, strict=True)
+        found = {number for number, *picture in rows if not self._decodes(*picture)} - known
+        if not found:
+          raise
+        self.suspects |= found
+
+  def _read(self, plan: Plan) -> tuple[list[Encoded], HostBatch, list[tuple[str, str]]]:
+    """A plan's pictures, what else a batch holds, and (name, reason) of what is left out of it."""
+    examples = self.source.read(plan.indices)
+    labels = np.array([example.label for example in examples], np.int64)
+    if self.num_classes is not None:
+      _check_labels(self.source, labels, self.num_classes)
+    pictures, left_out, weights = [], [], plan.weights.copy()
+    for row, (number, example) in enumerate(zip(plan.indices.tolist(), examples, strict=True)):
+      try:
+        pictures.append(self._picture(example.picture, number in self.suspects, plan.numbers[row]))
+      except UnreadableError as error:
+        if weights[row]:
+          name = f'{self.source.name}: {example.name or f"example {number}"}'
+          if self._bad.policy == 'error':
+            self._bad.report(name, str(error))
+          left_out.append((name, str(error)))
+        picture, labels[row] = self._stand_in(number, plan.numbers[row], str(error))
+        pictures.append(picture)
+        weights[row] = 0.0
+    return pictures, {'label': labels.astype(np.int32), 'index': plan.indices, 'weight': weights}, left_out
+
+  def _picture(self, picture: Encoded | bytes | memoryview, suspected: bool, numbers: np.ndarray) -> Encoded:
+    encoded = picture if isinstance(picture, Encoded) else read_header(picture)
+    content = picture.content if isinstance(picture, Encoded) else picture
+    if encoded is not None:
+      self.accept(encoded)
+    if encoded is None or (suspected and not self._decodes(encoded, numbers)):
+      encoded = made_plain(content)
+      self.accept(encoded)
+    return encoded
+
+  def _stand_in(self, number: int, numbers: np.ndarray, reason: str) -> tuple[Encoded, int]:
+    """The next example that can be decoded, with its label: BatchNorm is to see nothing strange.
+
+    A function of the example and its view alone, so that all processes and batch sizes agree on it.
+    """
+    for other in (*range(number + 1, self.source.num_examples), *range(number)):
+      (example,) = self.source.read(np.array([other]))
+      try:
+        return self._picture(example.picture, True, numbers), example.label
+      except UnreadableError:
+        continue
+    raise UsageError(f'no picture of {self.source.name} can be decoded: {reason}')
+
+  def _decodes(self, encoded: Encoded, numbers: np.ndarray) -> bool:
+    try:
+      self.decode([encoded], numbers[None])
+    except UnreadableError:
+      return False
+    return True
+
+
+def _check_labels(source: Source, labels: np.ndarray, num_classes: int) -> None:
+  """Raises UsageError if a label is not one of 0 ... num_classes - 1."""
+  low, high = labels.min(), labels.max()
+  if low < 0 or high >= num_classes:
+    wrong = low if low < 0 else high
+    raise UsageError(
+      f'{source.name} holds the label {wrong}; labels must be 0 ... {num_classes - 1}'
+      f' (num_classes={num_classes})'
+    )
+
+
+def _in_order(function: Callable[[Plan], _Built], plans: Iterable[Plan], threads: int) -> Iterator[_Built]:
+  """`function` of each plan, computed by threads, a few ahead."""
+  waiting = iter(plans)
+  pool = concurrent.futures.ThreadPoolExecutor(threads)
+  try:
+    ahead = collections.deque(pool.submit(function, plan) for plan in itertools.islice(waiting, threads + 2))
+    while ahead:
+      yield ahead.popleft().result()
+      ahead.extend(pool.submit(function, plan) for plan in itertools.islice(waiting, 1))
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)  # a thread of its own may be what collects this

@@ -1,0 +1,1 @@
+"""Data sets written anew with smaller images, and the principal components of their colours."""

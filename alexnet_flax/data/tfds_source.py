@@ -1,0 +1,182 @@
+"""Which examples exist: TFDS data sets by name, and folders of pictures, with random access.
+
+TFDS describes a data set without TensorFlow, and so does this module. Examples are read by number, for
+the order of training is ours (`order.py`) and TFDS's own readers know only their own.
+"""
+
+import functools
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from alexnet_flax.data import digits, tfrecord
+from alexnet_flax.data.folder_source import folder_splits, open_folder
+from alexnet_flax.data.image_header import Encoded
+from alexnet_flax.data.source import Example, Source
+from alexnet_flax.data.tfrecord import parse_example, read_integers
+from alexnet_flax.errors import UsageError, unknown_name
+
+IMAGE_FOLDER = 'image_folder'
+# What TFDS's builders call a picture's name.
+_NAMES = ('file_name', 'filename', 'image/filename', 'image/file_name', 'image_name', 'image_id', 'id')
+
+
+def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
+  """A split of a prepared data set.
+
+  Args:
+    name: of a TFDS data set ('imagenet2012'), 'digits' (prepared on first use), or 'image_folder'
+      (SPLIT/CLASS/picture below `data_dir`, in an order that mixes the classes).
+    split: a split or a slice of splits, in TFDS's notation ('train', 'test[:50%]', 'train+test').
+    data_dir: where data sets lie; TFDS's default if None.
+
+  Raises:
+    UsageError: the data set is unknown, not prepared or without pictures, or has no such split.
+  """
+  if name == IMAGE_FOLDER:
+    return open_folder(split, data_dir)
+  builder = _prepared_builder(name, data_dir)
+  info, keys = builder.info, _keys(name, builder)
+  if info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
+    reader = builder.as_data_source(split).data_source
+    fetch = lambda numbers: reader.__getitems__(numbers.tolist())  # noqa: E731
+  else:
+    index = tfrecord.record_index(_split_info(builder, split).file_instructions)
+    fetch = functools.partial(tfrecord.read_records, index)
+  image = info.features[keys.image]
+  parse = functools.partial(_parse_record, keys, image)
+  return Source(
+    name=f'{name}:{split}',
+    num_examples=_split_info(builder, split).num_examples,
+    class_names=tuple(info.features[keys.label].names),
+    read=lambda numbers: [parse(record) for record in fetch(numbers)],
+    folder=str(builder.data_dir),
+    identity=f'{info.full_name}:{split}',
+  )
+
+
+def split_names(name: str, data_dir: str | None = None) -> list[str]:
+  """The splits of a prepared data set.
+
+  Raises:
+    UsageError: the data set is unknown, or not prepared.
+  """
+  if name == IMAGE_FOLDER:
+    return folder_splits(data_dir)
+  return sorted(_prepared_builder(name, data_dir).info.splits)
+
+
+def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> None:
+  """Downloads and prepares a TFDS data set, as TFDS's own builder does it.
+
+  Args:
+    name: of a TFDS data set.
+    data_dir: where to write; TFDS's default if None.
+    manual_dir: where archives lie that a person must download (ImageNet's).
+
+  Raises:
+    UsageError: the data set is unknown, or an archive is missing.
+  """
+  if name == IMAGE_FOLDER:
+    raise UsageError(f'{IMAGE_FOLDER} needs no preparing; give its folder as --config.data.data_dir')
+  builder = _builder(name, data_dir)
+  config = tfds.download.DownloadConfig(manual_dir=manual_dir and os.path.expanduser(manual_dir))
+  try:
+    builder.download_and_prepare(download_config=config)
+  except (AssertionError, OSError, RuntimeError) as error:  # an archive that is absent; a full disk
+    raise UsageError(f'cannot prepare {name!r}: {" ".join(str(error).split())}') from None
+  splits = ', '.join(f'{key} ({info.num_examples:,})' for key, info in builder.info.splits.items())
+  print(f'{builder.info.full_name} is in {builder.data_dir}: {splits}')
+
+
+def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+  builder = _builder(name, data_dir)
+  if not builder.info.splits:
+    if name != digits.Digits.name:
+      where = f' --data_dir={data_dir}' if data_dir else ''
+      raise UsageError(
+        f'the data set {name!r} is not prepared in {builder.data_dir}; run: alexnet-flax prepare'
+        f' {name}{where}'
+      )
+    tfds.disable_progress_bar()  # it takes seconds
+    try:
+      builder.download_and_prepare()
+    except OSError as error:
+      raise UsageError(f'cannot write to data_dir (={data_dir}): {error.strerror or error}') from None
+  return builder
+
+
+def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+  if data_dir is not None:
+    data_dir = os.path.expanduser(data_dir)
+  if name == digits.Digits.name:
+    return digits.Digits(data_dir=data_dir)
+  try:
+    return tfds.builder(name, data_dir=data_dir)
+  except tfds.core.DatasetNotFoundError:
+    choices = [IMAGE_FOLDER, *tfds.list_builders(with_community_datasets=False)]
+    error = unknown_name('data set', name, choices)
+    raise UsageError(str(error).partition(' (choices')[0]) from None
+  except (ValueError, AssertionError) as error:  # an unknown configuration or version of a known data set
+    raise UsageError(f'data set {name!r}: {_first_line(error)}') from None
+
+
+def _split_info(builder: tfds.core.DatasetBuilder, split: str) -> Any:
+  try:
+    info = builder.info.splits[split]
+  except (KeyError, ValueError):
+    error = unknown_name('split', split, builder.info.splits)
+    raise UsageError(f'{builder.name}: {error}; a slice is written train[:80%]') from None
+  if info.num_examples <= 0:
+    raise UsageError(f'{builder.name}: the split {split!r} has no examples')
+  return info
+
+
+class _Keys(NamedTuple):
+  """Features' names: of the picture, its class, its name, and of all classes that count as right."""
+
+  image: str
+  label: str
+  name: str | None
+  right: str | None
+
+
+def _keys(name: str, builder: tfds.core.DatasetBuilder) -> _Keys:
+  features = dict(builder.info.features)
+  name_key = next((key for key in _NAMES if type(features.get(key)) is tfds.features.Text), None)
+  match builder.info.supervised_keys:
+    case (image, label) if _is_picture(features[image]):
+      if isinstance(features[label], tfds.features.ClassLabel):
+        return _Keys(image, label, name_key, None)
+      if label == 'real_label':  # ImageNet-ReaL's
+        return _Keys(image, 'original_label', name_key, label)
+  raise UsageError(f'the data set {name!r} is not one of pictures with one class each')
+
+
+def _is_picture(feature: Any) -> bool:
+  if isinstance(feature, tfds.features.Image):
+    return True
+  is_tensor = type(feature) is tfds.features.Tensor and feature._encoding is tfds.features.Encoding.BYTES
+  return is_tensor and feature.np_dtype == np.uint8 and len(feature.shape) == 3 and feature.shape[-1] == 3
+
+
+def _parse_record(keys: _Keys, image: Any, record: bytes | memoryview) -> Example:
+  values = parse_example(record)
+  picture: memoryview | Encoded
+  if isinstance(image, tfds.features.Image):
+    picture = values[keys.image]
+  elif None in image.shape:  # TFDS stores the shape beside the pixels then
+    height, width, _ = read_integers(values[f'{keys.image}/shape'])
+    picture = Encoded(values[f'{keys.image}/value'], 'raw', height, width)
+  else:
+    picture = Encoded(values[keys.image], 'raw', *image.shape[:2])
+  (label,) = read_integers(values[keys.label])
+  name = str(values[keys.name], 'utf-8') if keys.name else ''
+  right = tuple(read_integers(values[keys.right])) if keys.right else None
+  return Example(picture, label, name, right)
+
+
+def _first_line(error: Exception) -> str:
+  return str(error).strip().splitlines()[0]

@@ -1,0 +1,1 @@
+"""Tools that examine a recipe, a batch or a resume."""

@@ -1,0 +1,112 @@
+"""`train.py --show_batch=out.png`: what the network will see in its first step, and what it is made of."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from alexnet_flax.config import Config
+from alexnet_flax.data import sampling
+from alexnet_flax.errors import UsageError
+from alexnet_flax.models.spec import Preprocessing
+from alexnet_flax.steps import Batch, Preprocess, micro_batches
+from alexnet_flax.training.experiment import prepare_run, train_batches
+
+_MOST = 16
+_SIDE = 160  # of a tile, in pixels
+_TEXT = 32  # two lines
+
+
+def show_batch(config: Config, path: str) -> None:
+  """Draws the first pictures of the first step: before, in the view of evaluation, and after.
+
+  Args:
+    config: of the run, of which nothing is written.
+    path: of the picture to write.
+
+  Raises:
+    UsageError: the path cannot be written, or the run could not begin.
+  """
+  run = prepare_run(config)
+  if run.preprocess is None:
+    raise UsageError('a linear probe trains on features; there are no pictures to show')
+  from alexnet_flax.data import loader
+  from alexnet_flax.data.views import EvalView
+
+  size, preprocessing = run.model.spec.image_size, run.model.spec.preprocessing
+  batch = next(train_batches(run, 0))
+  # The key of the first step, as the training loop and `train_step` derive it.
+  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(run.config.seed), 1), 0)
+  seen = seen_in_step(run.preprocess, batch, key, run.config.optimizer.accumulate_steps)
+  after = _as_bytes(np.asarray(seen['image'][:_MOST]), preprocessing)
+  chosen = sampling.batch_indices(
+    run.config.seed, 0, run.config.data.batch_size, run.train_source.num_examples
+  )
+  before = []
+  for number in chosen[:_MOST].tolist():
+    try:
+      before.append(loader.picture(run.train_source, number, EvalView(size, size)))
+    except UsageError:  # left out by request, or `train_batches` would have raised it
+      before.append(np.full((size, size, 3), 128, np.uint8))
+  names = [_label(label, run.train_source.class_names) for label in np.asarray(seen['label'][:_MOST])]
+  try:
+    _sheet(before, list(after), names).save(pathlib.Path(path).expanduser())
+  except (OSError, ValueError) as error:
+    raise UsageError(f'cannot write --show_batch={path}: {error}') from None
+  print(f'{path}: {len(names)} pictures of step 1, before (above) and as the network sees them')
+
+
+def seen_in_step(preprocess: Preprocess, batch: Batch, key: jax.Array, accumulate_steps: int = 1) -> Batch:
+  """What `train_step` gives the network of a batch, in the batch's order.
+
+  Args:
+    preprocess: of the step.
+    batch: 'image' uint8 [B, S, S, 3], and others of B rows.
+    key: of the step.
+    accumulate_steps: number of micro-batches.
+
+  Raises:
+    ValueError: `accumulate_steps` does not divide B.
+  """
+
+  def seen(part: tuple[Batch, jax.Array]) -> Batch:
+    images, part_key = part
+    return preprocess(images, jax.random.split(part_key)[0])  # the other half is for dropout
+
+  parts = jax.lax.map(seen, micro_batches(batch, key, accumulate_steps))
+  return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
+
+
+def _as_bytes(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+  """The network's input as RGB again, uint8 [B, S, S, 3]."""
+  pixels = (images * np.array(preprocessing.std) + np.array(preprocessing.mean)) / preprocessing.scale
+  if preprocessing.channel_order == 'BGR':
+    pixels = pixels[..., ::-1]
+  return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+
+
+def _label(label: np.ndarray, names: tuple[str, ...]) -> str:
+  """A class's name, or the shares of several."""
+  if label.ndim == 0:
+    return names[int(label)]
+  mixed = sorted(((share, names[number]) for number, share in enumerate(label) if share > 0), reverse=True)
+  return '\n'.join(f'{share:.2f} {name}' if share < 1 else name for share, name in mixed[:2])
+
+
+def _sheet(before: list[np.ndarray], after: list[np.ndarray], labels: list[str]) -> Image.Image:
+  """Eight pairs a row, each above its label."""
+  columns = min(8, len(labels))
+  rows = -(-len(labels) // columns)
+  height = 2 * _SIDE + _TEXT + 8
+  sheet = Image.new('RGB', (columns * (_SIDE + 4) + 4, rows * height + 4), 'white')
+  draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+  for number, (first, second, label) in enumerate(zip(before, after, labels, strict=True)):
+    left, top = 4 + number % columns * (_SIDE + 4), 4 + number // columns * height
+    for picture, y in ((first, top), (second, top + _SIDE)):
+      tile = Image.fromarray(picture).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+      sheet.paste(tile, (left, y))
+    for line, text in enumerate(label.splitlines()):
+      draw.text((left, top + 2 * _SIDE + 1 + 14 * line), text[:24], 'black', font)
+  return sheet

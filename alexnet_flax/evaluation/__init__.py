@@ -1,0 +1,1 @@
+"""Trained networks scored on data sets."""

@@ -1,0 +1,82 @@
+"""A model card: what a file of weights is, and what is known of it."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from alexnet_flax.errors import UsageError
+from alexnet_flax.pretrained import Trained, run_config
+from alexnet_flax.training.logger import read_metrics
+from alexnet_flax.training.workdir import public, read_environment
+
+
+def write_card(path: pathlib.Path, files: Sequence[pathlib.Path], network: Trained) -> None:
+  """Writes a card in Markdown.
+
+  Args:
+    path: of the card.
+    files: which it describes.
+    network: which they hold.
+
+  Raises:
+    UsageError: it cannot be written.
+  """
+  spec, names = network.spec, network.readable_names
+  pre = spec.preprocessing
+  short = round(spec.image_size / pre.center_crop_share)
+  shown = ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
+  lines = [
+    f'# {path.name.removesuffix(".md")}',
+    '',
+    f'An AlexNet, in {" and ".join(f"`{file.name}`" for file in files)}.',
+    '',
+    '| | |',
+    '|---|---|',
+    f'| variant | `{spec.name}`: {spec.source} |',
+    f'| parameters | {network.num_parameters:,} |',
+    f'| classes | {len(names):,}: {shown} |',
+    f'| picture | RGB, short side to {short} (bilinear, antialiased), central square of {spec.image_size} |',
+    f'| preprocessing | (pixel * {_number(pre.scale)} - mean) / std, in the order {pre.channel_order};'
+    f' mean {_numbers(pre.mean)}, std {_numbers(pre.std)} |',
+    *_origin(network.source),
+  ]
+  try:
+    path.write_text('\n'.join(lines) + '\n')
+  except OSError as error:
+    raise UsageError(f'cannot write {path}: {error.strerror}') from None
+
+
+def _origin(source: str) -> list[str]:
+  """Training data, protocol and accuracy where they are known."""
+  folder = pathlib.Path(source).expanduser()
+  if not folder.is_dir():
+    return [f'| weights from | {public(source)} |', '| accuracy | not measured by this program |']
+  config, metrics, environment = run_config(source), read_metrics(folder), read_environment(folder)
+  data = config.data
+  evaluated = [line for line in metrics if line['split'] != 'train' and line['name'] in ('top1', 'top5')]
+  last = [line for line in evaluated if line['step'] == evaluated[-1]['step']]
+  crops = 'ten crops' if data.ten_crop else 'one central crop'
+  accuracy = ', '.join(f'{line["name"]} {line["value"]:.2%}'.replace('%', ' %') for line in last)
+  steps = metrics[-1]['step'] if metrics else 0
+  rows = [
+    f'| trained on | `{data.dataset}`, split `{data.train_split}`, {steps:,} steps of {data.batch_size} |',
+    f'| protocol | `{data.dataset}`, split `{data.eval_split}`, {crops}, resized by'
+    f' TensorFlow{", antialiased as Pillow does" if data.resize == "pil" else ""} |',
+    f'| accuracy | {accuracy}, over {last[0]["images"]:,} pictures at step {last[0]["step"]:,} |'
+    if last
+    else '| accuracy | not measured |',
+  ]
+  if command := environment.get('command'):
+    rows.append(f'| command | `{command}` |')
+  if commit := environment.get('commit'):
+    rows.append(f'| commit | `{commit}` |')
+  return rows
+
+
+def _number(value: float) -> str:
+  return '1/255' if np.isclose(value, 1 / 255) else f'{value:g}'
+
+
+def _numbers(values: Sequence[float]) -> str:
+  return '(' + ', '.join(f'{value:g}' for value in values) + ')'

@@ -1,0 +1,183 @@
+"""ONNX, built from the spec: uint8 RGB pictures [N, S, S, 3] in, logits [N, C] out."""
+
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from alexnet_flax.errors import UsageError
+from alexnet_flax.models import spec as specs
+from alexnet_flax.models.spec import Spec, output_side, window_padding
+from alexnet_flax.weights.layout import tensors_of
+
+OPSET, IR_VERSION = 17, 8
+_ACTIVATIONS = {'relu': 'Relu', 'tanh': 'Tanh', 'sigmoid': 'Sigmoid', 'leaky_relu': 'LeakyRelu'}
+_ATTRIBUTES: dict[str, dict[str, Any]] = {'leaky_relu': {'alpha': 0.01}}
+
+
+def write(
+  path: pathlib.Path, spec: Spec, variables: Mapping[str, Any], class_names: Sequence[str] = ()
+) -> list[pathlib.Path]:
+  """Writes the network.
+
+  Args:
+    path: of the file.
+    spec: the network.
+    variables: its variables.
+    class_names: kept in the file's metadata, as JSON.
+
+  Returns:
+    The file.
+
+  Raises:
+    UsageError: ONNX has no such layer.
+  """
+  graph = Graph(tensors_of(variables))
+  size, classes = spec.image_size, graph.tensors[f'params/{spec.head}/bias'].shape[0]
+  graph.add_input(spec.preprocessing)
+  side = size
+  for name, layer in spec.named_layers():
+    side = graph.add_layer(name, layer, side)
+  graph.add('Identity', [], 'logits')
+  model = helper.make_model(
+    helper.make_graph(
+      graph.nodes,
+      spec.name,
+      [helper.make_tensor_value_info('images', TensorProto.UINT8, ['batch', size, size, 3])],
+      [helper.make_tensor_value_info('logits', TensorProto.FLOAT, ['batch', classes])],
+      graph.constants,
+    ),
+    opset_imports=[helper.make_opsetid('', OPSET)],
+    ir_version=IR_VERSION,
+    producer_name='alexnet_flax',
+  )
+  helper.set_model_props(model, {'variant': spec.name, 'class_names': json.dumps(list(class_names))})
+  onnx.checker.check_model(model, full_check=True)
+  path.write_bytes(model.SerializeToString())
+  return [path]
+
+
+def run(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
+  """The logits [N, C] that ONNX Runtime gives of pictures, uint8 RGB [N, S, S, 3]."""
+  import onnxruntime
+
+  session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+  return session.run(['logits'], {'images': images})[0]
+
+
+class Graph:
+  """Nodes in the order of the layers; `last` is the name of the value so far, [N, C, H, W] or [N, C]."""
+
+  def __init__(self, tensors: Mapping[str, np.ndarray]):
+    self.tensors = tensors
+    self.nodes: list[Any] = []
+    self.constants: list[Any] = []
+    self.last = 'images'
+
+  def add(self, kind: str, constants: Sequence[np.ndarray], name: str, **attributes: Any) -> None:
+    """An operation on the value so far and some constants."""
+    inputs = [self.last, *(self._constant(value, f'{name}/{i}') for i, value in enumerate(constants))]
+    self.nodes.append(helper.make_node(kind, inputs, [name], name, **attributes))
+    self.last = name
+
+  def _constant(self, value: np.ndarray, name: str) -> str:
+    self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    return name
+
+  def add_input(self, preprocessing: specs.Preprocessing) -> None:
+    """Bytes to what the network takes, channels first."""
+    self.add('Cast', [], 'floats', to=TensorProto.FLOAT)
+    if preprocessing.channel_order == 'BGR':
+      self.add('Gather', [np.array([2, 1, 0])], 'bgr', axis=3)
+    self.add('Mul', [np.array(preprocessing.scale, np.float32)], 'scaled')
+    self.add('Sub', [np.array(preprocessing.mean, np.float32)], 'centered')
+    self.add('Div', [np.array(preprocessing.std, np.float32)], 'normalized')
+    self.add('Transpose', [], 'channels_first', perm=[0, 3, 1, 2])
+
+  def add_layer(self, name: str, layer: specs.Layer, side: int) -> int:
+    """A layer that is given pictures of a side; returns the side of what it makes of them."""
+    match layer:
+      case specs.Conv():
+        kernel = self._parameter(name, 'kernel').transpose(3, 2, 0, 1)
+        window = _window(layer, side)
+        self.add('Conv', [kernel, self._parameter(name, 'bias')], name, group=layer.groups, **window)
+        return output_side(layer, side)
+      case specs.Pool():
+        kind = {'max': 'MaxPool', 'avg': 'AveragePool'}[layer.kind]
+        self.add(kind, [], name, **_window(layer, side))
+        return output_side(layer, side)
+      case specs.Dense():
+        self.add('Gemm', [self._parameter(name, 'kernel'), self._parameter(name, 'bias')], name)
+      case specs.BatchNorm():
+        self.add('BatchNormalization', list(self._statistics(name)), name, epsilon=layer.epsilon)
+      case specs.Activation():
+        self.add(_ACTIVATIONS[layer.kind], [], name, **_ATTRIBUTES.get(layer.kind, {}))
+      case specs.LocalResponseNorm():
+        self._add_response_norm(name, layer)
+      case specs.SpatialResponseNorm():
+        self._add_spatial_norm(name, layer)
+      case specs.Flatten():  # fc6 takes height, width, channels
+        self.add('Transpose', [], f'{name}/channels_last', perm=[0, 2, 3, 1])
+        self.add('Flatten', [], name)
+      case specs.Dropout():
+        pass
+    return side
+
+  def _parameter(self, name: str, part: str) -> np.ndarray:
+    return self.tensors[f'params/{name}/{part}']
+
+  def _statistics(self, name: str) -> Iterator[np.ndarray]:
+    """Scale, bias, mean and variance."""
+    mean, variance = (self.tensors[f'batch_stats/{name}/{part}'] for part in ('mean', 'var'))
+    yield self.tensors.get(f'params/{name}/scale', np.ones_like(mean))
+    yield self.tensors.get(f'params/{name}/bias', np.zeros_like(mean))
+    yield mean
+    yield variance
+
+  def _add_response_norm(self, name: str, layer: specs.LocalResponseNorm) -> None:
+    """ONNX divides alpha by the window; where the window is even, its longer side is the other one."""
+    if layer.size % 2 == 0:
+      raise UsageError(f'{name}: ONNX has another window of {layer.size} channels; its size must be odd')
+    constants: dict[str, Any] = {
+      'alpha': layer.alpha * layer.size,
+      'beta': layer.beta,
+      'bias': layer.k,
+      'size': layer.size,
+    }
+    if layer.groups == 1:
+      self.add('LRN', [], name, **constants)
+      return
+    parts = [f'{name}/part{number}' for number in range(layer.groups)]
+    self.nodes.append(helper.make_node('Split', [self.last], parts, f'{name}/split', axis=1))
+    normed = [f'{part}/normed' for part in parts]
+    for part, one in zip(parts, normed, strict=True):
+      self.nodes.append(helper.make_node('LRN', [part], [one], one, **constants))
+    self.nodes.append(helper.make_node('Concat', normed, [name], name, axis=1))
+    self.last = name
+
+  def _add_spatial_norm(self, name: str, layer: specs.SpatialResponseNorm) -> None:
+    """x / (k + alpha * sum x^2)^beta; the sum is the average, zeros counted, times the window."""
+    given, before = self.last, layer.size // 2
+    after = layer.size - 1 - before
+    self.nodes.append(helper.make_node('Mul', [given, given], [f'{name}/squares'], f'{name}/squares'))
+    self.last = f'{name}/squares'
+    window = {'kernel_shape': [layer.size] * 2, 'pads': [before, before, after, after]}
+    self.add('AveragePool', [], f'{name}/means', count_include_pad=1, **window)
+    self.add('Mul', [np.array(layer.alpha * layer.size**2, np.float32)], f'{name}/sums')
+    self.add('Add', [np.array(layer.k, np.float32)], f'{name}/shifted')
+    self.add('Pow', [np.array(layer.beta, np.float32)], f'{name}/scales')
+    self.nodes.append(helper.make_node('Div', [given, self.last], [name], name))
+    self.last = name
+
+
+def _window(layer: specs.Conv | specs.Pool, side: int) -> dict[str, Any]:
+  before, after = window_padding(layer, side)
+  return {
+    'kernel_shape': [layer.kernel_size] * 2,
+    'strides': [layer.strides] * 2,
+    'pads': [before, before, after, after],
+  }

@@ -1,0 +1,64 @@
+"""StableHLO by `jax.export`: a symbolic batch, and the weights as arguments, in a file beside it.
+
+exported = jax.export.deserialize(pathlib.Path('net.stablehlo').read_bytes())
+weights = safetensors.numpy.load_file('net.stablehlo.safetensors')
+logits = exported.call(weights, images)  # uint8 RGB [N, S, S, 3]
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file
+
+from alexnet_flax.data.augment import normalize
+from alexnet_flax.models.alexnet import AlexNet
+from alexnet_flax.models.spec import Spec
+from alexnet_flax.weights import save_weights
+from alexnet_flax.weights.layout import tensors_of, variables_of
+
+PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+
+
+def write(
+  path: pathlib.Path, spec: Spec, variables: Mapping[str, Any], class_names: Sequence[str] = ()
+) -> list[pathlib.Path]:
+  """Writes the program, and the weights as our own safetensors beside it.
+
+  Args:
+    path: of the program; the weights are in PATH.safetensors.
+    spec: the network.
+    variables: its variables.
+    class_names: kept with the weights.
+
+  Returns:
+    Both files.
+  """
+  tensors = tensors_of(variables)
+  size, classes = spec.image_size, tensors[f'params/{spec.head}/bias'].shape[0]
+  model = AlexNet(spec, classes)
+
+  def logits(weights: dict[str, Any], images: jax.Array) -> Any:
+    inputs = normalize({'image': images}, preprocessing=spec.preprocessing)['image']
+    return model.apply(variables_of(weights), inputs, train=False)
+
+  (batch,) = jax.export.symbolic_shape('batch')
+  weights = {name: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+  images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+  exported = jax.export.export(jax.jit(logits), platforms=PLATFORMS)(weights, images)
+  path.write_bytes(exported.serialize())
+  return [path, *save_weights(_weights(path), spec, variables, class_names=class_names)]
+
+
+def _weights(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(f'{path.name}.safetensors')
+
+
+def run(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
+  """The logits [N, C] that the files give of pictures, uint8 RGB [N, S, S, 3]."""
+  exported = jax.export.deserialize(bytearray(path.read_bytes()))
+  return np.asarray(exported.call(load_file(_weights(path)), images))

@@ -1,0 +1,1 @@
+"""What a trained network computes of images: classes, activations, Grad-CAM."""

@@ -1,0 +1,137 @@
+"""`alexnet-flax features`: activations of layers for picture files, as HDF5 or .npz."""
+
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from alexnet_flax.data.images import picture_files, views_of_files
+from alexnet_flax.errors import UsageError, unknown_name
+from alexnet_flax.inference.features import feature_batches
+from alexnet_flax.models.alexnet import AlexNet
+from alexnet_flax.models.spec import Spec
+from alexnet_flax.pretrained import load_variant
+from alexnet_flax.weights import caffe_network, torchvision
+
+NAMES: dict[str, Callable[[Spec], dict[str, str]]] = {
+  'ours': lambda spec: {name: name for name, _ in spec.named_layers()},
+  'torchvision': torchvision.layer_names,
+  'caffe': caffe_network.layer_names,
+}
+_NAMES_KEY = 'names'
+
+
+def write_features(
+  pictures: Sequence[str],
+  layers: Sequence[str],
+  out: str,
+  *,
+  weights: str,
+  variant: str | None = None,
+  width: float = 1.0,
+  image_size: int | None = None,
+  names: str = 'ours',
+  pool: str | None = None,
+  half: bool = False,
+  batch_size: int = 64,
+) -> list[str]:
+  """Writes one row a picture, in the order given, with the pictures' names beside them.
+
+  Args:
+    pictures: files, folders and patterns, as for `picture_files`.
+    layers: of the network, in the scheme that `names` says.
+    out: `.h5` or `.hdf5`, one data set a layer (Caffe's conv1/bn is conv1.bn there); or `.npz`, one array
+      a layer. Both also hold 'names'.
+    weights: a run's folder, a weights file, a URL or a published name.
+    variant, width, image_size: which network, where the file alone does not tell.
+    names: whose names of layers to take and to write: 'ours', 'torchvision' or 'caffe'.
+    pool: 'mean' or 'max' over space, or None for all of it.
+    half: float16 rows instead of float32.
+    batch_size: pictures at a time.
+
+  Returns:
+    The pictures that could not be read; their rows are NaN.
+
+  Raises:
+    UsageError: a name is unknown, there are no pictures, or the file cannot be written.
+  """
+  path = pathlib.Path(out)
+  if path.suffix not in ('.h5', '.hdf5', '.npz'):
+    raise UsageError(f'--out {out}: the ending must be .h5, .hdf5 or .npz')
+  files = picture_files(pictures)
+  spec, variables = load_variant(weights, variant, width, image_size)
+  known = {theirs: ours for ours, theirs in NAMES[names](spec).items()}
+  for name in layers:
+    if name not in known:
+      raise unknown_name('layer', name, known)
+  model = AlexNet(spec, variables['params'][spec.head]['bias'].shape[0])
+  unreadable: list[str] = []
+  with tqdm(total=len(files), unit='picture', disable=not sys.stderr.isatty()) as bar:
+    views = _views(files, spec, batch_size, unreadable, bar)
+    batches = feature_batches(
+      model, variables, views, [known[name] for name in layers], pool=pool, batch_size=batch_size
+    )
+    renamed = ({name: batch[known[name]] for name in layers} for batch in batches)
+    try:
+      _write(path, files, renamed, unreadable, np.float16 if half else np.float32)
+    except OSError as error:
+      raise UsageError(f'cannot write {out}: {error.strerror or error}') from None
+  return unreadable
+
+
+def _views(
+  files: list[str], spec: Spec, batch_size: int, unreadable: list[str], bar: tqdm
+) -> Iterator[np.ndarray]:
+  """The network's view of each file, uint8 [S, S, 3]; black for those that cannot be read."""
+  for number, batch in enumerate(views_of_files(files, spec, batch_size)):
+    for file, seen in zip(files[number * batch_size :], batch, strict=False):
+      if isinstance(seen, str):
+        unreadable.append(file)
+        bar.write(f'cannot read {file}: {seen}', file=sys.stderr)
+        seen = np.zeros((spec.image_size, spec.image_size, 3), np.uint8)
+      yield seen
+    bar.update(len(batch))
+
+
+def _write(
+  path: pathlib.Path,
+  files: list[str],
+  batches: Iterator[dict[str, np.ndarray]],
+  unreadable: list[str],
+  dtype: type,
+) -> None:
+  partial = path.with_name(f'.partial-{os.getpid()}-{path.name}')
+  try:
+    # An .npz is written whole at its end, so its rows wait in memory, HDF5's on the disk.
+    memory = path.suffix == '.npz'
+    with (
+      h5py.File(partial, 'w', driver='core', backing_store=False)
+      if memory
+      else h5py.File(partial, 'w') as rows
+    ):
+      start, stored = 0, {}
+      for batch in batches:
+        for name, values in batch.items():
+          # In HDF5 a '/' would make a group of what is a layer too: conv1/bn is conv1.bn there.
+          key = name.replace('/', '.')
+          stored[name] = data = rows.require_dataset(key, (len(files), *values.shape[1:]), dtype)
+          data[start : start + len(values)] = values
+        start += len(values)
+      for row in [i for i, file in enumerate(files) if file in unreadable]:
+        for data in stored.values():
+          data[row] = np.nan
+      if memory:
+        arrays = {name: data[()] for name, data in stored.items()}
+      else:
+        names = [os.fsencode(file).decode('utf-8', 'backslashreplace') for file in files]
+        rows.create_dataset(_NAMES_KEY, data=names, dtype=h5py.string_dtype())
+    if memory:
+      with partial.open('wb') as file:
+        np.savez(file, **arrays, **{_NAMES_KEY: np.array(files)})  # type: ignore[arg-type]
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)

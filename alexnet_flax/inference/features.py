@@ -1,0 +1,111 @@
+"""Activations of named layers for any pictures."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alexnet_flax.data.augment import normalize
+from alexnet_flax.data.images import evaluation_view
+from alexnet_flax.errors import unknown_name
+from alexnet_flax.models.alexnet import AlexNet
+
+POOLS: dict[str | None, Callable[[jax.Array], jax.Array]] = {
+  None: lambda x: x,
+  'mean': lambda x: x.mean((1, 2)) if x.ndim == 4 else x,
+  'max': lambda x: x.max((1, 2)) if x.ndim == 4 else x,
+}
+
+
+def features(
+  model: AlexNet,
+  variables: Any,
+  images: Sequence[np.ndarray] | np.ndarray | jax.Array,
+  layers: Sequence[str],
+  *,
+  preprocessed: bool = False,
+  pool: str | None = None,
+  dtype: Any = np.float32,
+  batch_size: int = 64,
+) -> dict[str, np.ndarray]:
+  """What the named layers make of pictures, in evaluation mode.
+
+  Args:
+    model: the network.
+    variables: its variables.
+    images: uint8 RGB pictures of any sizes: a sequence of [H, W, 3], or [N, H, W, 3]. Each is resized
+      and cut as in evaluation, and normalised as the spec says. With `preprocessed`, floats
+      [N, H, W, 3] that go to the network as they are.
+    layers: endpoints' names, such as ['relu3', 'fc7'].
+    preprocessed: see `images`.
+    pool: 'mean' or 'max' over space, for layers that have space; None for all of it.
+    dtype: of the result.
+    batch_size: pictures at a time; the last batch is filled up.
+
+  Returns:
+    Layer -> [N, H, W, C], or [N, C] where the layer has no space or is pooled; row i is picture i.
+
+  Raises:
+    UsageError: there is no such layer or pooling.
+    ValueError: a picture is not of the shape and type said above.
+
+  >>> import jax, numpy as np
+  >>> from alexnet_flax import AlexNet, VARIANTS, features
+  >>> model = AlexNet(VARIANTS['torchvision'].scaled(1 / 16, image_size=67))
+  >>> variables = model.init(jax.random.key(0), np.zeros([1, 67, 67, 3], 'float32'), train=False)
+  >>> picture = np.zeros([300, 400, 3], np.uint8)
+  >>> {name: x.shape for name, x in features(model, variables, [picture], ['relu3', 'fc7']).items()}
+  {'relu3': (1, 3, 3, 24), 'fc7': (1, 256)}
+  """
+  if preprocessed and not all(jnp.issubdtype(image.dtype, jnp.floating) for image in images):
+    raise ValueError('preprocessed images must be floats [N, H, W, 3], as the network takes them')
+  views = images if preprocessed else (evaluation_view(np.asarray(image), model.spec) for image in images)
+  parts = list(feature_batches(model, variables, views, layers, pool=pool, batch_size=batch_size))
+  if not parts:
+    raise ValueError('no pictures are given')
+  return {name: np.concatenate([part[name] for part in parts]).astype(dtype) for name in layers}
+
+
+def feature_batches(
+  model: AlexNet,
+  variables: Any,
+  views: Iterable[np.ndarray],
+  layers: Sequence[str],
+  *,
+  pool: str | None = None,
+  batch_size: int = 64,
+) -> Iterator[dict[str, np.ndarray]]:
+  """The same as `features`, a batch at a time, for views that come one by one.
+
+  Args:
+    views: uint8 [S, S, 3], cut as in evaluation, or floats [S, S, 3] that have been normalised too.
+    model, variables, layers, pool, batch_size: as for `features`.
+  """
+  known = [name for name, _ in model.spec.named_layers()]
+  for name in layers:
+    if name not in known:
+      raise unknown_name('layer', name, known)
+  if pool not in POOLS:
+    raise unknown_name('pooling', str(pool), [name for name in POOLS if name])
+  taps = _compiled(model, tuple(layers), pool)
+  stream = iter(views)
+  while batch := list(itertools.islice(stream, batch_size)):
+    whole = np.stack([np.asarray(view) for view in batch])
+    filled = np.concatenate([whole, np.repeat(whole[:1], batch_size - len(batch), 0)])
+    results = jax.device_get(taps(variables, filled))
+    yield {name: result[: len(batch)] for name, result in results.items()}
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(model: AlexNet, layers: tuple[str, ...], pool: str | None) -> Any:
+  def taps(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+    if images.dtype == jnp.uint8:
+      images = normalize({'image': images}, preprocessing=model.spec.preprocessing)['image']
+    _, found = model.apply(variables, images, train=False, endpoints=True)
+    return {name: POOLS[pool](found[name]).astype(jnp.float32) for name in layers}
+
+  return jax.jit(taps)

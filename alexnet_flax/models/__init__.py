@@ -1,0 +1,1 @@
+"""Networks as data, and the linen module that walks them."""

@@ -1,0 +1,158 @@
+"""One linen module for the whole family: it walks a spec's layers."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from alexnet_flax.models import layers
+from alexnet_flax.models import spec as specs
+from alexnet_flax.models.spec import Spec, window_padding
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  'relu': nn.relu,
+  'tanh': nn.tanh,
+  'sigmoid': nn.sigmoid,
+  'leaky_relu': nn.leaky_relu,
+}
+
+
+class AlexNet(nn.Module):
+  """An AlexNet, as its spec says.
+
+  Attributes:
+    spec: one of `VARIANTS`, or your own.
+    num_classes: length of the logits; the spec's own number if None.
+    dtype: float32 or bfloat16, for the arithmetic between input and logits. Parameters, running
+      statistics, the norms' sums and the logits are float32 in both.
+    fixed_norms: BatchNorm layers that normalise by their running statistics in training too, and leave
+      those as they are.
+    axis_name: the mapped axis over which BatchNorm takes its moments, under `jax.pmap`. Not needed
+      under `jax.jit`, where the batch is whole.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from alexnet_flax import AlexNet, VARIANTS
+  >>> model = AlexNet(VARIANTS['torchvision'].scaled(1 / 16), num_classes=10)
+  >>> images = jnp.zeros([2, 67, 67, 3])
+  >>> variables = model.init(jax.random.key(0), images, train=False)
+  >>> logits, taps = model.apply(variables, images, train=False, endpoints=True)
+  >>> logits.shape, taps['conv1'].shape
+  ((2, 10), (2, 16, 16, 4))
+  """
+
+  spec: Spec
+  num_classes: int | None = None
+  dtype: Any = jnp.float32
+  axis_name: str | None = None
+  fixed_norms: tuple[str, ...] = ()
+
+  @nn.compact
+  def __call__(
+    self,
+    images: jax.Array,
+    *,
+    train: bool,
+    endpoints: bool = False,
+    perturbations: Mapping[str, jax.Array] | None = None,
+  ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+    """Logits of a batch of pictures.
+
+    Args:
+      images: float [B, H, W, 3], preprocessed as `spec.preprocessing` says.
+      train: normalise by the batch and drop out (needs `rngs={'dropout': key}`, and
+        `mutable=['batch_stats']` where the spec has BatchNorm).
+      endpoints: return every layer's output as well.
+      perturbations: what to add to layers' outputs, by their names. The derivative by a perturbation of
+        zeros is that by the layer's output.
+
+    Returns:
+      float32 logits [B, num_classes], never softmaxed; with `endpoints`, also a dictionary of every
+      layer's output by name ('conv1', 'relu1', ..., 'fc8').
+
+    Raises:
+      ValueError: the shape is not [B, H, W, 3], or H or W is too small for the network.
+      TypeError: the images are integers, so have not been preprocessed.
+    """
+    if images.ndim != 4 or images.shape[-1] != 3:
+      raise ValueError(f'images (of shape {images.shape}) must have shape [B, H, W, 3]')
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+      raise TypeError(
+        f'images (of dtype {images.dtype}) must be floats: apply the preprocessing of the spec first'
+      )
+    self.spec.check_image_size(*images.shape[1:3])
+    x = images.astype(self.dtype)
+    taps = {}
+    for name, layer in self.spec.named_layers():
+      x = self._apply(name, layer, x, train)
+      if perturbations and name in perturbations:
+        x = x + perturbations[name].astype(x.dtype)
+      taps[name] = x
+    logits = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+    taps[name] = logits
+    return (logits, taps) if endpoints else logits
+
+  def _apply(self, name: str, layer: specs.Layer, x: jax.Array, train: bool) -> jax.Array:
+    match layer:
+      case specs.Conv():
+        fan_in = layer.kernel_size**2 * x.shape[-1] // layer.groups
+        return nn.Conv(
+          layer.features,
+          (layer.kernel_size, layer.kernel_size),
+          (layer.strides, layer.strides),
+          [window_padding(layer, side) for side in x.shape[1:3]],
+          feature_group_count=layer.groups,
+          dtype=self.dtype,
+          kernel_init=_kernel_init(layer.kernel_init),
+          bias_init=_bias_init(layer.bias_init, fan_in),
+          name=name,
+        )(x)
+      case specs.Dense():
+        return nn.Dense(
+          self._classes() if layer.features is None else layer.features,
+          dtype=self.dtype,
+          kernel_init=_kernel_init(layer.kernel_init),
+          bias_init=_bias_init(layer.bias_init, x.shape[-1]),
+          name=name,
+        )(x)
+      case specs.BatchNorm():
+        return nn.BatchNorm(
+          use_running_average=not train or name in self.fixed_norms,
+          axis_name=self.axis_name,
+          momentum=layer.momentum,
+          epsilon=layer.epsilon,
+          dtype=self.dtype,
+          use_bias=layer.affine,
+          use_scale=layer.affine,
+          use_fast_variance=False,  # E[x^2] - E[x]^2 cancels: devices would differ in the fifth digit
+          name=name,
+        )(x)
+      case specs.Dropout():
+        return nn.Dropout(layer.rate, deterministic=not train, name=name)(x)
+      case specs.Activation():
+        return ACTIVATIONS[layer.kind](x)
+      case specs.Pool():
+        return layers.pool(x, layer)
+      case specs.LocalResponseNorm():
+        return layers.local_response_norm(x, layer)
+      case specs.SpatialResponseNorm():
+        return layers.spatial_response_norm(x, layer)
+      case specs.Flatten():
+        return x.reshape(x.shape[0], -1)
+
+  def _classes(self) -> int:
+    return self.spec.num_classes if self.num_classes is None else self.num_classes
+
+
+def _kernel_init(init: specs.Normal | specs.VarianceScaling) -> Callable[..., jax.Array]:
+  if isinstance(init, specs.Normal):
+    return nn.initializers.normal(init.stddev)
+  return nn.initializers.variance_scaling(init.scale, init.mode, init.distribution)
+
+
+def _bias_init(init: specs.Constant | specs.UniformFanIn, fan_in: int) -> Callable[..., jax.Array]:
+  if isinstance(init, specs.Constant):
+    return nn.initializers.constant(init.value)
+  bound = fan_in**-0.5
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -1,0 +1,89 @@
+"""The layers flax does not have, or has slower: pooling, and the two local response norms.
+
+All take and return [B, H, W, C]. Sums are made in float32 at least; the result has the input's dtype.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from alexnet_flax.models.spec import LocalResponseNorm, Pool, SpatialResponseNorm, window_padding
+
+
+def pool(x: jax.Array, layer: Pool) -> jax.Array:
+  """Max or average pooling by `layer`; an average counts only what lies in the picture."""
+  window, strides = (layer.kernel_size, layer.kernel_size), (layer.strides, layer.strides)
+  padding = [window_padding(layer, side) for side in x.shape[1:3]]
+  if layer.kind == 'avg':
+    mean = nn.avg_pool(_at_least_float32(x), window, strides, padding, count_include_pad=False)
+    return mean.astype(x.dtype)
+  x = jnp.pad(x, [(0, 0), *padding, (0, 0)], constant_values=-jnp.inf)
+  return functools.reduce(_first_greatest, _window_slices(x, layer))
+
+
+def _window_slices(x: jax.Array, layer: Pool) -> Iterator[jax.Array]:
+  """For every place in the window, row by row, the values that all windows have there.
+
+  A maximum of these is fused by XLA, and so is its derivative; that of `nn.max_pool` is a
+  select-and-scatter, several times slower on CPU (`benchmarks/train_step.py` compares the two).
+  """
+  spans = [(side - layer.kernel_size) // layer.strides * layer.strides + 1 for side in x.shape[1:3]]
+  for top, left in itertools.product(range(layer.kernel_size), repeat=2):
+    yield x[:, top : top + spans[0] : layer.strides, left : left + spans[1] : layer.strides]
+
+
+def _first_greatest(a: jax.Array, b: jax.Array) -> jax.Array:
+  """The greater; of equals the first, which then has the whole gradient; NaN before everything.
+
+  Not `jnp.maximum`: its derivative asks whether an operand equals the result, and XLA may compute
+  either anew, with another rounding, inside the derivative's fusion. Then nothing is equal, and the
+  gradient is lost (seen on CPU with a batch sharded over eight devices).
+  """
+  return jnp.where((b > a) | jnp.isnan(b), b, a)
+
+
+def local_response_norm(x: jax.Array, layer: LocalResponseNorm) -> jax.Array:
+  """b = a / (k + alpha * sum a^2)^beta over `size` neighbouring channels (2012 paper, section 3.3).
+
+  The window of channel c is c - size // 2 ... c + (size - 1) // 2, cut at the ends of its group.
+  """
+  *space, channels = x.shape
+  grouped = x.reshape(*space, layer.groups, channels // layer.groups)
+  before = layer.size // 2
+  pads = [(0, 0)] * x.ndim + [(before, layer.size - 1 - before)]
+  squares = jnp.pad(jnp.square(_at_least_float32(grouped)), pads)
+  length = channels // layer.groups
+  parts = (squares[..., start : start + length] for start in range(layer.size))
+  total = functools.reduce(jnp.add, parts)
+  return _divide(grouped, total, layer).reshape(x.shape)
+
+
+def spatial_response_norm(x: jax.Array, layer: SpatialResponseNorm) -> jax.Array:
+  """b = a / (k + alpha * sum a^2)^beta over a size x size window of the same channel.
+
+  The window is cut at the picture's edge (the 2012 program's layer 'rnorm').
+  """
+  before = layer.size // 2
+  pads = (before, layer.size - 1 - before)
+  total = jax.lax.reduce_window(
+    jnp.square(_at_least_float32(x)),
+    0.0,
+    jax.lax.add,
+    (1, layer.size, layer.size, 1),
+    (1, 1, 1, 1),
+    ((0, 0), pads, pads, (0, 0)),
+  )
+  return _divide(x, total, layer)
+
+
+def _divide(x: jax.Array, total: jax.Array, layer: LocalResponseNorm | SpatialResponseNorm) -> jax.Array:
+  scale = jnp.power(layer.k + layer.alpha * total, -layer.beta)
+  return (_at_least_float32(x) * scale).astype(x.dtype)
+
+
+def _at_least_float32(x: jax.Array) -> jax.Array:
+  return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x

@@ -1,0 +1,310 @@
+"""An AlexNet as data: a tuple of small frozen dataclasses, in the order in which an image meets them.
+
+Two AlexNets differ by order, padding, groups, norms and constants. A tuple of layers states all of that and
+reads like the paper. The networks themselves are in `variants/`; `alexnet.py` walks them.
+"""
+
+import dataclasses
+import itertools
+import math
+from typing import Any, Literal, assert_never
+
+Padding = Literal['SAME', 'VALID'] | int
+ActivationKind = Literal['relu', 'tanh', 'sigmoid', 'leaky_relu']
+PoolKind = Literal['max', 'avg']
+
+
+@dataclasses.dataclass(frozen=True)
+class Normal:
+  """Weights drawn from N(0, stddev)."""
+
+  stddev: float
+
+
+@dataclasses.dataclass(frozen=True)
+class VarianceScaling:
+  """Weights of variance scale / fan, as `jax.nn.initializers.variance_scaling` draws them."""
+
+  scale: float
+  mode: Literal['fan_in', 'fan_avg']
+  distribution: Literal['uniform', 'truncated_normal', 'normal']
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+  """Biases that all start at `value`."""
+
+  value: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformFanIn:
+  """Biases drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in)) of their layer's kernel: PyTorch's default."""
+
+
+GLOROT_UNIFORM = VarianceScaling(1.0, 'fan_avg', 'uniform')
+# PyTorch's kaiming_uniform(a=sqrt(5)): U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+TORCH_UNIFORM = VarianceScaling(1 / 3, 'fan_in', 'uniform')
+
+
+@dataclasses.dataclass(frozen=True)
+class Multipliers:
+  """What the recipe's learning rate and weight decay are multiplied by for one layer's parameters.
+
+  A norm's scale counts as its kernel.
+  """
+
+  kernel_rate: float = 1.0
+  bias_rate: float = 1.0
+  kernel_decay: float = 1.0
+  bias_decay: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+  """A square convolution with bias; in `groups`, each seeing only its share of the channels."""
+
+  features: int
+  kernel_size: int
+  strides: int = 1
+  padding: Padding = 'SAME'
+  ceil_mode: bool = False
+  groups: int = 1
+  kernel_init: Normal | VarianceScaling = GLOROT_UNIFORM
+  bias_init: Constant | UniformFanIn = Constant()
+  multipliers: Multipliers = Multipliers()
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+  """A fully connected layer with bias. `features=None` is the head: one logit a class."""
+
+  features: int | None
+  kernel_init: Normal | VarianceScaling = GLOROT_UNIFORM
+  bias_init: Constant | UniformFanIn = Constant()
+  multipliers: Multipliers = Multipliers()
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+  """A non-linearity; its endpoint is named for its kind (relu1, tanh1, ...)."""
+
+  kind: ActivationKind = 'relu'
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+  """A square pooling window; averages divide by the part of the window that lies in the image."""
+
+  kernel_size: int = 3
+  strides: int = 2
+  padding: Padding = 'VALID'
+  ceil_mode: bool = False
+  kind: PoolKind = 'max'
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalResponseNorm:
+  """Normalisation across `size` neighbouring channels: b = a / (k + alpha * sum a^2)^beta.
+
+  `alpha` multiplies the plain sum, as in the paper's section 3.3. Programs that divide it by the
+  window (Caffe, PyTorch, the 2012 program) are written here with the divided value. In `groups`,
+  no window crosses from one group of channels to the next.
+  """
+
+  size: int = 5
+  k: float = 2.0
+  alpha: float = 1e-4
+  beta: float = 0.75
+  groups: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SpatialResponseNorm:
+  """Normalisation within each channel over a size x size window, by the same formula."""
+
+  size: int
+  k: float
+  alpha: float
+  beta: float
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchNorm:
+  """Batch normalisation; running = momentum * running + (1 - momentum) * batch."""
+
+  momentum: float = 0.99
+  epsilon: float = 1e-3
+  affine: bool = True
+  multipliers: Multipliers = Multipliers(kernel_decay=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flatten:
+  """[B, H, W, C] to [B, H*W*C]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+  """In training, zeroes a share `rate` of the values and divides the others by 1 - rate."""
+
+  rate: float = 0.5
+
+
+Layer = (
+  Conv | Dense | Activation | Pool | LocalResponseNorm | SpatialResponseNorm | BatchNorm | Flatten | Dropout
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+  """How uint8 RGB becomes the network's input: (pixel * scale - mean) / std, in `channel_order`.
+
+  `mean` and `std` are in that order too, and in the units that `scale` leaves. In evaluation the
+  image is first resized, and its centre cut out; that has `center_crop_share` of the short side.
+  """
+
+  scale: float = 1 / 255
+  mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+  std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+  channel_order: Literal['RGB', 'BGR'] = 'RGB'
+  center_crop_share: float = 224 / 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """One network: its layers, the image it was made for, and where it comes from."""
+
+  name: str
+  layers: tuple[Layer, ...]
+  image_size: int
+  source: str
+  num_classes: int = 1000
+  preprocessing: Preprocessing = Preprocessing()
+
+  def scaled(self, width: float, image_size: int | None = None) -> 'Spec':
+    """The same network with `width` times the channels, at another image size if one is given.
+
+    Channels are rounded to a multiple of the network's groups, at least one a group; the head stays.
+
+    Raises:
+      ValueError: `width` is not positive.
+    """
+    if not (width > 0 and math.isfinite(width)):
+      raise ValueError(f'width (={width}) must be positive')
+    groups = math.lcm(*(layer.groups for layer in self.layers if hasattr(layer, 'groups')), 1)
+
+    def scale(layer: Layer) -> Layer:
+      if isinstance(layer, Conv | Dense) and layer.features is not None:
+        features = max(round(layer.features * width / groups), 1) * groups
+        return dataclasses.replace(layer, features=features)
+      return layer
+
+    size = self.image_size if image_size is None else image_size
+    return dataclasses.replace(self, layers=tuple(map(scale, self.layers)), image_size=size)
+
+  def replace(self, kind: type, /, **changes: Any) -> 'Spec':
+    """The same network with `changes` made in every layer of a kind.
+
+    >>> from alexnet_flax import VARIANTS
+    >>> spec = VARIANTS['paper'].replace(Activation, kind='tanh').replace(Pool, kind='avg')
+    >>> spec.layers[1], spec.layers[3].kind
+    (Activation(kind='tanh'), 'avg')
+    """
+    layers = tuple(
+      dataclasses.replace(layer, **changes) if isinstance(layer, kind) else layer for layer in self.layers
+    )
+    return dataclasses.replace(self, layers=layers)
+
+  def named_layers(self) -> tuple[tuple[str, Layer], ...]:
+    """Each layer with the field's name for it: conv1, relu1, norm1, pool1, ..., flatten, fc6, drop6.
+
+    Weight layers are counted through; every other layer has the number of the weight layer before it,
+    and a letter where there are several of its kind (norm1a, norm1b).
+    """
+    number, names = 0, []
+    for layer in self.layers:
+      number += isinstance(layer, Conv | Dense)
+      stem = layer_stem(layer)
+      names.append(stem if isinstance(layer, Flatten) else f'{stem}{number}')
+    letters = [
+      'abcdefgh'[names[:index].count(name)] if names.count(name) > 1 else ''
+      for index, name in enumerate(names)
+    ]
+    return tuple(
+      (name + letter, layer) for name, letter, layer in zip(names, letters, self.layers, strict=True)
+    )
+
+  @property
+  def head(self) -> str:
+    """The name of the last layer, which gives the logits: 'fc8'."""
+    return self.named_layers()[-1][0]
+
+  def side_lengths(self, size: int) -> dict[str, int]:
+    """The side after each convolution and pooling of an image of `size`; the last is 0 if nothing is left."""
+    sides = {}
+    for name, layer in self.named_layers():
+      if isinstance(layer, Conv | Pool):
+        size = sides[name] = output_side(layer, size)
+        if size == 0:
+          break
+    return sides
+
+  def smallest_image_size(self) -> int:
+    """The least side of a square image of which something is left after the last pooling."""
+    return next(size for size in itertools.count(1) if all(self.side_lengths(size).values()))
+
+  def check_image_size(self, *sides: int) -> None:
+    """Raises ValueError, naming the layer, if an image with these sides does not survive the layers."""
+    for name, left in self.side_lengths(min(sides)).items():
+      if not left:
+        smallest = self.smallest_image_size()
+        raise ValueError(
+          f'an image of {"x".join(map(str, sides))} is too small for the network {self.name}: nothing is'
+          f' left at {name}; it needs at least {smallest}x{smallest}'
+        )
+
+
+def layer_stem(layer: Layer) -> str:
+  """The stem of a layer's name: 'conv', 'fc', 'relu', ..."""
+  match layer:
+    case Conv():
+      return 'conv'
+    case Dense():
+      return 'fc'
+    case Activation():
+      return layer.kind
+    case Pool():
+      return 'pool'
+    case LocalResponseNorm() | SpatialResponseNorm() | BatchNorm():
+      return 'norm'
+    case Flatten():
+      return 'flatten'
+    case Dropout():
+      return 'drop'
+    case _:
+      assert_never(layer)
+
+
+def window_padding(layer: Conv | Pool, size: int) -> tuple[int, int]:
+  """The padding before and after a side of `size` that makes a VALID window give the layer's output.
+
+  'SAME' gives ceil(size / strides) outputs, placed as XLA and TensorFlow place them. A number pads
+  both ends; `ceil_mode` adds at the end what a last, partial window needs, provided that this window
+  begins inside the image or its leading padding (Caffe's and PyTorch's rule).
+  """
+  window, strides = layer.kernel_size, layer.strides
+  if layer.padding == 'SAME':
+    total = max((math.ceil(size / strides) - 1) * strides + window - size, 0)
+    return total // 2, total - total // 2
+  pad = 0 if layer.padding == 'VALID' else layer.padding
+  span = size + 2 * pad - window
+  last_start = math.ceil(span / strides) * strides
+  if not layer.ceil_mode or span < 0 or last_start >= size + pad:
+    return pad, pad
+  return pad, pad + last_start - span
+
+
+def output_side(layer: Conv | Pool, size: int) -> int:
+  """The side that a window leaves of a side of `size`; 0 if nothing is left."""
+  return max((size + sum(window_padding(layer, size)) - layer.kernel_size) // layer.strides + 1, 0)

@@ -1,0 +1,25 @@
+"""Every AlexNet there is, by name. Differences between them are differences between these tuples.
+
+Facts and source of each variant stand in its `source` and beside its definition; `docs/family.md`,
+which is made from them, compares them.
+"""
+
+from alexnet_flax.models.spec import Spec
+from alexnet_flax.models.variants import batchnorm, caffe, krizhevsky, ports
+
+VARIANTS: dict[str, Spec] = {
+  spec.name: spec
+  for spec in (
+    batchnorm.batchnorm(),
+    batchnorm.batchnorm_prose(),
+    krizhevsky.paper(),
+    krizhevsky.original_code(),
+    caffe.caffe(),
+    caffe.caffenet(),
+    krizhevsky.one_weird_trick(),
+    ports.torchvision(),
+    caffe.batchnorm_grouped(),
+    ports.ungrouped(),
+    krizhevsky.cifar10_full(),
+  )
+}

@@ -1,0 +1,1 @@
+"""Runs: from a configuration to checkpoints, logs and a trained network."""

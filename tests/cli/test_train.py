@@ -1,0 +1,227 @@
+"""What people type: recipes, overrides, and the mistakes they make."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from alexnet_flax import config
+from alexnet_flax.cli import main as __main__
+from alexnet_flax.cli import train
+from alexnet_flax.cli.train import main, parse
+from alexnet_flax.config import Config, config_dict, from_config_dict
+from alexnet_flax.data import tfds_source
+from alexnet_flax.errors import DivergedError, UsageError
+
+RECIPES = sorted(path.as_posix() for path in pathlib.Path('configs').glob('*.py'))
+
+
+def parsed(*arguments):
+  return parse(['train.py', *arguments])[0]
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_every_recipe_is_complete_and_allowed(recipe):
+  parsed_config = parsed(f'--config={recipe}')
+  assert from_config_dict(config_dict(parsed_config).to_dict()) == parsed_config
+  other = parsed(f'--config={recipe}:torchvision')
+  assert other.model.variant == 'torchvision'
+
+
+def test_what_the_recipes_cite():
+  article, paper = parsed('--config=configs/imagenet.py'), parsed('--config=configs/imagenet_2012.py')
+  assert (article.model.variant, article.data.dataset, article.data.batch_size) == (
+    'batchnorm', 'imagenet2012', 256
+  )  # fmt: skip
+  assert (paper.model.variant, paper.data.batch_size, paper.optimizer.learning_rate) == ('paper', 128, 0.01)
+  assert (paper.optimizer.momentum, paper.optimizer.weight_decay) == (0.9, 5e-4)
+
+
+def test_overrides():
+  changed = parsed(
+    '--config=configs/digits.py',
+    '--config.data.batch_size=64',
+    '--config.optimizer.learning_rate=1',
+    '--config.data.crop_scale=(0.5, 1)',
+    '--config.optimizer.boundary_epochs=(3,)',
+    '--config.total_steps=7',
+    '--config.data.data_dir=/somewhere',
+    '--config.optimizer.nesterov=true',
+    '--config.model.dropout_rate=0.25',
+  )
+  assert changed.data.batch_size == 64
+  assert changed.optimizer.learning_rate == 1.0
+  assert changed.data.crop_scale == (0.5, 1.0)
+  assert changed.optimizer.boundary_epochs == (3.0,)
+  assert changed.total_steps == 7
+  assert changed.data.data_dir == '/somewhere'
+  assert changed.optimizer.nesterov is True
+  assert changed.model.dropout_rate == 0.25
+
+
+def test_every_key_can_be_overridden():
+  for key in config.all_keys():
+    value = config.value_of(Config(), key)
+    text = {bool: 'true', str: 'x', tuple: '(0.5, 0.5)'}.get(type(value), '1')
+    if value is None and key.split('.')[-1] in ('data_dir', 'activation', 'pooling'):
+      text = 'x'
+    values = train.flags_of(['train.py', '--config=configs/digits.py', f'--config.{key}={text}'])
+    arrived = values.config
+    for part in key.split('.'):
+      arrived = arrived[part]
+    assert str(arrived).lower() in (text, f'{text}.0')
+
+
+def test_the_folder_is_named_for_the_recipe():
+  assert parse(['train.py', '--config=configs/digits.py'])[1] == 'runs/digits'
+  assert parse(['train.py', '--config=configs/digits.py:paper', '--workdir=x'])[1] == 'x'
+
+
+MISTAKES = [
+  ((), 'usage: python train.py --config=FILE'),
+  (
+    ('--config=configs/imagnet.py',),
+    "no configuration file 'configs/imagnet.py'; did you mean 'configs/imagenet.py'",
+  ),
+  (('--confg=configs/digits.py',), "unknown flag '--confg'; did you mean '--config'"),
+  (('--config=configs/digits.py', '--workdri=x'), "unknown flag '--workdri'; did you mean '--workdir'"),
+  (
+    ('--config=configs/digits.py', '--config.data.batchsize=3'),
+    "'data.batchsize'; did you mean 'data.batch_size'",
+  ),
+  (('--config=configs/digits.py', '--config.batch_size=3'), "'batch_size'; did you mean 'data.batch_size'"),
+  (('--config=configs/digits.py', '--config.data.batch_size=many'), 'data.batch_size'),
+  (('--config=configs/digits.py', '--config.data.batch_size=2.5'), 'data.batch_size'),
+  (
+    ('--config=configs/digits.py', '--config.data.batch_size=0'),
+    r'data.batch_size \(=0\) must be at least 1',
+  ),
+  (('--config=configs/digits.py', '--config.data.crop_scale=(0.5,)'), 'data.crop_scale'),
+  (('--config=configs/digits.py', '--config.data.crop_scale=(0.5, 2)'), r'data.crop_scale \(=\(0.5, 2.0\)\)'),
+  (('--config=configs/digits.py', '--config.data.flip=perhaps'), 'data.flip'),
+  (('--config=configs/digits.py:torchvison',), "'torchvison'; did you mean 'torchvision'"),
+  (('--config=configs/digits.py', '--config.model.variant=alexnet'), 'model.variant: .alexnet'),
+  (('--config=configs/digits.py', '--config.model.activation=rellu'), "'rellu'; did you mean 'relu'"),
+  (('--config=configs/digits.py', '--config.model.pooling=mean'), "'mean'.*choices: max, avg"),
+  (('--config=configs/digits.py', '--config.model.dtype=float16'), "'float16'.*float32, bfloat16"),
+  (('--config=configs/digits.py', '--config.optimizer.schedule=cosin'), "did you mean 'cosine'"),
+  (('--config=configs/digits.py', '--config.optimizer.schedule=step'), 'needs optimizer.boundary_epochs'),
+  (('--config=configs/digits.py', '--config.loss.name=mse'), "'mse'.*mean_squared_error"),
+  (('--config=configs/digits.py', '--config.model.image_size=30'), 'too small.*at least 57x57'),
+  (('--config=configs/digits.py', '--config.model.width=-1'), r'model.width \(=-1.0\) must be more than 0'),
+  (('--config=configs/digits.py', '--config.optimizer.momentum=1.0'), 'must be less than 1'),
+  (('--config=configs/digits.py', '--config.optimizer.learning_rate=nan'), 'optimizer.learning_rate'),
+  (('--config=configs/digits.py', '--config.optimizer.accumulate_steps=3'), 'must be divisible'),
+  (('--config=configs/digits.py', '--config.data.center_crop_share=2'), 'must be at most 1'),
+  (('--config=configs/digits.py', '--config.model.width=inf'), 'must be finite'),
+  (('--config=configs/digits.py', '--config.total_epochs=inf'), 'must be finite'),
+  (('--config=configs/digits.py', '--config.seed=99999999999'), 'must be at most'),
+  (('--config=configs/digits.py', '--config.optimizer.boundary_epochs=(9, 3)'), 'ascending'),
+  (('--config=',), 'no --config=FILE is given; there are: configs'),
+  (('--config.data.batch_size=3',), 'no --config=FILE is given'),
+  (('--flagfile=/nowhere',), 'nowhere'),
+  (('--config=configs/digits.py', 'digits'), "unexpected argument 'digits'"),
+]
+
+
+@pytest.mark.parametrize(('arguments', 'message'), MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, arguments, message):
+  import re
+
+  def run(config, workdir):
+    raise AssertionError('the run began')
+
+  assert main(['train.py', *arguments], run) == 2
+  out, error = capsys.readouterr()
+  assert out == ''
+  assert re.search(message, error), error
+  if arguments:
+    assert error.count('\n') == 1
+    assert 'Traceback' not in error
+
+
+def test_a_recipe_with_a_mistake_of_its_own(tmp_path, capsys):
+  recipe = tmp_path / 'mine.py'
+  head = (
+    'from alexnet_flax.config import Config\nfrom alexnet_flax.config_dict import config_dict\n'
+    'def get_config(arg=None):\n'
+  )
+  cases = [
+    ('  pass\n', 'get_config returned None'),
+    ('  c = config_dict(Config())\n  c.data.batchsize = 3\n  return c\n', "did you mean 'data.batch_size'"),
+    ('  return {"data": {"batch_size": "many"}}\n', "data.batch_size (='many') must be of type int"),
+    ('  return nothing\n', "NameError: name 'nothing' is not defined"),
+    ('  return (\n', "SyntaxError: '(' was never closed"),
+  ]
+  for body, message in cases:
+    recipe.write_text(head + body)
+    assert main(['train.py', f'--config={recipe}']) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count('\n') == 1
+
+
+def test_divergence_is_exit_code_3(capsys):
+  def run(config, workdir):
+    raise DivergedError('the loss is nan')
+
+  assert main(['train.py', '--config=configs/digits.py'], run) == 3
+  assert capsys.readouterr().err == 'error: the loss is nan\n'
+
+
+@pytest.mark.parametrize(
+  'values', [{'modle': {}}, {'model': 3}, {'seed': 'x'}, {'seed': True}, {'seed': None}]
+)
+def test_mappings_are_read_strictly(values):
+  with pytest.raises(UsageError):
+    from_config_dict(values)
+
+
+def test_prepare(monkeypatch, capsys):
+  calls = []
+  monkeypatch.setattr(tfds_source, 'prepare', lambda *arguments: calls.append(arguments))
+  assert __main__.main(['prepare', 'cifar10', '--data_dir=a', '--manual_dir=b']) == 0
+  assert calls == [('cifar10', 'a', 'b')]
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ([], 'VERB'),
+    (['prepar', 'cifar10'], "'prepar'"),
+    (['prepare'], 'NAME'),
+    (['prepare', 'cifar10', '--datadir=x'], '--datadir'),
+    (['prepare', 'image_folder'], 'needs no preparing'),
+  ],
+)
+def test_mistakes_of_the_console_script(capsys, arguments, message):
+  assert __main__.main(arguments) == 2
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count('\n') == 1
+
+
+def test_prepare_of_an_unknown_data_set(capsys, tmp_path):
+  assert __main__.main(['prepare', 'cifar01', f'--data_dir={tmp_path}']) == 2
+  assert "did you mean 'cifar10" in capsys.readouterr().err
+
+
+def test_the_console_script_and_the_module_are_the_same():
+  for command in (['alexnet-flax'], [sys.executable, '-m', 'alexnet_flax']):
+    if command[0] == 'alexnet-flax':
+      command = [str(pathlib.Path(sys.executable).parent / 'alexnet-flax')]
+    result = subprocess.run([*command, '--help'], capture_output=True, text=True, check=True)
+    assert 'prepare' in result.stdout
+
+
+def test_help(capsys):
+  for flag in ('-h', '--help'):
+    assert main(['train.py', flag]) == 0
+    assert capsys.readouterr().out.startswith('usage: python train.py')
+
+
+def test_the_program_alone_says_what_to_type():
+  result = subprocess.run([sys.executable, 'train.py'], capture_output=True, text=True, check=False)
+  assert result.returncode == 2
+  assert 'python train.py --config=configs/digits.py' in result.stderr

@@ -1,0 +1,239 @@
+"""Odd and broken pictures: decoded right, or refused, or left out, named and counted."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_flax.config import Config, DataConfig, ModelConfig
+from alexnet_flax.data import image_header, loader, sampling
+from alexnet_flax.data.bad_images import BadPictures
+from alexnet_flax.data.tfds_source import open_dataset
+from alexnet_flax.data.views import EvalView, TrainView
+from alexnet_flax.errors import UsageError
+from alexnet_flax.training import train
+from tests.helpers import encode, eval_view, smooth_picture
+
+pytestmark = pytest.mark.usefixtures('standard_promotion')
+
+PICTURE = smooth_picture(60, 80, seed=4)
+EVAL, TRAIN = EvalView(32, 36), TrainView(32)
+
+
+def converted(mode):
+  return Image.fromarray(PICTURE).convert(mode)
+
+
+def saved(image, kind, **options):
+  buffer = io.BytesIO()
+  image.save(buffer, kind, **options)
+  return buffer.getvalue()
+
+
+def turned_by_exif(kind='JPEG', **options):
+  """Stored on its side, with the orientation that sets it upright."""
+  exif = Image.Exif()
+  exif[0x0112] = 6  # turn by 90 degrees clockwise
+  return saved(Image.fromarray(np.rot90(PICTURE)), kind, exif=exif, **options)
+
+
+def with_alpha():
+  picture = converted('RGBA')
+  picture.putalpha(Image.fromarray(smooth_picture(60, 80, seed=1)[..., 0]))
+  return saved(picture, 'PNG')
+
+
+JPEG = saved(converted('RGB'), 'JPEG', quality=98, subsampling=0)
+ODD = {
+  'png under a jpeg name': (saved(converted('RGB'), 'PNG'), 1),
+  'gif': (saved(converted('RGB'), 'GIF'), 40),
+  'bmp': (saved(converted('RGB'), 'BMP'), 1),
+  'webp': (saved(converted('RGB'), 'WEBP', lossless=True), 1),
+  'tiff': (saved(converted('RGB'), 'TIFF'), 1),
+  'progressive': (saved(converted('RGB'), 'JPEG', quality=98, subsampling=0, progressive=True), 5),
+  'cmyk': (saved(converted('CMYK'), 'JPEG', quality=98), 8),
+  'exif': (turned_by_exif(quality=100, subsampling=0), 5),
+  'exif in png': (turned_by_exif('PNG'), 1),
+  'alpha': (with_alpha(), 1),
+  'palette': (saved(converted('RGB').quantize(256), 'PNG'), 40),
+}
+BAD = {
+  'empty': b'',
+  'text': b'this is no picture',
+  'truncated': JPEG[: len(JPEG) // 3],
+  'header alone': JPEG[:20],
+  'truncated png': saved(converted('RGB'), 'PNG')[:200],
+}
+
+
+def folder(root, *extra, good=6):
+  """A folder of two classes with good pictures and the given ones, whatever they are."""
+  contents = [*(encode(smooth_picture(50, 70, i)) for i in range(good)), *extra]
+  for number, content in enumerate(contents):
+    path = root / 'train' / str(number % 2) / f'{number}.jpg'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+  return open_dataset('image_folder', 'train', str(root))
+
+
+def evaluated(source, bad=None):
+  (batch,) = loader.eval_batches(source, EVAL, batch_size=source.num_examples, num_classes=2, bad=bad)
+  return batch
+
+
+def trained(source, steps=range(6), bad=None, **options):
+  return list(
+    loader.train_batches(
+      source,
+      TRAIN,
+      seed=0,
+      batch_size=4,
+      first_step=steps[0],
+      last_step=steps[-1] + 1,
+      num_classes=2,
+      bad=bad,
+      **options,
+    )
+  )
+
+
+@pytest.mark.parametrize('kind', ODD)
+def test_odd_pictures_are_decoded_right(tmp_path, kind):
+  content, tolerance = ODD[kind]
+  source = folder(tmp_path, content)
+  row = next(i for i, one in enumerate(source.read(np.arange(7))) if one.name.endswith('6.jpg'))
+  ours = evaluated(source)['image'][row].astype(int)
+  assert np.abs(ours - eval_view(saved(converted('RGB'), 'PNG'), EVAL)).max() <= tolerance
+  assert len(trained(source)) == 6
+
+
+def test_grey_and_one_pixel(tmp_path):
+  grey, line = encode(PICTURE[..., 0], 'PNG'), encode(PICTURE[:1], 'PNG')
+  source = folder(tmp_path, grey, line, encode(PICTURE[:1, :1], 'PNG'))
+  batch = evaluated(source)
+  assert batch['weight'].tolist() == [1.0] * 9
+  rows = {one.name[-5:]: row for row, one in enumerate(source.read(np.arange(9)))}
+  same = np.repeat(PICTURE[..., :1], 3, -1)
+  for name, picture, most in (('6.jpg', same, 1), ('7.jpg', PICTURE[:1], 1), ('8.jpg', PICTURE[:1, :1], 0)):
+    expected = eval_view(encode(picture, 'PNG'), EVAL).astype(int)
+    assert np.abs(batch['image'][rows[name]] - expected).max() <= most
+  assert (batch['image'][rows['8.jpg']] == PICTURE[0, 0]).all()
+  assert len(trained(folder(tmp_path))) == 6
+
+
+@pytest.mark.parametrize('kind', BAD)
+def test_bad_pictures_are_an_error_that_names_them(tmp_path, kind):
+  source = folder(tmp_path, BAD[kind])
+  with pytest.raises(UsageError, match=r'6\.jpg cannot be decoded: .*; mend or remove it, or set'):
+    evaluated(source)
+  with pytest.raises(UsageError, match=r'6\.jpg cannot be decoded'):
+    trained(source)
+
+
+@pytest.mark.parametrize('kind', BAD)
+def test_bad_pictures_are_left_out_named_once_and_counted(tmp_path, kind):
+  source = folder(tmp_path, BAD[kind], BAD['text'])
+  said = []
+  bad = BadPictures('skip', said.append)
+  names = [one.name[-5:] for one in source.read(np.arange(8))]
+  labels = [one.label for one in source.read(np.arange(8))]
+  batch = evaluated(source, bad)
+  assert [name for name, weight in zip(names, batch['weight'], strict=True) if not weight] == [
+    name for name in names if name in ('6.jpg', '7.jpg')
+  ]
+  assert len(said) == 2
+  assert bad.skipped == 2
+  assert any('6.jpg cannot be decoded' in line for line in said)
+  batches = trained(source, bad=bad)
+  indices = [sampling.batch_indices(0, step, 4, 8) for step in range(6)]
+  for batch, chosen in zip(batches, indices, strict=True):
+    for image, label, weight, number in zip(
+      batch['image'], batch['label'], batch['weight'], chosen, strict=True
+    ):
+      assert weight == (names[number] not in ('6.jpg', '7.jpg'))
+      assert image.std() > 5  # never a blank
+      following = next(i % 8 for i in range(number, number + 8) if names[i % 8] not in ('6.jpg', '7.jpg'))
+      assert label == labels[following]
+  assert len(said) == 2
+  assert bad.skipped == 2 + 6
+  assert bad.summary() == '2 pictures cannot be decoded and were left out (8 times)'
+
+
+def test_what_is_left_out_depends_on_nothing_that_was_read_before(tmp_path):
+  source = folder(tmp_path, BAD['truncated'], BAD['empty'], BAD['truncated png'])
+  whole = trained(source, range(9), BadPictures('skip', lambda line: None))
+  for threads in (1, 2, 8):
+    later = trained(source, range(4, 9), BadPictures('skip', lambda line: None), num_threads=threads)
+    for one, other in zip(later, whole[4:], strict=True):
+      for name in ('image', 'label', 'weight'):
+        np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_a_batch_without_any_good_picture(tmp_path):
+  source = folder(tmp_path, BAD['empty'], BAD['text'], good=0)
+  with pytest.raises(UsageError, match=r'no picture of .* can be decoded'):
+    trained(source, bad=BadPictures('skip', lambda line: None))
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_what_is_left_out_is_the_same_for_any_number_of_processes(tmp_path, processes):
+  source = folder(tmp_path, BAD['truncated'], BAD['empty'], BAD['text'])
+
+  def stream(**share):
+    bad = BadPictures('skip', lambda line: None)
+    arguments = {'seed': 0, 'batch_size': 4, 'first_step': 0, 'last_step': 9, 'num_classes': 2}
+    return list(loader.train_batches(source, TRAIN, **arguments, bad=bad, **share))
+
+  shares = [stream(process=process, num_processes=processes) for process in range(processes)]
+  for whole, *parts in zip(stream(), *shares, strict=True):
+    for name in ('image', 'label', 'weight', 'index'):
+      np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+
+
+def test_a_share_that_is_padding_alone(tmp_path):
+  source = folder(tmp_path, BAD['empty'])
+  order_of_bad = next(i for i, one in enumerate(source.read(np.arange(7))) if one.name.endswith('6.jpg'))
+  first_is_bad = dataclasses.replace(source, read=lambda numbers: source.read((numbers + order_of_bad) % 7))
+  bad = BadPictures('skip', lambda line: None)
+  (batch,) = loader.eval_batches(
+    first_is_bad, EVAL, batch_size=24, num_classes=2, process=1, num_processes=2, bad=bad
+  )
+  assert batch['weight'].sum() == 0
+  assert bad.skipped == 0
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+  for module in (image_header, image_header.read_picture.__globals__):
+    (monkeypatch.setitem if isinstance(module, dict) else monkeypatch.setattr)(module, 'MAX_PIXELS', 70 * 50)
+  for number, kind in enumerate(('JPEG', 'PNG', 'GIF')):
+    source = folder(tmp_path / str(number), saved(converted('RGB'), kind))
+    with pytest.raises(UsageError, match=r'80x60 are more than 3,500 pixels'):
+      evaluated(source)
+
+
+def test_a_run_says_what_it_left_out(tmp_path, capsys):
+  folder(tmp_path / 'data', BAD['truncated'], BAD['text'])
+  config = Config(
+    model=ModelConfig(width=1 / 16, image_size=57),
+    data=DataConfig(
+      dataset='image_folder',
+      data_dir=str(tmp_path / 'data'),
+      eval_split='train',
+      batch_size=8,
+      on_bad_image='skip',
+    ),
+    total_steps=2,
+  )
+  train.train(config, tmp_path / 'run')
+  said = capsys.readouterr().out
+  assert said.count('6.jpg cannot be decoded') == 1
+  assert said.count('7.jpg cannot be decoded: no picture') == 1
+  assert 'train[:]: 6 of 8 pictures were counted' in said
+  assert 'report.html shows what it learned' in said
+  assert 'Over all 6 pictures' in (tmp_path / 'run' / 'report.html').read_text()
+  assert '2 pictures cannot be decoded and were left out' in said
+  strict = dataclasses.replace(config, data=dataclasses.replace(config.data, on_bad_image='error'))
+  with pytest.raises(UsageError, match='cannot be decoded'):
+    train.train(strict, tmp_path / 'other')

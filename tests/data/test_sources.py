@@ -1,0 +1,213 @@
+"""Data sets: the embedded digits, TFDS by name, slices, record files, folders, and ImageNet's archives."""
+
+import io
+import pathlib
+import tarfile
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from sklearn.datasets import load_digits
+
+from alexnet_flax.data import digits, tfds_source, tfrecord
+from alexnet_flax.data.tfds_source import open_dataset
+from alexnet_flax.errors import UsageError
+from tests.helpers import encode, smooth_picture
+
+
+def tfds_contents(builder, split):
+  """The same, read by TFDS, one file after the other."""
+  dataset = builder.as_dataset(
+    split=split,
+    decoders={'image': tfds.decode.SkipDecoding()},
+    read_config=tfds.ReadConfig(interleave_cycle_length=1),
+  )
+  return [(example['image'], int(example['label'])) for example in tfds.as_numpy(dataset)]
+
+
+def contents(source, count=None):
+  """(encoded picture, label) of the first examples."""
+  for example in source.read(np.arange(source.num_examples if count is None else count)):
+    yield bytes(example.picture), example.label
+
+
+def test_no_digit_is_in_both_splits(data_dir):
+  open_dataset('digits', 'train', data_dir)  # prepares it
+  builder = digits.Digits(data_dir=data_dir)
+  indices = {
+    split: {int(example['index']) for example in tfds.as_numpy(builder.as_dataset(split=split))}
+    for split in ('train', 'test')
+  }
+  assert len(indices['train']) == 1433
+  assert len(indices['test']) == 364
+  assert not indices['train'] & indices['test']
+  assert indices['train'] | indices['test'] == set(range(1797))
+  pictures, labels = load_digits(return_X_y=True)
+  for label in range(10):
+    share = (digits.in_test_split(labels) & (labels == label)).sum() / (labels == label).sum()
+    assert share == pytest.approx(0.2, abs=0.01)
+  same = {pictures[i].tobytes() for i in indices['train']} & {pictures[i].tobytes() for i in indices['test']}
+  assert not same
+
+
+def test_digits_are_scikit_learns(data_dir):
+  source = open_dataset('digits', 'test', data_dir)
+  builder = digits.Digits(data_dir=data_dir)
+  pictures, labels = load_digits(return_X_y=True)
+  seen = {}
+  for example in tfds.as_numpy(builder.as_dataset(split='test')):
+    seen[int(example['index'])] = example['image'], int(example['label'])
+  for index, (image, label) in seen.items():
+    assert label == labels[index]
+    np.testing.assert_allclose(image[..., 0] / 255 * 16, pictures[index].reshape(8, 8), atol=0.04)
+  assert source.class_names == tuple('0123456789')
+  assert sorted(label for _, label in contents(source)) == sorted(label for _, label in seen.values())
+
+
+@pytest.mark.parametrize('split', ['test', 'test[10:20]', 'test[:10%]', 'test[300:]+train[:5]', 'train[-7:]'])
+def test_records_are_tfds_own_in_its_order(data_dir, split):
+  source = open_dataset('digits', split, data_dir)
+  builder = digits.Digits(data_dir=data_dir)
+  expected = tfds_contents(builder, split)
+  assert source.num_examples == len(expected)
+  assert list(contents(source)) == expected
+
+
+def test_array_record(data_dir, tmp_path):
+  builder = digits.Digits(data_dir=tmp_path, file_format='array_record')
+  builder.download_and_prepare()
+  source = open_dataset('digits', 'test[5:25]', str(tmp_path))
+  reference = builder.as_data_source('test[5:25]')
+  assert source.num_examples == 20
+  assert [label for _, label in contents(source)] == [int(example['label']) for example in reference]
+
+
+def test_several_shards(tmp_path):
+  builder = digits.Digits(data_dir=tmp_path)
+  shards = tfds.download.DownloadConfig(num_shards=4)
+  builder.download_and_prepare(download_config=shards)
+  source = open_dataset('digits', 'train[100:1200]', str(tmp_path))
+  assert list(contents(source)) == tfds_contents(builder, 'train[100:1200]')
+
+
+def forget_files():
+  tfrecord._record_spans.cache_clear()
+  tfrecord._mapped.cache_clear()
+
+
+def test_a_truncated_record_file(tmp_path):
+  open_dataset('digits', 'test', str(tmp_path))
+  (path,) = tmp_path.rglob('*test.tfrecord*')
+  path.write_bytes(path.read_bytes()[:-10])
+  forget_files()
+  with pytest.raises(UsageError, match=r'tfrecord.* is not a whole TFRecord file'):
+    open_dataset('digits', 'test', str(tmp_path))
+  forget_files()
+
+
+@pytest.mark.parametrize(
+  ('name', 'split', 'message'),
+  [
+    ('cifar', 'train', "unknown data set 'cifar'; did you mean 'cifar10"),
+    ('cifar10', 'train', "'cifar10' is not prepared in .*; run: alexnet-flax prepare cifar10 --data_dir="),
+    ('imagenet2012', 'train', 'run: alexnet-flax prepare imagenet2012'),
+    ('digits', 'tset', "unknown split 'tset'; did you mean 'test'"),
+    ('digits', 'test[:0]', 'has no examples'),
+    ('image_folder', 'train', 'unknown split|no pictures'),
+  ],
+)
+def test_data_sets_that_cannot_be_opened(data_dir, name, split, message):
+  with pytest.raises(UsageError, match=message):
+    open_dataset(name, split, data_dir)
+
+
+def write_folder(root, classes=('cat', 'dog'), count=4):
+  for split in ('train', 'validation'):
+    for number, name in enumerate(classes):
+      folder = root / split / name
+      folder.mkdir(parents=True)
+      for i in range(count):
+        suffix = ('jpg', 'png', 'JPEG')[i % 3]
+        kind = 'PNG' if suffix == 'png' else 'JPEG'
+        (folder / f'{i}.{suffix}').write_bytes(encode(smooth_picture(30, 40, 10 * number + i), kind))
+
+
+def test_own_folders(tmp_path):
+  write_folder(tmp_path)
+  source = open_dataset('image_folder', 'train', str(tmp_path))
+  assert source.class_names == ('cat', 'dog')
+  paths = sorted((tmp_path / 'train').rglob('*.*'))
+  expected = [(path.read_bytes(), source.class_names.index(path.parent.name)) for path in paths]
+  ours = list(contents(source))
+  assert sorted(ours) == sorted(expected)
+  assert ours != expected  # classes are mixed, or a slice would hold some of them alone
+  part = open_dataset('image_folder', 'train[6:]+validation[:1]', str(tmp_path))
+  assert list(contents(part))[:-1] == ours[6:]
+  validation = open_dataset('image_folder', 'validation', str(tmp_path))
+  assert list(contents(part))[-1] == next(contents(validation))
+
+
+def test_folders_that_cannot_be_opened(tmp_path):
+  with pytest.raises(UsageError, match=r'data_dir \(=None\) must be a folder'):
+    open_dataset('image_folder', 'train')
+  with pytest.raises(UsageError, match='must be a folder'):
+    open_dataset('image_folder', 'train', str(tmp_path / 'nowhere'))
+  with pytest.raises(UsageError, match='no pictures in'):
+    open_dataset('image_folder', 'train', str(tmp_path))
+  write_folder(tmp_path, classes=('cat',))
+  with pytest.raises(UsageError, match=r"holds one class \('cat'\)"):
+    open_dataset('image_folder', 'train', str(tmp_path))
+  write_folder(tmp_path / 'two')
+  with pytest.raises(UsageError, match="unknown split 'test'"):
+    open_dataset('image_folder', 'test', str(tmp_path / 'two'))
+
+
+def write_imagenet_archives(folder: pathlib.Path, synsets: int = 3, pictures: int = 4) -> None:
+  """ImageNet's two archives in miniature: a tar of a tar a synset, and a flat tar of numbered pictures."""
+
+  def add(tar, name, data):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+  labels = pathlib.Path(tfds.__file__).parent / 'datasets' / 'imagenet2012' / 'validation_labels.txt'
+  official = labels.read_text().split()
+  chosen = official[:synsets]
+  with tarfile.open(folder / 'ILSVRC2012_img_train.tar', 'w') as train:
+    for number, synset in enumerate(chosen):
+      buffer = io.BytesIO()
+      with tarfile.open(fileobj=buffer, mode='w') as inner:
+        for i in range(pictures):
+          add(inner, f'{synset}_{i}.JPEG', encode(smooth_picture(80, 100, 100 * number + i)))
+      add(train, f'{synset}.tar', buffer.getvalue())
+  with tarfile.open(folder / 'ILSVRC2012_img_val.tar', 'w') as validation:
+    for number in range(1, synsets + 1):
+      name = f'ILSVRC2012_val_{number:08d}.JPEG'
+      add(validation, name, encode(smooth_picture(80, 100, 100 * (number - 1))))
+
+
+def test_imagenets_archives_through_tfds_own_builder(tmp_path):
+  archives = tmp_path / 'archives'
+  archives.mkdir()
+  write_imagenet_archives(archives)
+  tfds_source.prepare('imagenet2012', str(tmp_path), str(archives))
+  train = open_dataset('imagenet2012', 'train', str(tmp_path))
+  validation = open_dataset('imagenet2012', 'validation', str(tmp_path))
+  assert (train.num_examples, validation.num_examples) == (12, 3)
+  assert len(train.class_names) == 1000
+  by_picture = dict(contents(train))
+  assert len(by_picture) == 12
+  for encoded, label in contents(validation):  # each is one of the training pictures of its class
+    assert by_picture[encoded] == label
+
+
+def test_missing_archives(tmp_path):
+  with pytest.raises(UsageError, match=r'cannot prepare .*ILSVRC2012_img_train\.tar'):
+    tfds_source.prepare('imagenet2012', str(tmp_path), str(tmp_path / 'nowhere'))
+
+
+def test_real_cifar10(shared_data):
+  source = open_dataset('cifar10', 'test', str(shared_data / 'tfds'))
+  assert source.num_examples == 10_000
+  builder = tfds.builder('cifar10', data_dir=shared_data / 'tfds')
+  assert list(contents(source, 50)) == tfds_contents(builder, 'test[:50]')

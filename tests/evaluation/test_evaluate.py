@@ -1,0 +1,285 @@
+"""`alexnet-flax evaluate`: a run's own figures, protocols, ImageNet's relatives, mistakes."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from alexnet_flax import VARIANTS, save_weights
+from alexnet_flax.cli.main import main
+from alexnet_flax.errors import UsageError
+from alexnet_flax.evaluation import evaluate as evaluation
+from alexnet_flax.evaluation import imagenet, protocols, summary
+from alexnet_flax.models.alexnet import AlexNet
+from alexnet_flax.pretrained import Trained, load_trained
+from alexnet_flax.training.logger import read_metrics
+from tests.helpers import digits_run, encode, random_variables, smooth_picture
+
+
+@pytest.fixture
+def run(data_dir):
+  return digits_run(data_dir)
+
+
+def evaluated(capsys, tmp_path, *arguments):
+  path = tmp_path / 'evaluation.json'
+  assert main(['evaluate', *map(str, arguments), '--json', str(path)]) == 0
+  return json.loads(path.read_text()), capsys.readouterr().out
+
+
+def test_a_run_scores_what_its_log_says(run, data_dir, tmp_path, capsys):
+  figures, table = evaluated(capsys, tmp_path, run, '--data_dir', data_dir)
+  logged = {line['name']: line for line in read_metrics(run) if line['split'] != 'train'}
+  assert figures['images'] == logged['top1']['images'] == 37
+  for name in ('top1', 'top5', 'loss'):
+    # Training's pictures are resized by TensorFlow, whose rounding differs by a level.
+    assert figures[name]['value'] == pytest.approx(logged[name]['value'], rel=2e-3)
+    assert figures[name]['low'] < figures[name]['value'] < figures[name]['high']
+  assert f'{100 * figures["top1"]["value"]:.2f} %' in table
+  assert figures['classes'] == list('0123456789')
+  confusion = np.zeros((10, 10))
+  for row, column, count in figures['confusion']:
+    confusion[row, column] = count
+  assert confusion.sum() == 37
+  assert np.trace(confusion) / 37 == pytest.approx(figures['top1']['value'])
+  for one in figures['per_class']:
+    row = confusion[int(one['class'])]
+    assert row.sum() == one['images']
+    assert row[int(one['class'])] / row.sum() == pytest.approx(one['top1'])
+
+
+def test_json_alone_on_the_standard_output(run, data_dir, capsys):
+  assert main(['evaluate', str(run), '--data_dir', data_dir, '--json', '-']) == 0
+  captured = capsys.readouterr()
+  assert json.loads(captured.out)['images'] == 37
+  assert 'top-1' in captured.err
+
+
+def test_several_networks_are_averaged(run, data_dir, tmp_path, capsys):
+  other = digits_run(data_dir, seed=1)
+  networks = [load_trained(str(folder)) for folder in (run, other)]
+  source = protocols.open_evaluated('digits:test[:50]', data_dir)
+  protocol = protocols.protocol_of(networks)
+  each = [_all_probabilities([network], source, protocol) for network in networks]
+  both = _all_probabilities(networks, source, protocol)
+  np.testing.assert_allclose(both, np.mean(each, axis=0), atol=1e-6)
+  assert np.abs(each[0] - each[1]).max() > 0.01
+  figures, _ = evaluated(
+    capsys, tmp_path, run, other, '--dataset', 'digits:test[:50]', '--data_dir', data_dir
+  )
+  labels = [label for (label,) in evaluation.right_classes(source)]
+  assert figures['top1']['value'] == pytest.approx(np.mean(both.argmax(1) == labels))
+  assert [one['source'] for one in figures['networks']] == ['digits-0', 'digits-1']
+
+
+def _all_probabilities(networks, source, protocol):
+  return np.concatenate(list(evaluation._probabilities(networks, source, protocol.view, None, 16, 1)))
+
+
+def test_ten_crops_and_another_resize_are_other_views(run, data_dir, tmp_path, capsys):
+  place = ['--data_dir', data_dir]
+  one, _ = evaluated(capsys, tmp_path, run, *place)
+  ten, table = evaluated(capsys, tmp_path, run, *place, '--protocol', 'ten-crop')
+  tf, _ = evaluated(capsys, tmp_path, run, *place, '--resize', 'tf')
+  assert (one['protocol']['crops'], ten['protocol']['crops'], tf['protocol']['resize']) == (1, 10, 'tf')
+  assert '10 crops of 57' in table
+  assert one['loss']['value'] != ten['loss']['value']
+
+
+def test_crops_of_another_side(tmp_path, data_dir, capsys):
+  """227 and 224 leave the same 6x6 of torchvision's network; 200 does not."""
+  spec = VARIANTS['torchvision'].scaled(1 / 16)
+  path = save_weights(tmp_path / 'net.safetensors', spec, random_variables(spec, 10))[0]
+  common = ['--weights', path, '--dataset', 'digits:test[:8]', '--data_dir', data_dir]
+  figures, _ = evaluated(capsys, tmp_path, *common, '--size', '227')
+  assert figures['protocol'] == {
+    'crops': 1,
+    'crop_side': 227,
+    'short_side': 256,
+    'resize': 'pil',
+    'allowed_classes': None,
+  }
+  assert main(['evaluate', *map(str, common), '--size', '160']) == 2
+  assert 'cannot see crops of 160x160: 4x4 are left of them' in capsys.readouterr().err
+
+
+def imagenet_network(folder, size=67):
+  spec = VARIANTS['torchvision'].scaled(1 / 16, size)
+  return save_weights(folder / 'net.safetensors', spec, random_variables(spec, 1000))[0]
+
+
+def prepared(name, folder, examples, split, monkeypatch):
+  """A data set by TFDS's own builder, with our examples instead of what it would download."""
+  builder = tfds.builder(name, data_dir=folder)
+  monkeypatch.setattr(type(builder), '_split_generators', lambda self, manager: {split: enumerate(examples)})
+  builder.download_and_prepare()
+  monkeypatch.undo()
+
+
+@pytest.fixture(scope='module')
+def pictures():
+  return [encode(smooth_picture(80, 90, seed), quality=95) for seed in range(12)]
+
+
+def test_only_classes_that_occur_can_be_answered(tmp_path, pictures, monkeypatch, capsys):
+  labels = [3, 500, 999, 3, 500, 999, 3, 500, 999, 3, 500, 999]
+  names = tfds.builder('imagenet_a').info.features['label'].names
+  examples = [
+    {'image': picture, 'label': names[label], 'file_name': f'{i}.jpg'}
+    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+  ]
+  prepared('imagenet_a', tmp_path, examples, 'test', monkeypatch)
+  common = ['--weights', imagenet_network(tmp_path), '--data_dir', tmp_path, '--dataset']
+  assert main(['evaluate', *map(str, common), 'imagenet_a']) == 2
+  assert 'has 12 pictures here, and published figures are of 7,500' in capsys.readouterr().err
+  figures, table = evaluated(capsys, tmp_path, *common, 'imagenet_a', '--any_count')
+  assert figures['protocol']['allowed_classes'] == 3
+  assert 'among 3 classes' in table
+  assert {answered for _, answered, _ in figures['confusion']} <= {3, 500, 999}
+  assert figures['top5']['value'] == 1  # of three classes
+  # Of a part of it the same classes are allowed.
+  part, _ = evaluated(capsys, tmp_path, *common, 'imagenet_a:test[:2]', '--any_count')
+  assert part['images'] == 2
+  assert part['protocol']['allowed_classes'] == 3
+
+
+def test_only_allowed_classes_have_probability(data_dir):
+  network = load_trained(str(digits_run(data_dir)))
+  source = protocols.open_evaluated('digits:test[:9]', data_dir)
+  all_of_them = next(
+    evaluation._probabilities([network], source, protocols.protocol_of([network]).view, None, 16, 1)
+  )
+  some = np.zeros(10, bool)
+  some[[2, 7]] = True
+  restricted = next(
+    evaluation._probabilities([network], source, protocols.protocol_of([network]).view, some, 16, 1)
+  )
+  expected = np.where(some, all_of_them, 0)
+  np.testing.assert_allclose(restricted, expected / expected.sum(1, keepdims=True), atol=1e-5)
+
+
+def test_networks_of_different_heads(data_dir):
+  network = load_trained(str(digits_run(data_dir)))
+  source = protocols.open_evaluated('digits:test[:9]', data_dir)
+  names = (*network.class_names, 'class 10')
+  other = Trained('other', AlexNet(network.spec, 11), random_variables(network.spec, 11), names)
+  protocol = protocols.protocol_of([other])
+  assert len(evaluation.answer([other], source, protocol).right) == 9  # a wider head is a head
+  with pytest.raises(UsageError, match='must have the same classes'):
+    evaluation.answer([network, other], source, protocol)
+  broken = Trained(
+    'nan', network.model, jax.tree.map(lambda x: x * np.nan, network.variables), network.class_names
+  )
+  with pytest.raises(UsageError, match='nan: answers are not finite'):
+    evaluation.answer([broken], source, protocol)
+
+
+def test_real_counts_every_right_class_and_no_picture_without(tmp_path, pictures, monkeypatch):
+  weights = imagenet_network(tmp_path)
+  network = load_trained(str(weights))
+  names = tfds.builder('imagenet2012_real').info.features['original_label'].names
+  right = [[7], [], [7, 8]] + [[number] for number in range(9)]
+  examples = [
+    {
+      'image': picture,
+      'original_label': names[5],
+      'real_label': [names[label] for label in labels],
+      'file_name': f'{i}.JPEG',
+    }
+    for i, (picture, labels) in enumerate(zip(pictures, right, strict=True))
+  ]
+  prepared('imagenet2012_real', tmp_path, examples, 'validation', monkeypatch)
+  source = protocols.open_evaluated('imagenet2012_real', str(tmp_path))
+  assert sorted(map(sorted, evaluation.right_classes(source))) == sorted(map(sorted, right))
+  answers = evaluation.answer([network], source, protocols.protocol_of([network]))
+  assert len(answers.right) == 11
+  # By hand: of each picture with a label, whether the most probable class is one of its labels.
+  seen = _all_probabilities([network], source, protocols.protocol_of([network]))
+  labels = evaluation.right_classes(source)
+  hits = [row.argmax() in some for row, some in zip(seen, labels, strict=True) if some]
+  assert answers.top(1).value == pytest.approx(np.mean(hits))
+
+
+def test_imagenet_c(tmp_path, pictures, monkeypatch, capsys):
+  monkeypatch.setattr(imagenet, 'ALEXNET_ERRORS', {'gaussian_noise': 88.6428, 'fog': 81.9324})
+  names = tfds.builder('imagenet2012_corrupted/fog_1').info.features['label'].names
+  errors = {name: imagenet.ALEXNET_ERRORS[name] for name in ('gaussian_noise', 'fog')}
+  for number, name in enumerate(f'{one}_{severity}' for one in errors for severity in (1, 2)):
+    examples = [
+      {'image': picture, 'label': names[number], 'file_name': f'{i}.JPEG'}
+      for i, picture in enumerate(pictures[:5])
+    ]
+    prepared(f'imagenet2012_corrupted/{name}', tmp_path, examples, 'validation', monkeypatch)
+  monkeypatch.setattr(summary, 'ALEXNET_ERRORS', errors)
+  monkeypatch.setattr(imagenet, 'ALEXNET_ERRORS', errors)
+  monkeypatch.setattr(summary, 'SEVERITIES', (1, 2))
+  weights = imagenet_network(tmp_path)
+  common = ['--weights', weights, '--dataset', 'imagenet2012_corrupted', '--data_dir', tmp_path]
+  assert main(['evaluate', *map(str, common)]) == 2
+  assert 'has 5 pictures here, and published figures are of 50,000' in capsys.readouterr().err
+  common.append('--any_count')
+  figures, table = evaluated(capsys, tmp_path, *common)
+  # TFDS has them cut to 224x224 already: they are neither resized nor cut again.
+  assert figures['protocol']['short_side'] == figures['protocol']['crop_side'] == 67
+  means = {name: np.mean(values) for name, values in figures['errors'].items()}
+  assert figures['error'] == pytest.approx(np.mean(list(means.values())))
+  assert figures['mCE'] == pytest.approx(
+    np.mean([means['gaussian_noise'] / 0.886428, means['fog'] / 0.819324])
+  )
+  assert f'mCE {100 * figures["mCE"]:.2f} %' in table
+  shutil.rmtree(tmp_path / 'imagenet2012_corrupted' / 'fog_2')
+  assert main(['evaluate', *map(str, common)]) == 2
+  assert 'imagenet2012_corrupted/fog_2' in capsys.readouterr().err
+
+
+def test_mce_of_the_published_errors_is_one():
+  published = {name: [error / 100] * 5 for name, error in imagenet.ALEXNET_ERRORS.items()}
+  assert imagenet.corruption_errors(published)['mCE'] == pytest.approx(1)
+  assert len(published) == 15
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--protocol', '10-crop'], "unknown protocol '10-crop'; did you mean"),
+    (['--dataset', 'digits:tset'], "unknown split 'tset'; did you mean 'test'"),
+    (['--dataset', ':test'], 'write NAME or NAME:SPLIT'),
+    (['--batch_size', '0'], '--batch_size (=0) must be at least 1'),
+    (['--json', '/proc/absent/a.json'], 'cannot write --json=/proc/absent/a.json'),
+    (['--json', '/tmp'], 'cannot write --json=/tmp: a folder'),
+    (['--size', '0'], 'cannot see crops of 0x0'),
+  ],
+)
+def test_mistakes(run, data_dir, arguments, message, capsys):
+  assert main(['evaluate', str(run), '--data_dir', data_dir, *arguments]) == 2
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count('\n') == 1
+
+
+def test_a_data_set_of_other_classes(run, tmp_path, capsys):
+  for label in range(10):
+    folder = tmp_path / 'test' / f'animal {label}'
+    folder.mkdir(parents=True)
+    (folder / 'a.jpg').write_bytes(encode(smooth_picture(60, 60, label)))
+  place = ['--dataset', 'image_folder:test', '--data_dir', str(tmp_path)]
+  assert main(['evaluate', str(run), *place]) == 2
+  assert 'other classes than' in capsys.readouterr().err
+  shutil.rmtree(tmp_path / 'test' / 'animal 3')
+  assert main(['evaluate', str(run), *place]) == 2
+  assert 'has 9 classes, and' in capsys.readouterr().err
+
+
+def test_folders_that_are_no_runs(tmp_path, run, capsys):
+  assert main(['evaluate', str(tmp_path)]) == 2
+  assert "is no run's folder" in capsys.readouterr().err
+  shutil.copy(run / 'config.json', tmp_path)
+  assert main(['evaluate', str(tmp_path)]) == 2
+  assert 'no checkpoint in' in capsys.readouterr().err
+  assert main(['evaluate']) == 2
+  assert 'name what to evaluate' in capsys.readouterr().err
+  assert main(['evaluate', '--weights', 'x.safetensors']) == 2
+  assert 'give --dataset' in capsys.readouterr().err

@@ -1,0 +1,119 @@
+"""What several tests use: images, networks with random weights, tiny configurations, one trained run."""
+
+import dataclasses
+import functools
+import io
+import pathlib
+import sys
+import tempfile
+
+import jax
+import numpy as np
+from PIL import Image
+
+from alexnet_flax.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from alexnet_flax.data.decode_eval import eval_decoder
+from alexnet_flax.data.image_header import read_header
+from alexnet_flax.training import train
+from alexnet_flax.weights.layout import variable_shapes, variables_of
+
+TINY = Config(
+  model=ModelConfig(width=1 / 16, image_size=57, batch_norm_momentum=0.9),
+  data=DataConfig(
+    train_split='train[:80]',
+    eval_split='test[:37]',
+    batch_size=16,
+    eval_batch_size=24,
+    crop_scale=(0.7, 1.0),
+    crop_ratio=(0.9, 1.1),
+    flip=False,
+    num_threads=1,
+  ),
+  optimizer=OptimizerConfig(learning_rate=0.02),
+  total_epochs=2.0,
+  report=False,
+)
+
+SMALL = (
+  '--config=configs/digits.py',
+  '--config.model.width=0.0625',
+  '--config.model.image_size=57',
+  '--config.model.dropout_rate=0.0',
+  '--config.data.train_split=train[:320]',
+  '--config.optimizer.warmup_steps=2',
+  '--config.eval_every_steps=100',
+  '--config.report=false',
+)
+
+
+def replace(config, **groups):
+  """A configuration with changed keys: replace(TINY, data={'batch_size': 8}, seed=1)."""
+  for name, value in groups.items():
+    if isinstance(value, dict):
+      groups[name] = dataclasses.replace(getattr(config, name), **value)
+  return dataclasses.replace(config, **groups)
+
+
+def encode(picture: np.ndarray, kind: str = 'JPEG', **options) -> bytes:
+  """An array as a picture's bytes."""
+  buffer = io.BytesIO()
+  Image.fromarray(picture).save(buffer, kind, **options)
+  return buffer.getvalue()
+
+
+def smooth_picture(height: int, width: int, seed: int) -> np.ndarray:
+  """A picture with large shapes, as photographs have: uint8 [height, width, 3]."""
+  coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+  return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def eval_view(picture, view):
+  return eval_decoder(view)([read_header(picture)], np.zeros((1, 0)))['image'][0]
+
+
+def command(data_dir, *flags):
+  return [sys.executable, 'train.py', *SMALL, f'--config.data.data_dir={data_dir}', *flags]
+
+
+def random_variables(spec, num_classes=None, seed=0):
+  """Variables as a trained network has them: no bias, scale or statistic is at its start."""
+  rng = np.random.default_rng(seed)
+  tensors = {}
+  for name, shape in variable_shapes(spec, num_classes).items():
+    values = rng.normal(size=shape)
+    match name.rpartition('/')[2]:
+      case 'kernel':
+        values *= (2 / np.prod(shape[:-1])) ** 0.5 / _input_deviation(spec, name)
+      case 'var':
+        values = (0.5 + np.abs(values)) * _input_deviation(spec, name) ** 2
+      case 'scale':
+        values = 1 + 0.1 * values
+      case _:
+        values *= 0.1
+    tensors[name] = values.astype(np.float32)
+  return variables_of(tensors)
+
+
+def _input_deviation(spec, name):
+  """Pixels in 0..255 are some 60 times as large as what layers hand on."""
+  bare = spec.preprocessing.scale == 1 and spec.preprocessing.std[0] == 1
+  first = 'norm0' if any('norm0' in one for one in variable_shapes(spec)) else 'conv1'
+  return 60.0 if bare and f'/{first}/' in name else 1.0
+
+
+@functools.cache
+def digits_run(data_dir: str, seed: int = 0) -> pathlib.Path:
+  """The folder of a run of 20 steps, with its report."""
+  folder = pathlib.Path(tempfile.mkdtemp()) / f'digits-{seed}'
+  config = replace(
+    TINY,
+    data={'data_dir': data_dir, 'train_split': 'train[:320]'},
+    total_epochs=1.0,
+    log_every_steps=5,
+    eval_every_steps=10,
+    seed=seed,
+    report=seed == 0,
+  )
+  with jax.numpy_dtype_promotion('standard'):
+    train.train(config, folder)
+  return folder

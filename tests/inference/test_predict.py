@@ -1,0 +1,214 @@
+"""`alexnet-flax predict`, the names of classes, and Grad-CAM."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from alexnet_flax import VARIANTS, AlexNet, grad_cam, pretrained, save_weights
+from alexnet_flax.cli.main import main
+from alexnet_flax.data.augment import normalize
+from alexnet_flax.data.images import evaluation_view
+from alexnet_flax.errors import UsageError
+from alexnet_flax.inference.grad_cam import default_layer, overlay
+from tests.helpers import digits_run, random_variables
+
+SPEC = VARIANTS['torchvision'].scaled(1 / 16, 67)
+
+
+@pytest.fixture
+def photos(tmp_path):
+  """Two photographs, in a folder."""
+  folder = tmp_path / 'photos'
+  folder.mkdir()
+  for name, picture in zip(('china', 'flower'), load_sample_images().images, strict=True):
+    Image.fromarray(picture).save(folder / f'{name}.jpg')
+  return folder
+
+
+@pytest.fixture
+def weights(tmp_path):
+  names = ['cat', 'great_white_shark', 'temple', 'flower', 'sea', 'sky']
+  return str(
+    save_weights(tmp_path / 'net.safetensors', SPEC, random_variables(SPEC, 6), class_names=names)[0]
+  )
+
+
+def predicted(capsys, *arguments):
+  code = main(['predict', *map(str, arguments), '--json'])
+  captured = capsys.readouterr()
+  return code, [json.loads(line) for line in captured.out.splitlines()], captured.err
+
+
+def test_answers_are_the_networks(photos, weights, capsys):
+  code, lines, _ = predicted(capsys, photos, '--weights', weights)
+  assert code == 0
+  assert [line['file'] for line in lines] == [str(photos / 'china.jpg'), str(photos / 'flower.jpg')]
+  variables = random_variables(SPEC, 6)
+  views = np.stack([evaluation_view(np.asarray(Image.open(line['file'])), SPEC) for line in lines])
+  inputs = normalize({'image': jnp.asarray(views)}, preprocessing=SPEC.preprocessing)['image']
+  expected = jax.nn.softmax(AlexNet(SPEC, 6).apply(variables, inputs, train=False))
+  for line, row in zip(lines, expected, strict=True):
+    assert [best['class'] for best in line['best']] == np.argsort(-row)[:5].tolist()
+    for best in line['best']:
+      assert best['probability'] == pytest.approx(float(row[best['class']]), abs=1e-5)
+  assert 'great white shark' in {best['name'] for line in lines for best in line['best']}
+
+
+def test_a_table_for_people(photos, weights, capsys):
+  assert main(['predict', str(photos / '*.jpg'), '--weights', weights]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 12
+  assert lines[0] == str(photos / 'china.jpg')
+  assert '%' in lines[1]
+
+
+def test_a_run_knows_its_classes(data_dir, photos, capsys):
+  _, lines, _ = predicted(capsys, photos, '--weights', digits_run(data_dir))
+  assert {best['name'] for line in lines for best in line['best']} <= set('0123456789')
+
+
+def test_pictures_that_cannot_be_read_are_named_and_the_others_answered(photos, weights, tmp_path, capsys):
+  (tmp_path / 'text.jpg').write_text('no picture')
+  (tmp_path / 'empty.png').write_bytes(b'')
+  tall = Image.new('L', (1, 300), 128)
+  tall.save(tmp_path / 'tall.png')
+  files = [photos / 'china.jpg', tmp_path / 'text.jpg', tmp_path / 'tall.png', tmp_path / 'empty.png']
+  code, lines, error = predicted(capsys, *files, tmp_path / 'absent.jpg', '--weights', weights)
+  assert code == 2
+  assert [bool(line.get('error')) for line in lines] == [False, True, False, True, True]
+  assert len(lines[2]['best']) == 5
+  assert error.splitlines()[-1] == 'error: 3 of the pictures cannot be read'
+
+
+def test_thin_pictures_do_not_take_all_memory(weights, tmp_path, capsys):
+  """A few bytes that would become gigabytes when resized."""
+  Image.new('L', (200_000, 1)).save(tmp_path / 'thin.png')
+  assert main(['predict', str(tmp_path / 'thin.png'), '--weights', weights]) == 2
+  assert '200000x1 is too thin: resized, it has 15400000x77' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['absent.jpg'], 'error: cannot read absent.jpg: No such file'),
+    (['nothing/*.jpg'], 'no pictures fit nothing/*.jpg'),
+    (['{folder}'], 'no pictures in the folder'),
+    (['{photos}', '--classes', '{names}'], 'has 2 lines; it must have one for each of 6 classes'),
+    (['{photos}', '--classes', 'absent.txt'], 'cannot read the names of classes in absent.txt'),
+    (['{photos}', '--saliency', '{names}/maps'], 'cannot write to --saliency'),
+  ],
+)
+def test_mistakes(photos, weights, tmp_path, arguments, message, capsys):
+  (tmp_path / 'names.txt').write_text('a\nb\n')
+  (tmp_path / 'empty').mkdir()
+  places = {'folder': tmp_path / 'empty', 'photos': photos, 'names': tmp_path / 'names.txt'}
+  assert main(['predict', *[text.format(**places) for text in arguments], '--weights', weights]) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_saliency_pictures(photos, weights, tmp_path, capsys):
+  (photos / 'more').mkdir()
+  Image.open(photos / 'china.jpg').rotate(180).save(photos / 'more' / 'china.jpg')
+  maps = tmp_path / 'maps'
+  code, lines, _ = predicted(capsys, photos, '--weights', weights, '--saliency', maps)
+  assert code == 0
+  assert sorted(path.name for path in maps.iterdir()) == [
+    'china-2-gradcam.png',
+    'china-gradcam.png',
+    'flower-gradcam.png',
+  ]
+  assert {line['saliency'] for line in lines} == {str(path) for path in maps.iterdir()}
+  for line in lines:
+    drawn = np.asarray(Image.open(line['saliency']))
+    assert drawn.shape == (67, 134, 3)
+    np.testing.assert_array_equal(drawn[:, :67], evaluation_view(np.asarray(Image.open(line['file'])), SPEC))
+
+
+@pytest.mark.parametrize('variant', ['torchvision', 'batchnorm', 'caffe', 'batchnorm_prose', 'cifar10_full'])
+def test_grad_cam_is_the_papers_formula(variant):
+  """The rest of the network above the layer, differentiated by itself."""
+  spec = VARIANTS[variant].scaled(1 / 16, 67) if variant != 'cifar10_full' else VARIANTS[variant]
+  variables, layer = random_variables(spec, 7), default_layer(spec)
+  model, size = AlexNet(spec, 7), spec.image_size
+  images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
+  classes = np.array([4, 0, 6])
+  inputs = normalize({'image': jnp.asarray(images)}, preprocessing=spec.preprocessing)['image']
+  _, taps = model.apply(variables, inputs, train=False, endpoints=True)
+
+  def rest(activations):
+    shift = {layer: activations - taps[layer]}
+    return model.apply(variables, inputs, train=False, perturbations=shift)[np.arange(3), classes].sum()
+
+  gradient = jax.grad(rest)(taps[layer])
+  expected = np.maximum(np.einsum('nc,nhwc->nhw', gradient.mean((1, 2)), taps[layer]), 0)
+  expected /= np.maximum(expected.max((1, 2), keepdims=True), 1e-30)
+  found = grad_cam(model, variables, images, classes)
+  assert found.max() == 1
+  np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_grad_cam_finds_what_speaks_for_a_class():
+  """A head that answers 'red' by the amount of red: the map is where the picture is red."""
+  spec = VARIANTS['torchvision'].scaled(1 / 16, 131)
+  variables = jax.tree.map(np.zeros_like, random_variables(spec, 2))
+  for name, kernel in ((n, layer['kernel']) for n, layer in variables['params'].items()):
+    if name.startswith('conv'):
+      center = kernel.shape[0] // 2
+      kernel[center, center, 0, 0] = 1.0 if name != 'conv1' else 3.0
+    else:
+      kernel[:, 0] = 1.0
+  picture = np.zeros((1, 131, 131, 3), np.uint8)
+  picture[:, :50, 80:, 0] = 255
+  (heat,) = grad_cam(AlexNet(spec, 2), variables, picture, np.array([0]))
+  row, column = np.unravel_index(heat.argmax(), heat.shape)
+  assert row < heat.shape[0] / 2
+  assert column > heat.shape[1] / 2
+  assert heat[-1, 0] < 0.5
+  drawn = overlay(picture[0], heat)
+  assert drawn.shape == (131, 131, 3)
+  assert drawn.dtype == np.uint8
+
+
+def test_layers_without_space(weights):
+  model, variables = AlexNet(SPEC, 6), random_variables(SPEC, 6)
+  images = np.zeros((1, 67, 67, 3), np.uint8)
+  assert grad_cam(model, variables, images, layer='relu2').shape == (1, 7, 7)
+  with pytest.raises(ValueError, match='the layer fc7 has no space left'):
+    grad_cam(model, variables, images, layer='fc7')
+  with pytest.raises(UsageError, match="unknown layer 'relu9'; did you mean"):
+    grad_cam(model, variables, images, layer='relu9')
+
+
+def test_imagenets_classes(tmp_path, monkeypatch, capsys):
+  synsets = pretrained.imagenet_synsets()
+  assert len(synsets) == 1000
+  assert (synsets[0], synsets[-1]) == ('n01440764', 'n15075141')
+  index = tmp_path / 'index.json'
+  index.write_text(json.dumps({'0': ['n01440764', 'tench'], '1': ['n01443537', 'gold_fish']}))
+  monkeypatch.setattr(pretrained, 'IMAGENET_INDEX', str(index))
+  assert pretrained.readable(synsets[:3]) == ('tench', 'gold fish', 'n01484850')
+  monkeypatch.setattr(pretrained, 'IMAGENET_INDEX', str(tmp_path / 'absent.json'))
+  assert pretrained.readable(synsets[:1]) == ('n01440764',)
+  assert 'stay synsets' in capsys.readouterr().err
+  index.write_text('[1]')
+  monkeypatch.setattr(pretrained, 'IMAGENET_INDEX', str(index))
+  assert pretrained.readable(synsets[:1]) == ('n01440764',)
+  assert 'is no list of classes; remove it' in capsys.readouterr().err
+
+
+def test_names_keep_odd_characters(tmp_path):
+  names = ('a\u2028b', 'c\x0bd', 'é', '')
+  pretrained.write_names(tmp_path, names)
+  assert pretrained.read_names(tmp_path / pretrained.FILE) == names
+
+
+def test_names_travel_with_weights(tmp_path, weights):
+  assert pretrained.class_names(weights, 6)[1] == 'great_white_shark'
+  assert pretrained.class_names(weights, 8)[6:] == ('class 6', 'class 7')
+  with pytest.raises(UsageError, match='names of 6 classes for a network of 5'):
+    pretrained.class_names(weights, 5)

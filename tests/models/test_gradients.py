@@ -1,0 +1,169 @@
+"""Derivatives: each kind of layer against finite differences, and every parameter of every variant."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+from jax.test_util import check_grads
+
+from alexnet_flax import (
+  VARIANTS,
+  AlexNet,
+  create_train_state,
+  cross_entropy,
+  mean_squared_error,
+  sgd,
+  train_step,
+)
+from alexnet_flax.models.spec import (
+  Activation,
+  BatchNorm,
+  Conv,
+  Dense,
+  Dropout,
+  Flatten,
+  LocalResponseNorm,
+  Pool,
+  SpatialResponseNorm,
+  Spec,
+)
+
+LAYERS = {
+  'conv': Conv(4, 3, 2, padding=1),
+  'conv_grouped': Conv(6, 3, groups=3),
+  'conv_ceil': Conv(4, 3, 4, padding=0, ceil_mode=True),
+  'relu': Activation('relu'),
+  'tanh': Activation('tanh'),
+  'sigmoid': Activation('sigmoid'),
+  'leaky_relu': Activation('leaky_relu'),
+  'max_pool': Pool(),
+  'max_pool_ceil': Pool(padding='SAME', ceil_mode=True),
+  'avg_pool': Pool(kind='avg', ceil_mode=True),
+  'local_norm': LocalResponseNorm(3, k=1.0, alpha=0.5),
+  'local_norm_grouped': LocalResponseNorm(5, k=2.0, alpha=0.5, groups=3),
+  'spatial_norm': SpatialResponseNorm(3, k=1.0, alpha=0.5, beta=0.75),
+  'batch_norm': BatchNorm(),
+  'batch_norm_plain': BatchNorm(affine=False),
+  'dropout': Dropout(0.3),
+}
+
+
+@pytest.fixture
+def x64():
+  with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):  # nn.BatchNorm mixes its types
+    yield
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_layer(x64, name):
+  """By parameters and by input, forwards and backwards, in float64."""
+  spec = Spec(name, (Conv(3, 1), LAYERS[name], Flatten(), Dense(None)), 8, 'made up', num_classes=3)
+  model = AlexNet(spec, dtype=jnp.float64)
+  images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 3)))
+  variables = model.init(jax.random.key(0), images, train=False)
+  variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
+  stats = {name: value for name, value in variables.items() if name != 'params'}
+
+  def logits(params, images):
+    rngs = {'dropout': jax.random.key(1)}
+    out, _ = model.apply({'params': params, **stats}, images, train=True, rngs=rngs, mutable=['batch_stats'])
+    return out
+
+  check_grads(logits, (variables['params'], images), order=1, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize('loss', [cross_entropy, mean_squared_error])
+@pytest.mark.parametrize('label_smoothing', [0.0, 0.1])
+def test_loss(x64, loss, label_smoothing):
+  logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)))
+  function = lambda logits: loss(logits, jnp.array([0, 4, 2]), label_smoothing=label_smoothing)  # noqa: E731
+  check_grads(function, (logits,), order=2, atol=1e-6, rtol=1e-6)
+
+
+def pixel_deviation(spec):
+  return 0.25 * 255 * spec.preprocessing.scale / spec.preprocessing.std[0]
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_every_parameter_receives_a_gradient(name):
+  spec = VARIANTS[name].scaled(1 / 16, 99)
+  model = AlexNet(spec, num_classes=5)
+  images = jax.random.normal(jax.random.key(1), (8, 99, 99, 3)) * pixel_deviation(spec)
+  labels = jnp.arange(8) % 5
+  variables = model.init(jax.random.key(0), images, train=False)
+
+  def loss(params):
+    logits, _ = model.apply(
+      variables | {'params': params},
+      images,
+      train=True,
+      rngs={'dropout': jax.random.key(2)},
+      mutable=['batch_stats'],
+    )
+    return cross_entropy(logits, labels).mean()
+
+  for path, gradient in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(variables['params'])):
+    assert bool(jnp.isfinite(gradient).all()), path
+    assert bool(jnp.any(gradient != 0)), path
+
+
+WITH_DROPOUT = [name for name, spec in VARIANTS.items() if any(isinstance(x, Dropout) for x in spec.layers)]
+
+
+@pytest.mark.parametrize('name', WITH_DROPOUT)
+def test_dropout_changes_with_its_key_and_only_then(name):
+  spec = VARIANTS[name].scaled(1 / 16, 67)
+  model = AlexNet(spec, num_classes=5)
+  images = jax.random.normal(jax.random.key(1), (4, 67, 67, 3)) * pixel_deviation(spec)
+  variables = model.init(jax.random.key(0), images, train=False)
+
+  @jax.jit
+  def train(key):
+    return model.apply(variables, images, train=True, rngs={'dropout': key}, mutable=['batch_stats'])[0]
+
+  first = train(jax.random.key(1))
+  np.testing.assert_array_equal(first, train(jax.random.key(1)))
+  assert np.abs(first - train(jax.random.key(2))).max() > 1e-6
+  evaluate = lambda: model.apply(variables, images, train=False)  # noqa: E731
+  np.testing.assert_array_equal(evaluate(), evaluate())
+
+
+def test_dropout_keeps_the_mean_and_the_rate():
+  model = AlexNet(Spec('drop', (Flatten(), Dropout(0.3), Dense(None)), 4, 'made up', num_classes=2))
+  images = jnp.ones((500, 4, 4, 3))
+  variables = model.init(jax.random.key(0), images, train=False)
+  _, taps = model.apply(variables, images, train=True, rngs={'dropout': jax.random.key(1)}, endpoints=True)
+  kept = np.asarray(taps['drop0'])
+  np.testing.assert_allclose(np.unique(kept), [0.0, 1 / 0.7], rtol=1e-6)
+  assert (kept == 0).mean() == pytest.approx(0.3, abs=0.02)
+
+
+class StepVariants(chex.TestCase):
+  """One step gives the same with and without jit, and under pmap."""
+
+  @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
+  @parameterized.parameters('batchnorm', 'paper')
+  def test_step(self, name):
+    spec = VARIANTS[name].scaled(1 / 16, 67).replace(Dropout, rate=0.0)
+    model = AlexNet(spec, num_classes=5)
+    state = create_train_state(model, sgd(0.01, spec=spec), jax.random.key(0), (67, 67, 3))
+    rng = np.random.default_rng(0)
+    batch = {
+      'image': jnp.asarray(rng.normal(size=(4, 67, 67, 3)), jnp.float32),
+      'label': jnp.asarray(rng.integers(0, 5, 4), jnp.int32),
+      'weight': jnp.ones(4),
+    }
+    expected, expected_metrics = jax.jit(train_step)(state, batch, jax.random.key(1))
+    arrays = {'params': state.params, 'batch_stats': state.batch_stats}
+
+    @self.variant
+    def step(arrays, batch):
+      new, metrics = train_step(state.replace(**arrays), batch, jax.random.key(1))
+      return new.params, new.batch_stats, metrics['loss']
+
+    params, batch_stats, loss = jax.tree.map(np.asarray, step(arrays, batch))
+    chex.assert_trees_all_close(params, expected.params, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(batch_stats, expected.batch_stats, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(loss, expected_metrics['loss'], rtol=1e-5)

@@ -1,0 +1,107 @@
+"""Pooling and the local norms against NumPy loops and flax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from alexnet_flax.models import layers
+from alexnet_flax.models.spec import LocalResponseNorm, Pool, SpatialResponseNorm, window_padding
+
+
+@pytest.fixture
+def x() -> np.ndarray:
+  return np.random.default_rng(0).normal(size=(2, 7, 8, 12)).astype(np.float32)
+
+
+POOLS = [
+  Pool(),
+  Pool(padding='SAME'),
+  Pool(ceil_mode=True),
+  Pool(2, 2, padding=1),
+  Pool(3, 1, padding=1),
+  Pool(3, 3),
+]
+
+
+@pytest.mark.parametrize('kind', ['max', 'avg'])
+@pytest.mark.parametrize('layer', POOLS)
+def test_pool_is_a_loop_over_windows(x, layer, kind):
+  layer = Pool(layer.kernel_size, layer.strides, layer.padding, layer.ceil_mode, kind)
+  result = np.asarray(layers.pool(jnp.asarray(x), layer))
+  starts = []
+  for side in x.shape[1:3]:
+    low, high = window_padding(layer, side)
+    starts.append(range(-low, side + high - layer.kernel_size + 1, layer.strides))
+  assert result.shape == (2, len(starts[0]), len(starts[1]), 12)
+  reduce = np.max if kind == 'max' else np.mean
+  for row, top in enumerate(starts[0]):
+    for column, left in enumerate(starts[1]):
+      window = x[:, max(top, 0) : top + layer.kernel_size, max(left, 0) : left + layer.kernel_size]
+      np.testing.assert_allclose(result[:, row, column], reduce(window, (1, 2)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('layer', POOLS)
+def test_max_pool_and_its_derivative_are_linens(x, layer):
+  def linen(x):
+    padding = [window_padding(layer, side) for side in x.shape[1:3]]
+    size, strides = (layer.kernel_size,) * 2, (layer.strides,) * 2
+    return nn.max_pool(x, size, strides, padding)
+
+  ours, pull = jax.vjp(lambda x: layers.pool(x, layer), jnp.asarray(x))
+  theirs, pull_linen = jax.vjp(linen, jnp.asarray(x))
+  np.testing.assert_array_equal(ours, theirs)
+  cotangent = jnp.asarray(np.random.default_rng(1).normal(size=ours.shape), jnp.float32)
+  np.testing.assert_allclose(pull(cotangent)[0], pull_linen(cotangent)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_max_pool_does_not_hide_nan(x):
+  x[0, 3, 3, 0] = np.nan
+  assert np.isnan(layers.pool(jnp.asarray(x), Pool())[0, 1, 1, 0])
+
+
+@pytest.mark.parametrize('size', [5, 4, 3])
+@pytest.mark.parametrize('groups', [1, 2])
+@pytest.mark.parametrize('k', [2.0, 1.0])
+@pytest.mark.parametrize('divided', [False, True])
+def test_local_response_norm_is_a_loop_over_channels(x, size, groups, divided, k):
+  """The paper's formula, k + alpha * sum; and Caffe's and PyTorch's, k + alpha / n * sum."""
+  layer = LocalResponseNorm(size, k=k, alpha=0.3 / size if divided else 0.3, beta=0.75, groups=groups)
+  expected = np.empty_like(x)
+  channels = 12 // groups
+  for channel in range(12):
+    first = channel // channels * channels
+    low = max(channel - size // 2, first)
+    high = min(channel + (size - 1) // 2, first + channels - 1)
+    total = np.zeros(x.shape[:3])
+    for j in range(low, high + 1):
+      total += x[..., j].astype(np.float64) ** 2
+    mean_or_sum = total / size if divided else total  # of the whole window, at the edges too
+    expected[..., channel] = x[..., channel] / (k + 0.3 * mean_or_sum) ** 0.75
+  np.testing.assert_allclose(layers.local_response_norm(jnp.asarray(x), layer), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('divided', [False, True])
+def test_spatial_response_norm_is_a_loop_over_windows(x, divided):
+  layer = SpatialResponseNorm(5, k=1.0, alpha=0.2 / 25 if divided else 0.2, beta=0.75)
+  expected = np.empty_like(x)
+  for row in range(7):
+    for column in range(8):
+      window = x[:, max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3].astype(np.float64)
+      total = (window**2).sum((1, 2)) / (25 if divided else 1)
+      expected[:, row, column] = x[:, row, column] / (1 + 0.2 * total) ** 0.75
+  np.testing.assert_allclose(layers.spatial_response_norm(jnp.asarray(x), layer), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('norm', [LocalResponseNorm(), SpatialResponseNorm(5, 1.0, 4e-5, 0.75)])
+def test_norms_sum_in_float32(x, norm):
+  function = {
+    LocalResponseNorm: layers.local_response_norm,
+    SpatialResponseNorm: layers.spatial_response_norm,
+  }[type(norm)]
+  low = jnp.asarray(100 * x, jnp.bfloat16)
+  result = function(low, norm)
+  assert result.dtype == jnp.bfloat16
+  exact = function(low.astype(jnp.float32), norm)
+  np.testing.assert_array_equal(result, exact.astype(jnp.bfloat16))

@@ -1,0 +1,265 @@
+"""Two real processes of two CPU devices on loopback, as one run."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_flax import checkpoint
+from alexnet_flax.errors import PreemptedError, UsageError
+from alexnet_flax.training import distributed, logger
+from alexnet_flax.training.distributed import Cluster
+from tests.helpers import command
+
+LOST_AFTER = 10
+FLAGS = (
+  '--config.optimizer.learning_rate=0.0005',  # at a high one rounding grows fast
+  '--config.checkpoint_every_steps=2',
+  '--config.keep_checkpoints=9',
+  '--config.optimizer.schedule=constant',
+  '--config.log_every_steps=4',
+  '--config.record_examples=true',
+)
+
+
+SLURM = {
+  'SLURM_JOB_ID': '1',
+  'SLURM_STEP_NODELIST': 'n[1-2]',
+  'SLURM_NTASKS': '8',
+  'SLURM_PROCID': '0',
+  'SLURM_LOCALID': '0',
+  'SLURM_STEP_NUM_NODES': '2',
+}
+
+
+def start(data_dir, workdir, processes, devices, *flags):
+  """The processes of a run; together they have four devices."""
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{probe.getsockname()[1]}'
+  environment = os.environ | {
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'JAX_PLATFORMS': 'cpu',
+  }
+  cluster = [f'--coordinator={address}', f'--processes={processes}', f'--lost_after={LOST_AFTER}']
+  return [
+    subprocess.Popen(
+      command(
+        data_dir,
+        *FLAGS,
+        *flags,
+        f'--workdir={workdir}',
+        *([*cluster, f'--process_id={number}'] if processes > 1 else []),
+      ),
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for number in range(processes)
+  ]
+
+
+def finish(running):
+  """(exit code, stdout, stderr) of each."""
+  said = [process.communicate(timeout=240) for process in running]
+  return [(process.returncode, *texts) for process, texts in zip(running, said, strict=True)]
+
+
+def examples(folder, processes):
+  """Step -> the examples of its batch, of the steps that all of so many processes made."""
+  parts = [
+    {line['step']: line['examples'] for line in logger.read_lines(folder / f'examples-{number}.jsonl')}
+    for number in range(processes)
+  ]
+  common = set.intersection(*map(set, parts))
+  return {step: [number for part in parts for number in part[step]] for step in sorted(common)}
+
+
+def arrays(folder, step):
+  return checkpoint.load_arrays(folder / 'checkpoints', step)
+
+
+def assert_close(one, other, greatest):
+  for name, array in one.items():
+    assert np.abs(array - other[name]).max() <= greatest, name
+
+
+@pytest.fixture(scope='module')
+def alone(data_dir, tmp_path_factory):
+  """A run of eight steps in one process of four devices."""
+  folder = tmp_path_factory.mktemp('alone')
+  ((code, _, error),) = finish(start(data_dir, folder, 1, 4, '--config.total_steps=8'))
+  assert code == 0, error
+  return folder
+
+
+def test_two_processes_are_one_run_and_each_resumes_the_other(alone, data_dir, tmp_path):
+  together = tmp_path / 'together'
+  results = finish(start(data_dir, together, 2, 2, '--config.total_steps=4'))
+  assert [code for code, _, _ in results] == [0, 0], results
+  assert 'in 2 processes' in results[0][1]
+  assert 'step 4/4' in results[0][1]
+  assert 'step ' not in results[1][1]  # one writes and speaks
+  assert len(list(together.glob('events.*'))) == 1
+  whole = examples(alone, 1)
+  assert examples(together, 2) == {step: whole[step] for step in range(1, 5)}
+
+  # On with one process of two devices, and with two processes again.
+  for processes, devices, steps in ((1, 2, 6), (2, 2, 8)):
+    results = finish(start(data_dir, together, processes, devices, f'--config.total_steps={steps}'))
+    assert [code for code, _, _ in results] == [0] * processes, results
+    assert 'resuming' in results[0][1]
+  keys = [(line['step'], line['split'], line['name']) for line in logger.read_metrics(together)]
+  assert len(keys) == len(set(keys))
+  assert {step: found for step, found in examples(together, 2).items() if step > 6} == {
+    step: whole[step] for step in (7, 8)
+  }
+  assert_close(arrays(together, 8), arrays(alone, 8), 1e-3)
+
+
+def test_two_processes_get_what_one_gets(alone, data_dir, tmp_path):
+  results = finish(start(data_dir, tmp_path, 2, 2, '--config.total_steps=8'))
+  assert [code for code, _, _ in results] == [0, 0], results
+  assert examples(tmp_path, 2) == examples(alone, 1)
+  # Rounding grows with the steps: a maximum of equal values, a ReLU at 0.
+  for step, greatest in ((2, 1e-5), (4, 1e-5), (8, 1e-3)):
+    assert_close(arrays(tmp_path, step), arrays(alone, step), greatest)
+  values = [
+    {(line['step'], line['split'], line['name']): line['value'] for line in logger.read_metrics(folder)}
+    for folder in (alone, tmp_path)
+  ]
+  assert values[0].keys() == values[1].keys()
+  for key, value in values[0].items():
+    if key[2] != 'images_per_second':
+      assert value == pytest.approx(values[1][key], rel=1e-4), key
+
+
+@pytest.mark.parametrize('lost', [0, 1])
+def test_when_one_is_killed_the_other_says_which_and_the_restart_goes_on(data_dir, tmp_path, lost):
+  flags = ('--config.total_steps=100000', '--config.eval_every_steps=100000')
+  running = start(data_dir, tmp_path, 2, 2, *flags)
+  while not checkpoint.steps_in(tmp_path / 'checkpoints'):
+    time.sleep(0.1)
+    assert all(process.poll() is None for process in running)
+  running[lost].kill()
+  since = time.monotonic()
+  code, _, error = finish([running[1 - lost]])[0]
+  assert time.monotonic() - since < 3 * LOST_AFTER
+  running[lost].communicate()
+  assert code == 75
+  assert f'process {1 - lost} of 2 ends: process {lost}' in error.splitlines()[-1]
+  assert 'start all of them again' in error.splitlines()[-1]
+  if lost == 0:
+    return  # the rest is the same
+  step = checkpoint.steps_in(tmp_path / 'checkpoints')[0]
+  results = finish(start(data_dir, tmp_path, 2, 2, f'--config.total_steps={step + 2}'))
+  assert [code for code, _, _ in results] == [0, 0], results
+  assert 'resuming' in results[0][1]
+
+
+def test_a_signal_to_one_ends_both_at_the_same_step(data_dir, tmp_path):
+  flags = ('--config.total_steps=100000', '--config.eval_every_steps=100000')
+  running = start(data_dir, tmp_path, 2, 2, *flags, '--config.checkpoint_every_steps=100000')
+  assert running[0].stdout is not None
+  for line in running[0].stdout:
+    if line.startswith('step '):
+      break
+  running[1].send_signal(signal.SIGTERM)
+  results = finish(running)
+  assert [code for code, _, _ in results] == [75, 75], results
+  (step,) = checkpoint.steps_in(tmp_path / 'checkpoints')
+  assert f'ended at step {step} of' in results[0][2]
+  assert f'ended at step {step} of' in results[1][2]
+
+
+def test_a_mistake_stays_a_mistake(data_dir, tmp_path):
+  """Not a lost process, after which a scheduler would start all again for ever."""
+  results = finish(start(data_dir, tmp_path, 2, 2, '--config.data.train_split=trian'))
+  assert [code for code, _, _ in results] == [2, 2], results
+  for _, _, error in results:
+    (line,) = error.splitlines()
+    assert "error: digits: unknown split 'trian'; did you mean 'train'?" in line
+
+
+def test_an_error_of_one_process_is_not_anothers_loss(tmp_path, monkeypatch):
+  """What the child tells of itself counts, whatever JAX does after it."""
+  program = tmp_path / 'program.py'
+  program.write_text(
+    'import os, sys\n'
+    'from alexnet_flax import distributed\n'
+    'with distributed.told_to_parent() as tell:\n'
+    '  tell(2) if sys.argv[1] == "told" else None\n'
+    '  print("terminate called after throwing bad_alloc" if sys.argv[1] == "memory" else'
+    ' "UNAVAILABLE: stopped sending heartbeats): 1", file=sys.stderr)\n'
+    '  sys.stderr.flush()\n'
+    '  os.abort()\n'
+  )
+  monkeypatch.setenv('PYTHONPATH', os.getcwd())
+  assert distributed.supervise([str(program), 'told'], Cluster()) == 2
+  assert distributed.supervise([str(program), 'memory'], Cluster()) == 128 + signal.SIGABRT
+  with pytest.raises(PreemptedError, match='process 1 is lost'):
+    distributed.supervise([str(program), 'lost'], Cluster())
+
+
+def test_only_a_lost_connection_is_a_lost_process(monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  memory = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes')
+  with (
+    pytest.raises(jax.errors.JaxRuntimeError, match='Out of memory'),
+    distributed.lost_processes(Cluster()),
+  ):
+    raise memory
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ({'coordinator': 'host:1'}, 'go together'),
+    ({'coordinator': 'host', 'processes': 2, 'process_id': 0}, r'--coordinator \(=host\) must be HOST:PORT'),
+    (
+      {'coordinator': 'host:1', 'processes': 2, 'process_id': 2},
+      r'--process_id \\(=2\\) must be 0 ... 2 - 1',
+    ),
+    ({'lost_after': 0}, r'--lost_after \\(=0\\)'),
+  ],
+)
+def test_mistakes(arguments, message):
+  with pytest.raises(UsageError, match=message.replace('\\\\', '\\')):
+    Cluster(**arguments)
+
+
+def test_what_jax_says_of_lost_processes():
+  cluster = Cluster('host:1', 4, 0, 7)
+  heartbeats = (
+    'UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n3\nThe tasks have'
+  )
+  assert distributed._lost(heartbeats.splitlines(), cluster) == 'process 3 is lost (no sign of life for 7 s)'
+  named = heartbeats.replace('3', '/job:jax_worker/replica:0/task:2')
+  assert 'process 2 is lost' in distributed._lost(named.splitlines(), cluster)
+  assert 'process 0, the coordinator at host:1' in distributed._lost(['PollForError: Socket closed'], cluster)
+
+
+def test_schedulers(monkeypatch):
+  for name in ('OMPI_COMM_WORLD_SIZE', 'KUBERNETES_SERVICE_HOST', *SLURM):
+    monkeypatch.delenv(name, raising=False)
+  assert not distributed.is_in_cluster()
+  monkeypatch.setenv('KUBERNETES_SERVICE_HOST', '10.0.0.1')  # without its package, or without a job
+  assert not distributed.is_in_cluster()
+  monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '2')  # by a version of Open MPI that JAX does not know
+  with pytest.raises(UsageError, match='OMPI_COMM_WORLD_SIZE=2, but JAX does not find the other processes'):
+    distributed.is_in_cluster()
+  monkeypatch.setenv('OMPI_MCA_orte_hnp_uri', '1531576320.0;tcp://10.96.0.1:34911')
+  assert distributed.is_in_cluster()
+  monkeypatch.delenv('OMPI_MCA_orte_hnp_uri')
+  monkeypatch.delenv('OMPI_COMM_WORLD_SIZE')
+  for name, value in SLURM.items():
+    monkeypatch.setenv(name, value)
+  assert distributed.is_in_cluster()
+  monkeypatch.setenv('SLURM_NTASKS', '1')
+  assert not distributed.is_in_cluster()

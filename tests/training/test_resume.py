@@ -1,0 +1,512 @@
+"""Kills, signals and faults, made for real: what a run loses by them (nothing), and what it says."""
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_flax import checkpoint
+from alexnet_flax import checkpoint as manifest
+from alexnet_flax.cli.main import main
+from alexnet_flax.diagnostics import verify_resume
+from alexnet_flax.errors import DivergedError, PreemptedError, UsageError
+from alexnet_flax.training import logger, loop, workdir
+from alexnet_flax.training import train as training
+from tests.helpers import SMALL, TINY, command, encode, replace, smooth_picture
+
+pytestmark = pytest.mark.usefixtures('standard_promotion')
+
+
+@pytest.fixture
+def tiny(data_dir):
+  return replace(TINY, data={'data_dir': data_dir}, optimizer={'schedule': 'constant'})
+
+
+def arrays(folder):
+  (step, *_) = checkpoint.steps_in(folder / 'checkpoints')
+  return checkpoint.load_arrays(folder / 'checkpoints', step)
+
+
+def assert_same_bits(one, other):
+  assert one.keys() == other.keys()
+  for name, array in one.items():
+    assert array.tobytes() == other[name].tobytes(), name
+
+
+def test_three_kills(data_dir):
+  """By the command that users have; the third kill is inside of a save."""
+  flags = [*SMALL, f'--config.data.data_dir={data_dir}', '--config.total_steps=24']
+  flags += ['--config.checkpoint_every_steps=3', '--config.log_every_steps=6']
+  proof = verify_resume.prove_resume(flags, 3)
+  assert (proof.kills, proof.equal, proof.differences) == (3, 3, [])
+  assert proof.compared['checkpoints'] >= 8
+  assert proof.compared['arrays'] >= 8 * 30
+  assert proof.compared['steps'] >= 24
+
+
+def test_the_proof_sees_a_difference(tiny, tmp_path):
+  """Another seed: other bits, other examples, other metrics."""
+  config = replace(tiny, total_steps=2, record_examples=True, log_every_steps=1)
+  for name, seed in (('a', 0), ('b', 1)):
+    training.train(replace(config, seed=seed), tmp_path / name)
+  proof = verify_resume.Proof()
+  wrong = verify_resume._differences(tmp_path / 'a', tmp_path / 'b', proof)
+  assert {'metrics.jsonl', 'the examples of the steps', 'params/conv1/kernel at step 2'} <= set(wrong)
+  assert verify_resume._differences(tmp_path / 'a', tmp_path / 'a', proof) == []
+  assert verify_resume._differs_at_latest(tmp_path / 'a', tmp_path / 'b')
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_with_75(data_dir, tmp_path, number):
+  flags = ['--config.total_steps=100000', '--config.checkpoint_every_steps=100000', f'--workdir={tmp_path}']
+  with subprocess.Popen(
+    command(data_dir, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  ) as process:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    for line in process.stdout:
+      if line.startswith('step '):
+        process.send_signal(number)
+        break
+    said = process.stderr.read()
+  assert process.returncode == 75
+  assert f'{number.name}: finishing the step' in said
+  assert 'as asked; the same command goes on from there' in said
+  (step,) = checkpoint.steps_in(tmp_path / 'checkpoints')
+  assert manifest.damage(tmp_path / 'checkpoints' / str(step)) is None
+  if number is signal.SIGINT:
+    return  # the rest is the same
+  again = subprocess.run(
+    command(data_dir, f'--config.total_steps={step + 2}', f'--workdir={tmp_path}'),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert again.returncode == 0, again.stderr
+  assert f'steps {step + 1} to {step + 2}' in again.stdout
+  keys = [(line['step'], line['split'], line['name']) for line in logger.read_metrics(tmp_path)]
+  assert len(keys) == len(set(keys))
+
+
+def test_a_second_signal_ends_at_once():
+  program = (
+    'import time; from alexnet_flax.stopping import StopRequest\n'
+    'with StopRequest() as request:\n'
+    '  print("ready", flush=True)\n'
+    '  while True: time.sleep(0.01)'
+  )
+  with subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True) as process:
+    assert process.stdout is not None
+    assert process.stdout.readline() == 'ready\n'
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)  # at the same time: the same request
+    time.sleep(1.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 128 + signal.SIGTERM
+
+
+def flip_a_byte(folder):
+  path = max((path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def truncate(folder):
+  path = max((path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+  os.truncate(path, path.stat().st_size // 2)
+
+
+def remove_a_file(folder):
+  (folder / 'default' / '_METADATA').unlink()
+
+
+def remove_the_manifest(folder):
+  (folder / manifest.MANIFEST).unlink()
+
+
+@pytest.mark.parametrize('harm', [flip_a_byte, truncate, remove_a_file, remove_the_manifest])
+def test_a_damaged_checkpoint_is_set_aside(tiny, tmp_path, capsys, harm):
+  config = replace(tiny, checkpoint_every_steps=2, total_steps=6)
+  training.train(config, tmp_path)
+  whole = arrays(tmp_path)
+  harm(tmp_path / 'checkpoints' / '6')
+  capsys.readouterr()
+  training.train(config, tmp_path)
+  said = capsys.readouterr().out
+  assert 'warning: the checkpoint of step 6 is damaged (' in said
+  assert 'steps 5 to 6' in said
+  assert_same_bits(arrays(tmp_path), whole)
+  assert [path.name for path in (tmp_path / 'damaged').iterdir()] == ['6-1']
+
+
+def test_the_best_checkpoint_outlives_restarts(tiny, tmp_path, monkeypatch):
+  """Orbax must know after a restart what the checkpoints before it have scored."""
+  scores = iter([0.5, 0.9, 0.4, 0.3, 0.2])
+  evaluate = loop.evaluate
+
+  def scored(run, state):
+    metrics = evaluate(run, state)
+    return dataclasses.replace(metrics, sums=metrics.sums | {'top1': next(scores) * metrics.images})
+
+  monkeypatch.setattr(loop, 'evaluate', scored)
+  config = replace(tiny, checkpoint_every_steps=1, eval_every_steps=1, keep_checkpoints=1)
+  for steps in (1, 2, 3, 5):
+    training.train(replace(config, total_steps=steps), tmp_path)
+  assert checkpoint.steps_in(tmp_path / 'checkpoints') == [5, 2]
+  # What the older one scored is unreadable: it is set aside, and the latest is used.
+  (tmp_path / 'checkpoints' / '2' / 'metrics' / 'metrics').write_bytes(b'\xff')
+  monkeypatch.setattr(loop, 'evaluate', evaluate)
+  training.train(replace(config, total_steps=6), tmp_path)
+  assert checkpoint.steps_in(tmp_path / 'checkpoints')[0] == 6
+  assert [path.name for path in (tmp_path / 'damaged').iterdir()] == ['2-1']
+
+
+@pytest.mark.parametrize('content', ['[]', '{"files": ["a"]}', '{"files": 3}', '{', ''])
+def test_manifests_that_are_none(tmp_path, content):
+  (tmp_path / manifest.MANIFEST).write_text(content)
+  assert manifest.damage(tmp_path) == f'no readable {manifest.MANIFEST}'
+
+
+def test_damaged_twice(tiny, tmp_path):
+  config = replace(tiny, total_steps=2)
+  training.train(config, tmp_path)
+  (tmp_path / 'damaged' / '2-2').mkdir(parents=True)
+  flip_a_byte(tmp_path / 'checkpoints' / '2')
+  training.train(config, tmp_path)
+  flip_a_byte(tmp_path / 'checkpoints' / '2')
+  training.train(config, tmp_path)
+  assert sorted(path.name for path in (tmp_path / 'damaged').iterdir()) == ['2-1', '2-2', '2-3']
+
+
+def test_two_runs_in_one_folder(tiny, tmp_path):
+  with workdir.sole_writer(tmp_path), pytest.raises(UsageError, match='another process trains in'):
+    training.train(tiny, tmp_path)
+  training.train(replace(tiny, total_steps=1), tmp_path)
+
+
+def test_broken_files_of_a_run(tiny, tmp_path, capsys):
+  training.train(replace(tiny, total_steps=1), tmp_path)
+  (tmp_path / 'config.json').write_text('{"seed')
+  training.train(replace(tiny, total_steps=2), tmp_path)
+  assert 'config.json was broken, and is written anew' in capsys.readouterr().out
+  text = (tmp_path / 'metrics.jsonl').read_text()
+  (tmp_path / 'metrics.jsonl').write_text('{"st\n' + text)
+  with pytest.raises(UsageError, match=r'line 1 of .*metrics.jsonl is broken'):
+    training.train(replace(tiny, total_steps=3), tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A filesystem of three megabytes."""
+  if os.geteuid() != 0:
+    pytest.skip('only root can mount a small filesystem')
+  folder = tmp_path / 'small'
+  folder.mkdir()
+  subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', str(folder)], check=True)
+  yield folder
+  subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')  # tensorboardX's
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # TensorStore's
+@pytest.mark.parametrize('policy', ['stop', 'continue'])
+def test_a_full_disk(tiny, small_disk, capsys, policy):
+  config = replace(tiny, checkpoint_every_steps=1, total_steps=3, on_save_error=policy)
+  training.train(replace(config, total_steps=1), small_disk / 'run')
+  fill(small_disk, 100_000)
+  capsys.readouterr()
+  if policy == 'stop':
+    with pytest.raises(UsageError, match=r'step \d cannot be written: the disk is full; make room and start'):
+      training.train(config, small_disk / 'run')
+  else:
+    training.train(config, small_disk / 'run')
+    said = capsys.readouterr().out
+    assert 'cannot be written: the disk is full; the run goes on' in said
+    assert 'done: 3 steps' in said
+  steps = checkpoint.steps_in(small_disk / 'run' / 'checkpoints')
+  assert steps[0] < 3
+  assert manifest.damage(small_disk / 'run' / 'checkpoints' / str(steps[0])) is None
+  (small_disk / 'ballast').unlink()
+  training.train(config, small_disk / 'run')
+  assert checkpoint.steps_in(small_disk / 'run' / 'checkpoints')[0] == 3
+  assert {line['step'] for line in logger.read_metrics(small_disk / 'run')} >= {3}
+
+
+def fill(folder, room):
+  """Leaves so many bytes on a small disk."""
+  free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+  (folder / 'ballast').write_bytes(bytes(max(free - room, 0)))
+
+
+def test_a_disk_that_is_full_from_the_start(tiny, small_disk):
+  training.train(replace(tiny, total_steps=1), small_disk / 'run')
+  fill(small_disk, 0)
+  with pytest.raises(UsageError, match='No space left on device'):
+    training.train(replace(tiny, total_steps=2), small_disk / 'run')
+  with pytest.raises(UsageError, match='No space left on device'):
+    training.train(replace(tiny, total_steps=2), small_disk / 'another')
+  (small_disk / 'ballast').unlink()
+  training.train(replace(tiny, total_steps=2), small_disk / 'run')
+
+
+def test_the_command_says_a_full_disk_in_a_line(data_dir, small_disk):
+  flags = [f'--workdir={small_disk / "run"}', '--config.checkpoint_every_steps=1']
+  flags += ['--config.optimizer.warmup_steps=0']
+  first = subprocess.run(
+    [*command(data_dir, *flags), '--config.total_steps=1'], capture_output=True, check=False
+  )
+  assert first.returncode == 0, first.stderr
+  fill(small_disk, 100_000)
+  full = subprocess.run(
+    [*command(data_dir, *flags), '--config.total_steps=4'], capture_output=True, text=True, check=False
+  )
+  assert full.returncode == 2
+  assert full.stderr.splitlines()[-1].startswith('error: the checkpoint of step ')
+  assert 'Traceback' not in full.stderr, full.stderr[:2000]
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')  # tensorboardX's
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # TensorStore's
+def test_a_signal_on_a_full_disk_says_what_is_lost(tiny, small_disk, monkeypatch):
+  training.train(replace(tiny, total_steps=1), small_disk / 'run')
+  fill(small_disk, 100_000)
+  config = replace(tiny, total_steps=4, on_save_error='continue')
+  run_steps = training.run_steps
+
+  def asked_later(*arguments):
+    arguments[-1].asked = True
+    return run_steps(*arguments)
+
+  monkeypatch.setattr(training, 'run_steps', asked_later)
+  with pytest.raises(PreemptedError, match=r'ended at step 2 of 4, .* from step 1, after which nothing'):
+    training.train(config, small_disk / 'run')
+
+
+def poisoned(monkeypatch, *steps):
+  """Makes the pictures of some steps infinite on their way to the network."""
+  from alexnet_flax.training import experiment
+
+  original = experiment.train_step
+
+  def poisoned_step(state, batch, key, **options):
+    preprocess = options.pop('preprocess')
+
+    def broken(batch, key):
+      out = preprocess(batch, key)
+      bad = jax.numpy.isin(state.step + 1, jax.numpy.asarray(steps))
+      return out | {'image': jax.numpy.where(bad, jax.numpy.inf, out['image'])}
+
+    return original(state, batch, key, preprocess=broken, **options)
+
+  monkeypatch.setattr(experiment, 'train_step', poisoned_step)
+
+
+def test_a_step_that_is_not_finite_leaves_the_state_before_it(tiny, tmp_path, monkeypatch):
+  config = replace(tiny, total_steps=8, checkpoint_every_steps=4, log_every_steps=8)
+  training.train(replace(config, total_steps=4), tmp_path / 'before')
+  poisoned(monkeypatch, 5)
+  with pytest.raises(DivergedError, match=r'at step 5 .*; the state before it is in .*failures/5;') as caught:
+    training.train(config, tmp_path / 'run')
+  assert caught.value.exit_code == 3
+  place = tmp_path / 'run' / 'failures' / '5'
+  found = json.loads((place / 'batch.json').read_text())
+  assert found['step'] == 5
+  assert len(found['examples']) == 16
+  import orbax.checkpoint as ocp
+
+  saved = ocp.StandardCheckpointer().restore(place.resolve() / 'state')
+  (whole,) = [checkpoint.load_arrays(tmp_path / 'before' / 'checkpoints', 4)]
+  np.testing.assert_array_equal(saved['params']['fc8']['kernel'], whole['params/fc8/kernel'])
+  np.testing.assert_array_equal(saved['batch_stats']['norm1']['mean'], whole['batch_stats/norm1/mean'])
+
+
+def test_steps_that_are_not_finite_are_skipped(tiny, tmp_path, monkeypatch, capsys):
+  poisoned(monkeypatch, 2, 3)
+  config = replace(
+    tiny, total_steps=6, log_every_steps=3, on_nonfinite='skip', checkpoint_every_steps=6, eval_every_steps=6
+  )
+  values = training.train(config, tmp_path)
+  assert np.isfinite(values['loss'])
+  assert 'steps 1 to 3: 2 updates were not finite and were left out' in capsys.readouterr().out
+  lines = logger.read_metrics(tmp_path)
+  counts = [line['value'] for line in lines if line['name'] == 'skipped_steps']
+  assert counts == [2.0, 0.0]
+  assert {line['images'] for line in lines if (line['split'], line['step']) == ('train', 3)} == {16}
+  assert all(np.isfinite(array).all() for array in arrays(tmp_path).values())
+
+
+def test_skipping_ends_after_many_in_a_row(tiny, tmp_path, monkeypatch):
+  """However the log is cut into windows."""
+  poisoned(monkeypatch, 1, 3, 4, 5)
+  monkeypatch.setattr(loop, '_SKIPPED_AT_MOST', 3)
+  config = replace(tiny, total_steps=9, log_every_steps=1, on_nonfinite='skip')
+  with pytest.raises(DivergedError, match=r'3 updates in a row were not finite at step 5 .*failures/5'):
+    training.train(config, tmp_path)
+  assert (tmp_path / 'failures' / '5' / 'batch.json').exists()
+
+
+def test_a_skipped_step_moves_the_schedule_on(tiny, tmp_path, monkeypatch):
+  poisoned(monkeypatch, 2)
+  training.train(replace(tiny, total_steps=3, on_nonfinite='skip'), tmp_path)
+  counts = [int(x) for name, x in arrays(tmp_path).items() if x.dtype.kind == 'i']
+  assert counts
+  assert set(counts) == {3}
+
+
+def test_micro_batches_that_are_not_finite(tiny, tmp_path, monkeypatch):
+  poisoned(monkeypatch, 2)
+  config = replace(tiny, optimizer={'accumulate_steps': 2}, total_steps=4, log_every_steps=1)
+  with pytest.raises(DivergedError, match=r'the loss is (nan|inf) at step 2'):
+    training.train(config, tmp_path / 'stop')
+  training.train(replace(config, on_nonfinite='skip'), tmp_path / 'skip')
+  assert all(np.isfinite(array).all() for array in arrays(tmp_path / 'skip').values())
+
+
+def test_the_examples_of_a_broken_step_are_those_of_its_batch(tiny, tmp_path, monkeypatch):
+  poisoned(monkeypatch, 3)
+  with pytest.raises(DivergedError):
+    training.train(replace(tiny, total_steps=4, record_examples=True, log_every_steps=1), tmp_path)
+  recorded = {line['step']: line['examples'] for line in logger.read_lines(tmp_path / 'examples-0.jsonl')}
+  found = json.loads((tmp_path / 'failures' / '3' / 'batch.json').read_text())
+  assert [example['index'] for example in found['examples']] == recorded[3]
+
+
+def test_the_configuration_names_no_place_of_the_user(tiny, tmp_path):
+  training.train(replace(tiny, total_steps=1), tmp_path)
+  text = (tmp_path / 'config.json').read_text()
+  assert tiny.data.data_dir not in text
+  assert f'.../{pathlib.Path(tiny.data.data_dir).name}' in text
+
+
+def test_the_option_that_makes_gpus_deterministic_is_one_of_xlas(tiny):
+  """It cannot be tried without a GPU; a name that XLA does not know would be an error here too."""
+  for name, known in (('xla_gpu_deterministic_ops', True), ('xla_gpu_no_such_option', False)):
+    compile_it = jax.jit(lambda x: x + 1, compiler_options={name: True}).lower(1.0).compile
+    if known:
+      compile_it()
+    else:
+      with pytest.raises(jax.errors.JaxRuntimeError, match='No such compile option'):
+        compile_it()
+
+
+def test_doctor(data_dir, capsys, tmp_path):
+  flags = [*SMALL, f'--config.data.data_dir={data_dir}', '--config.data.batch_size=32']
+  assert main(['doctor', *flags, '--workdir', str(tmp_path)]) == 0
+  said = capsys.readouterr().out
+  for expected in (
+    'sees no GPU', 'digits:train[:320]', 'GB free', 'images/s, the step takes', 'ln(10) = 2.303',
+    '20 steps on 32 images alone: the loss goes from', 'units that are dead for these images: relu1',
+  ):  # fmt: skip
+    assert expected in said
+  assert 'bad ' not in said
+  assert main(['doctor', *SMALL, '--config.data.dataset=cifar10', f'--config.data.data_dir={data_dir}']) == 2
+  said = capsys.readouterr().out
+  assert "bad   the data set 'cifar10' is not prepared" in said
+
+
+def test_doctor_sees_what_is_wrong(tiny, tmp_path, monkeypatch):
+  from alexnet_flax.diagnostics import doctor
+  from alexnet_flax.training.experiment import train_batches
+
+  run = training.prepare_run(replace(tiny, optimizer={'learning_rate': 1e6}))
+  batch = next(train_batches(run, 0))
+  found = list(doctor.first_aid(run, run.make_state(), batch))
+  assert found[1].verdict == 'bad'
+  assert '20 steps on 32 images alone' in found[1].what or '20 steps on 16 images alone' in found[1].what
+  assert 'try a tenth of optimizer.learning_rate' in found[1].advice
+  monkeypatch.setattr(doctor.shutil, 'disk_usage', lambda path: type('Usage', (), {'free': 1000})())
+  assert doctor.disk(run, tmp_path / 'none' / 'yet').verdict == 'bad'
+  monkeypatch.setattr(doctor.shutil, 'which', lambda name: '/usr/bin/nvidia-smi')
+  assert [finding.verdict for finding in doctor.devices()] == ['ok', 'bad']
+
+
+def test_doctor_reads_what_is_evaluated(tmp_path, capsys):
+  for split in ('train', 'test'):
+    for number in range(4):
+      folder = tmp_path / split / f'class {number % 2}'
+      folder.mkdir(parents=True, exist_ok=True)
+      content = encode(smooth_picture(64, 64, number)) if split == 'train' else b'no picture'
+      (folder / f'{number}.jpg').write_bytes(content)
+  flags = ['--config.data.dataset=image_folder', f'--config.data.data_dir={tmp_path}']
+  batch = ['--config.data.batch_size=8', '--config.data.eval_batch_size=8', '--config.data.train_split=train']
+  assert main(['doctor', *SMALL, *flags, *batch]) == 2
+  assert re.search(r'bad   .*test/class 0/\d.jpg', capsys.readouterr().out)
+
+
+def test_a_platform_that_is_not_there(tmp_path):
+  """In a process of its own: JAX chooses its devices once."""
+  for arguments in (
+    ['train.py', '--config=configs/digits.py', f'--workdir={tmp_path}'],
+    ['-m', 'alexnet_flax', 'doctor'],
+  ):
+    done = subprocess.run(
+      [sys.executable, *arguments],
+      env=os.environ | {'JAX_PLATFORMS': 'cuda'},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 2
+    assert 'JAX finds no device of JAX_PLATFORMS=cuda' in done.stdout + done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_a_signal_while_the_program_starts(tmp_path):
+  with subprocess.Popen(
+    [sys.executable, 'train.py', '--config=configs/digits.py', f'--workdir={tmp_path}'],
+    stderr=subprocess.PIPE,
+  ) as process:
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 75
+    assert process.stderr is not None
+    assert process.stderr.read() == b''
+
+
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    ('--workdir=x', '--workdir is not for this'),
+    ('--show_batch=x.png', '--show_batch is not for this'),
+    ('--config.total_steps=3', 'too short to be struck'),
+  ],
+)
+def test_proofs_of_nothing(data_dir, flag, message, capsys):
+  flags = [*SMALL, f'--config.data.data_dir={data_dir}', flag, '--config.checkpoint_every_steps=10']
+  assert main(['verify-resume', *flags]) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_archives_cannot_leave_their_folder(tmp_path):
+  """TFDS, which unpacks what `prepare` downloads, leaves such members out."""
+  from tensorflow_datasets.core.download import extractor
+
+  path = tmp_path / 'a.tar'
+  with tarfile.open(path, 'w') as archive:
+    for name in ('../outside', '/tmp/absolute', 'inside'):
+      info = tarfile.TarInfo(name)
+      info.size = 1
+      archive.addfile(info, io.BytesIO(b'x'))
+  assert [name for name, _ in extractor.iter_tar(path)] == ['inside']
+
+
+def test_mistakes(capsys):
+  assert main(['verify-resume', '--config=configs/digits.py', '--kills', '0']) == 2
+  assert '--kills (=0) must be at least 1' in capsys.readouterr().err
+  assert main(['verify-resume', '--config=configs/digit.py']) == 2
+  assert "did you mean 'configs/digits.py'" in capsys.readouterr().err
+  assert main(['prepare', 'digits', '--config=x']) == 2
+  assert 'unrecognized arguments: --config=x' in capsys.readouterr().err

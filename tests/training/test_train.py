@@ -1,0 +1,255 @@
+"""The loop: what it writes, when, that it resumes to the same bits, and every foreseeable mistake."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_flax import checkpoint
+from alexnet_flax.config import Config, LossConfig
+from alexnet_flax.errors import DivergedError, UsageError
+from alexnet_flax.metrics import Metrics
+from alexnet_flax.training import logger, loop, train
+from tests.helpers import TINY, replace
+
+pytestmark = pytest.mark.usefixtures('standard_promotion')
+
+
+@pytest.fixture
+def tiny(data_dir):
+  return replace(TINY, data={'data_dir': data_dir})
+
+
+def params(workdir, step):
+  manager = checkpoint.checkpoint_manager(workdir / 'checkpoints', 3)
+  return jax.device_get(manager.restore(step)['params'])
+
+
+def test_a_run_writes_its_folder(tiny, tmp_path, capsys):
+  config = replace(tiny, optimizer={'ema_decay': 0.9, 'accumulate_steps': 2}, log_every_steps=4)
+  values = train.train(config, tmp_path)
+  assert set(values) == {'loss', 'top1', 'top5'}
+  lines = logger.read_metrics(tmp_path)
+  assert {tuple(line) for line in lines} == {('step', 'epoch', 'split', 'name', 'value', 'seconds', 'images')}
+  evaluated = [line for line in lines if line['split'] == 'test[:37]']
+  assert {line['step'] for line in evaluated} == {5, 10}
+  assert {line['images'] for line in evaluated} == {37}
+  assert {line['epoch'] for line in evaluated} == {1.0, 2.0}
+  trained = [line for line in lines if line['split'] == 'train']
+  assert {line['name'] for line in trained} == {
+    'loss', 'top1', 'top5', 'learning_rate', 'images_per_second'
+  }  # fmt: skip
+  counted = {line['step']: line['images'] for line in trained}
+  assert counted == {4: 64, 5: 16, 8: 48, 10: 32}
+  last = [line['value'] for line in evaluated if line['step'] == 10 and line['name'] == 'top1']
+  assert last == [values['top1']]
+  assert values['top1'] * 37 == pytest.approx(round(values['top1'] * 37), abs=1e-9)
+
+  written = json.loads((tmp_path / 'config.json').read_text())
+  assert written['model']['num_classes'] == 10
+  assert written['total_steps'] == 10
+  assert written['data']['eval_batch_size'] == 24
+  assert set(written) == {field.name for field in dataclasses.fields(Config)}
+  assert list(tmp_path.glob('events.*'))
+  out = capsys.readouterr().out
+  assert 'step 10/10 epoch 2.00 test[:37]: loss' in out
+  assert out.splitlines()[-1].startswith('done: 10 steps (2.0 epochs)')
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['10', '5']
+
+
+def test_tensorboard_reads_the_events(tiny, tmp_path):
+  from tensorflow.python.summary.summary_iterator import summary_iterator
+
+  train.train(replace(tiny, data={'eval_split': 'test'}, total_steps=2), tmp_path)
+  (path,) = tmp_path.glob('events.*')
+  seen = {(value.tag, event.step) for event in summary_iterator(str(path)) for value in event.summary.value}
+  assert {('train/loss', 2), ('test/top1', 2), ('train/learning_rate', 2)} <= seen
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tiny, tmp_path, capsys):
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  config = replace(tiny, optimizer={'schedule': 'constant'}, checkpoint_every_steps=3)
+  train.train(config, whole)
+  train.train(replace(config, total_steps=6), parts)
+  capsys.readouterr()
+  train.train(config, parts)
+  out = capsys.readouterr().out
+  assert 'note: total_steps was 6 in this run so far, and is 10 from here on' in out
+  assert 'resuming batchnorm' in out
+  assert 'steps 7 to 10' in out
+  jax.tree.map(np.testing.assert_array_equal, params(whole, 10), params(parts, 10))
+  keys = [(line['step'], line['split'], line['name']) for line in logger.read_metrics(parts)]
+  assert len(keys) == len(set(keys))
+  final = [
+    [line['value'] for line in logger.read_metrics(folder) if line['step'] == 10 and line['name'] == 'top1']
+    for folder in (whole, parts)
+  ]
+  assert final[0] == final[1]
+
+
+def test_lines_beyond_the_checkpoint_are_written_anew(tmp_path):
+  lines = [{'step': step, 'split': 'train', 'name': 'loss', 'seconds': step / 2} for step in (1, 2, 3)]
+  text = ''.join(json.dumps(line) + '\n' for line in lines) + '{"step": 4, "cut sho'
+  (tmp_path / 'metrics.jsonl').write_text(text)
+  log = logger.RunLog(tmp_path, first_step=2, total_steps=5, steps_per_epoch=1)
+  log.write(3, 'train', Metrics({'loss': np.float32(6.0)}, np.float32(4.0)))
+  log.close()
+  read = logger.read_metrics(tmp_path)
+  assert [line['step'] for line in read] == [1, 2, 3]
+  assert (read[-1]['value'], read[-1]['images']) == (1.5, 4)
+  assert read[-1]['seconds'] >= 1.0
+
+
+def test_a_run_that_has_ended_says_so(tiny, tmp_path, capsys):
+  config = replace(tiny, total_steps=2)
+  first = train.train(config, tmp_path)
+  lines = logger.read_metrics(tmp_path)
+  assert train.train(config, tmp_path) == first
+  assert logger.read_metrics(tmp_path) == lines
+  assert capsys.readouterr().out.splitlines()[-1].startswith('done: 2 steps')
+
+
+def test_the_latest_checkpoints_and_the_best_are_kept(tiny, tmp_path):
+  """With accuracy that falls, Orbax's own `max_to_keep` with `best_fn` would drop the latest."""
+  run = train.prepare_run(tiny)
+  state = run.make_state()
+  manager = checkpoint.checkpoint_manager(tmp_path, keep=2)
+  for step, top1 in ((1, 0.5), (2, 0.9), (3, 0.7), (4, 0.6), (5, None), (6, 0.4)):
+    state = state.replace(step=state.step + 1)
+    checkpoint.save(manager, state, None if top1 is None else {'top1': top1, 'loss': 1.0})
+    assert state.step == step
+  manager.wait_until_finished()
+  assert sorted(manager.all_steps()) == [2, 5, 6]
+  assert manager.latest_step() == 6
+  manager.close()
+  reopened = checkpoint.checkpoint_manager(tmp_path, keep=2)
+  restored = checkpoint.restore(reopened, 6, run.state)
+  assert restored.step == 6
+  jax.tree.map(np.testing.assert_array_equal, restored.opt_state, state.opt_state)
+
+
+def test_a_checkpoint_of_another_network(tiny, tmp_path):
+  train.train(replace(tiny, total_steps=1), tmp_path)
+  before = sorted(path for path in tmp_path.rglob('*'))
+  cases = [
+    ({'width': 1 / 8}, r'params/\w+/(bias|kernel) is float32\[\d+.*\] there and float32\[\d+.*\] in this'),
+    ({'variant': 'torchvision', 'image_size': 67}, 'in this configuration; use another --workdir'),
+  ]
+  for model, message in cases:
+    with pytest.raises(UsageError, match=message):
+      train.train(replace(tiny, model=model, total_steps=2), tmp_path)
+  with pytest.raises(UsageError, match=r'ema/.* is absent there'):
+    train.train(replace(tiny, optimizer={'ema_decay': 0.9}, total_steps=2), tmp_path)
+  assert sorted(path for path in tmp_path.rglob('*')) == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
+  config = replace(
+    tiny,
+    optimizer={'learning_rate': 1e30, 'schedule': 'constant'},
+    checkpoint_every_steps=1,
+    log_every_steps=1,
+  )
+  with pytest.raises(
+    DivergedError, match=r'the update is not finite at step 1 \(learning rate 1e\+30\); the state before it'
+  ):
+    train.train(config, tmp_path)
+  # The first loss is finite, and its update breaks the parameters: that state may not be saved.
+  assert not list((tmp_path / 'checkpoints').iterdir())
+  train.train(replace(tiny, total_steps=2), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_step(tiny, tmp_path):
+  config = replace(
+    tiny, optimizer={'learning_rate': 1e15, 'schedule': 'constant', 'momentum': 0.0, 'weight_decay': 0.0}
+  )
+  with pytest.raises(DivergedError, match=r'the loss is (nan|inf) at step [23] '):
+    train.train(config, tmp_path)
+
+
+def test_evaluating_the_training_split_is_told_from_training(tiny, tmp_path, capsys):
+  config = replace(tiny, data={'eval_split': 'train', 'eval_batch_size': 512}, total_steps=2)
+  train.train(config, tmp_path)
+  images = {line['split']: line['images'] for line in logger.read_metrics(tmp_path)}
+  assert images == {'train': 32, 'train[:]': 1433}
+  train.train(replace(config, data={'eval_split': 'test[:37]'}), tmp_path)  # ended; another split
+  assert 'done: 2 steps' in capsys.readouterr().out.splitlines()[-1]
+  with pytest.raises(UsageError, match='has been trained for 2 steps, more than the 1 asked for'):
+    train.train(replace(config, total_steps=1), tmp_path)
+
+
+def test_evaluation_is_the_same_for_any_batch_size(tiny):
+  results = []
+  for size in (8, 24, 40):
+    run = train.prepare_run(replace(tiny, data={'eval_batch_size': size}))
+    metrics = loop.evaluate(run, run.make_state())
+    assert metrics.images == 37
+    results.append(metrics.means())
+  for other in results[1:]:
+    assert other == pytest.approx(results[0], rel=1e-5)
+
+
+def test_a_trace_of_some_steps(tiny, tmp_path):
+  train.train(replace(tiny, profile_steps=2), tmp_path)
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+
+
+@pytest.mark.parametrize('variant', ['paper', 'torchvision', 'batchnorm_prose'])
+def test_other_variants_and_settings_train(tiny, tmp_path, variant):
+  config = replace(
+    tiny,
+    model={'variant': variant, 'image_size': 67, 'dtype': 'bfloat16', 'activation': 'leaky_relu'},
+    loss=LossConfig('mean_squared_error', 0.1),
+    optimizer={'schedule': 'polynomial', 'warmup_steps': 1, 'nesterov': True, 'clip_norm': 1.0},
+    total_steps=2,
+  )
+  assert np.isfinite(train.train(config, tmp_path)['loss'])
+
+
+def test_learning_on_the_digits(data_dir, tmp_path):
+  """The recipe in a fifth of its time: far above chance, on pictures that it has not seen."""
+  config = replace(
+    TINY,
+    data={'data_dir': data_dir, 'train_split': 'train', 'eval_split': 'test', 'batch_size': 32},
+    total_epochs=3.0,
+  )
+  assert train.train(config, tmp_path)['top1'] > 0.6
+
+
+def test_is_time():
+  times = lambda period, last: [s for s in range(1, last + 1) if loop.is_time(s, period, last)]  # noqa: E731
+  assert times(3, 10) == [3, 6, 9, 10]
+  assert times(10 / 3, 11) == [4, 7, 10, 11]
+  assert times(0.5, 3) == [1, 2, 3]
+  assert len(times(1437 / 128, 1437)) == 128
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'data': {'batch_size': 12}}, r'data.batch_size \(=12\) must be divisible by .* devices \(=8\)'),
+    ({'data': {'eval_batch_size': 9}}, r'data.eval_batch_size \(=9\)'),
+    ({'optimizer': {'accumulate_steps': 4}}, 'the nearest is 32'),
+    ({'model': {'num_classes': 9}}, r'model.num_classes \(=9\) is less than the 10 classes of digits'),
+    ({'data': {'dataset': 'cifar10'}}, "'cifar10' is not prepared"),
+    ({'data': {'dataset': 'digit'}}, "did you mean 'digits'"),
+    ({'data': {'eval_split': 'validation'}}, "unknown split 'validation'"),
+    ({'data': {'eval_split': 'test[90%:10%]'}}, 'has no examples'),
+    ({'data': {'data_dir': '/dev/null/data'}}, 'cannot write to data_dir'),
+    ({'data': {'dataset': 'mnist:9.9.9'}}, "data set 'mnist:9.9.9'"),
+    ({'data': {'dataset': 'image_folder', 'data_dir': 'configs'}}, 'no pictures in configs'),
+    ({'optimizer': {'warmup_steps': 10}}, 'set optimizer.warmup_steps'),
+  ],
+)
+def test_mistakes_leave_nothing_behind(tiny, tmp_path, changes, message):
+  with pytest.raises(UsageError, match=message):
+    train.train(replace(tiny, **changes), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_an_unwritable_workdir(tiny, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UsageError, match=r'cannot write to --workdir=.*file/run: Not a directory'):
+    train.train(tiny, tmp_path / 'file' / 'run')

@@ -1,0 +1,167 @@
+"""`alexnet-flax demo`: the page's answers, its limits, and where it listens."""
+
+import io
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from alexnet_flax import VARIANTS
+from alexnet_flax.cli.main import main
+from alexnet_flax.inference.predict import predict
+from alexnet_flax.models.alexnet import AlexNet
+from alexnet_flax.pretrained import Trained
+from alexnet_flax.viz import demo
+from tests.helpers import digits_run, encode, random_variables, smooth_picture
+
+testclient = pytest.importorskip('starlette.testclient', reason='Starlette is not installed')
+
+SPEC = VARIANTS['torchvision'].scaled(1 / 16, 67)
+
+
+@pytest.fixture(scope='module')
+def network():
+  names = ('cat', '<b>dog</b>', 'temple', 'flower', 'sea', 'sky')
+  return Trained('net', AlexNet(SPEC, 6), random_variables(SPEC, 6), names)
+
+
+@pytest.fixture
+def client(network):
+  hosts = ('localhost', '127.0.0.1')
+  return testclient.TestClient(demo.application(network, hosts), base_url='http://localhost')
+
+
+def photo():
+  buffer = io.BytesIO()
+  Image.fromarray(load_sample_images().images[0]).save(buffer, 'JPEG')
+  return buffer.getvalue()
+
+
+def test_the_page(client):
+  response = client.get('/')
+  assert response.status_code == 200
+  assert 'What is in your picture?' in response.text
+  assert "default-src 'none'" in response.headers['content-security-policy']
+  assert not re.search(r'(src|href)="(?!data:)', response.text)
+
+
+def test_an_answer_is_the_networks(client, network, tmp_path):
+  (tmp_path / 'photo.jpg').write_bytes(photo())
+  (expected,) = predict(network, [str(tmp_path / 'photo.jpg')])
+  response = client.post('/answer', files={'picture': ('photo.jpg', photo())})
+  assert response.status_code == 200
+  for answer in expected.best:
+    assert f'{100 * answer.probability:.1f} %' in response.text
+  assert '&lt;b&gt;dog&lt;/b&gt;' in response.text
+  assert '<b>dog' not in response.text
+  for layer in ('conv1', 'relu5', 'pool5', 'fc6', 'fc8'):
+    assert f'alt="activations of {layer}"' in response.text
+  assert 'where it looks for' in response.text
+
+
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
+@pytest.mark.parametrize(
+  ('content', 'reason'),
+  [
+    (b'no picture', 'no picture'),
+    (b'', 'no picture'),
+    (photo()[:2000], 'truncated'),
+    (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'no picture'),  # a kind that is not asked for
+    (encode(np.zeros((10001, 10000), np.uint8), 'PNG'), 'are more than 100,000,000 pixels'),
+  ],
+  ids=['text', 'nothing', 'truncated', 'postscript', 'bomb'],
+)
+def test_what_is_no_picture(client, content, reason):
+  response = client.post('/answer', files={'picture': ('a.jpg', content)})
+  assert response.status_code == 422
+  assert reason in response.text
+
+
+def test_limits_of_size(client, monkeypatch):
+  monkeypatch.setattr(demo, 'MAX_BYTES', 100_000)
+  noise = encode(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8), 'PNG')
+  assert len(noise) > 110_000
+  response = client.post('/answer', files={'picture': ('a.png', noise)})
+  assert response.status_code == 422
+  assert 'is larger than' in response.text
+  chunked = client.post('/answer', content=iter([b'x']), headers={'content-type': 'multipart/form-data'})
+  assert chunked.status_code == 422
+  assert 'does not say how large' in chunked.text
+
+
+@pytest.mark.parametrize(
+  'data',
+  [
+    {'files': {'other': ('a.jpg', b'x')}},
+    {'data': {'picture': 'text'}},
+    {'content': b'x'},
+  ],
+)
+def test_other_requests(client, data):
+  response = client.post('/answer', **data)
+  assert response.status_code == 422
+  assert 'no picture was sent' in response.text
+
+
+def test_broken_forms_and_thin_pictures(client):
+  broken = client.post('/answer', content=b'x', headers={'content-type': 'multipart/form-data'})
+  assert broken.status_code == 422
+  assert 'Missing boundary' in broken.text
+  thin = encode(np.zeros((1, 200_000), np.uint8), 'PNG')
+  response = client.post('/answer', files={'picture': ('a.png', thin)})
+  assert response.status_code == 422
+  assert 'too thin' in response.text
+
+
+def test_other_methods_paths_and_hosts(client):
+  assert client.get('/answer').status_code == 405
+  assert client.get('/../../etc/passwd').status_code == 404
+  assert client.get('/', headers={'host': 'evil.example'}).status_code == 400
+
+
+def test_greyscale_and_odd_sides(client):
+  for picture in (np.full((1, 200), 90, np.uint8), smooth_picture(3, 400, 0)):
+    assert client.post('/answer', files={'picture': ('a.png', encode(picture, 'PNG'))}).status_code == 200
+
+
+def test_a_port_that_is_in_use(data_dir, capsys):
+  with socket.socket() as taken:
+    taken.bind(('127.0.0.1', 0))
+    taken.listen()
+    port = taken.getsockname()[1]
+    assert main(['demo', str(digits_run(data_dir)), '--port', str(port)]) == 2
+  assert f'port {port} is in use; choose another by --port' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--port', '99999'], 'cannot listen on 127.0.0.1:99999'),
+    (['--host', '203.0.113.1', '--port', '0'], 'cannot listen on 203.0.113.1:0'),
+  ],
+)
+def test_addresses_that_are_none(data_dir, arguments, message, capsys):
+  assert main(['demo', str(digits_run(data_dir)), *arguments]) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_the_command_listens_on_loopback_and_ends_by_a_signal(data_dir):
+  command = [sys.executable, '-m', 'alexnet_flax', 'demo', str(digits_run(data_dir)), '--port', '0']
+  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    try:
+      assert process.stdout is not None
+      address = process.stdout.readline().split()[0]
+      assert re.fullmatch(r'http://127\.0\.0\.1:\d+', address)
+      with urllib.request.urlopen(address, timeout=30) as response:
+        assert b'tells 10 classes apart' in response.read()
+      process.send_signal(signal.SIGINT)
+      assert process.wait(30) == 0
+    finally:
+      process.kill()
