@@ -51,8 +51,8 @@ class DataConfig:
   eval_split: str = 'test'
   batch_size: int = 128
   eval_batch_size: int | None = None  # batch_size
-  crop: str = 'random_resized_crop'  # or 'random_crop': a window of the picture as evaluation resizes it
-  crop_scale: tuple[float, float] = (0.08, 1.0)  # shares of the picture's area
+  crop: str = 'random_resized_crop'  # or 'random_crop': a window of the image as evaluation resizes it
+  crop_scale: tuple[float, float] = (0.08, 1.0)  # shares of the image's area
   crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
   flip: bool = True
   rotation: float = 0.0  # degrees at most, either way
@@ -74,7 +74,7 @@ class AugmentConfig:
   contrast: float = 0.0
   saturation: float = 0.0
   hue: float = 0.0  # turns, at most 0.5
-  erasing: float = 0.0  # share of the pictures of which a rectangle is erased
+  erasing: float = 0.0  # share of the images of which a rectangle is erased
   mixup: float = 0.0  # alpha of the Beta distribution of shares; with CutMix each takes half of the batches
   cutmix: float = 0.0
 
@@ -242,7 +242,7 @@ def check(config: Config) -> None:
   if not all(0 <= value <= 255 for value in data.rotation_fill):
     raise UsageError(f'data.rotation_fill (={data.rotation_fill}) must be RGB in 0 ... 255')
   if config.transfer.mode == 'linear_probe' and any(dataclasses.asdict(config.augment).values()):
-    raise UsageError('a linear probe trains on features of the pictures as they are; set no augment.* for it')
+    raise UsageError('a linear probe trains on features of the images as they are; set no augment.* for it')
   if data.batch_size % optimizer.accumulate_steps:
     raise UsageError(
       f'data.batch_size (={data.batch_size}) must be divisible by optimizer.accumulate_steps'

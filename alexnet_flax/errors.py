@@ -1,11 +1,13 @@
-"""The errors that end a run with a line instead of a traceback, and their exit codes."""
+"""Errors that end a command with one line instead of a traceback, and their exit codes."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import pathlib
+from collections.abc import Iterable, Iterator
 
 
 class UsageError(Exception):
-  """The user's mistake: one line that says what is wrong and what would be right."""
+  """A mistake of the user's: one line that says what is wrong and what would be right."""
 
   exit_code = 2
 
@@ -17,13 +19,13 @@ class DivergedError(Exception):
 
 
 class PreemptedError(Exception):
-  """The run was asked to end, or lost a process, and goes on when it is started again."""
+  """The run was asked to end, or lost a process; the same command goes on with it."""
 
   exit_code = 75  # EX_TEMPFAIL of sysexits.h, on which schedulers start a job again
 
 
 def unknown_name(what: str, name: str, choices: Iterable[str], adjective: str = 'unknown') -> UsageError:
-  """An error for a misspelt name, with the nearest right one and the choices.
+  """Returns an error for a misspelt name, with the nearest right one and the choices.
 
   >>> print(unknown_name('variant', 'torchvison', ['paper', 'torchvision']))
   unknown variant 'torchvison'; did you mean 'torchvision'? (choices: paper, torchvision)
@@ -32,3 +34,45 @@ def unknown_name(what: str, name: str, choices: Iterable[str], adjective: str = 
   nearest = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
   meant = f'; did you mean {nearest[0]!r}?' if nearest else ''
   return UsageError(f'{adjective} {what} {name!r}{meant} (choices: {", ".join(choices)})')
+
+
+# The extras of pyproject.toml by the modules that they install.
+_EXTRAS = {
+  'train': (
+    'absl cv2 filelock google importlib_resources ml_collections orbax PIL pooch simplejpeg sklearn'
+    ' tensorboardX tensorflow tensorflow_datasets tqdm'
+  ),
+  'report': 'jinja2 matplotlib',
+  'demo': 'multipart python_multipart starlette uvicorn',
+  'onnx': 'onnx onnxruntime',
+  'torch': 'torch torchvision',
+  'keras': 'keras',
+  'hdf5': 'h5py',
+}
+
+
+def install_command(extra: str) -> str:
+  """The command that installs an extra: from this checkout, if the package lies in one, else from an index."""
+  root = pathlib.Path(__file__).resolve().parents[1]
+  in_checkout = (root / 'pyproject.toml').is_file()
+  return f"pip install -e '{root}[{extra}]'" if in_checkout else f"pip install 'alexnet_flax[{extra}]'"
+
+
+@contextlib.contextmanager
+def needs_extra(what: str) -> Iterator[None]:
+  """Turns the absence of an optional dependency into a line that says how to install it.
+
+  Args:
+    what: What needs it, as the message's subject.
+
+  Raises:
+    UsageError: A module of an extra is not installed.
+  """
+  try:
+    yield
+  except ModuleNotFoundError as error:
+    module = (error.name or '').partition('.')[0]
+    extra = next((extra for extra, modules in _EXTRAS.items() if module in modules.split()), None)
+    if extra is None:
+      raise
+    raise UsageError(f'{what} needs {module}, which is not installed: {install_command(extra)}') from None

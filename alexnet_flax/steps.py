@@ -184,7 +184,7 @@ def eval_step(
 ) -> Metrics:
   """The metrics of one batch; arguments as for `train_step`, `preprocess` being given no key.
 
-  'image' may be [B, V, H, W, 3], V views of each picture: the network's answer is then the mean of its
+  'image' may be [B, V, H, W, 3], V views of each image: the network's answer is then the mean of its
   softmax over them (Krizhevsky et al. 2012, section 4.1).
   """
   if preprocess is not None:

@@ -1,8 +1,8 @@
 """Images a second of the input: ours in each form, the usual JAX recipe, torchvision, JPEG decoding.
 
-  python benchmarks/input_pipeline.py [--pictures DIR] [--torch-python PATH] [--rounds 5]
+  python benchmarks/input_pipeline.py [--images DIR] [--torch-python PATH] [--rounds 5]
 
-The same pictures (JPEG files in DIR; else two photographs that come with scikit-learn, cut in pieces) and
+The same images (JPEG files in DIR; else two photographs that come with scikit-learn, cut in pieces) and
 the same machine, in turn, 224x224 views, order and views deterministic in ours. Each program in a process
 of its own; the median of the rounds. Then ours by threads, and the memory of 10,000 batches. The last line
 is one JSON object of images/s; a peer that is not installed is null.
@@ -25,7 +25,7 @@ from peers import Worker, compare
 SIZE = 224
 BATCH = 64
 WARM_UNITS = 16  # what lies ready in a buffer when a round begins is not counted
-NAME = 'pictures'
+NAME = 'images'
 
 
 def usual_jax(data_dir: str, folder: str):
@@ -101,16 +101,16 @@ def ours(
 
 
 def jpeg_decode_limit(data_dir: str, folder: str):
-  """libjpeg-turbo, by way of OpenCV, decoding whole pictures that are in memory, a thread a core."""
+  """libjpeg-turbo, by way of OpenCV, decoding whole images that are in memory, a thread a core."""
   del data_dir
   import cv2
 
   cv2.setNumThreads(1)
-  pictures = [np.fromfile(path, np.uint8) for path in sorted(pathlib.Path(folder).rglob('*.jpg'))]
+  images = [np.fromfile(path, np.uint8) for path in sorted(pathlib.Path(folder).rglob('*.jpg'))]
   pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
 
   def work(times: int) -> None:
-    chosen = (pictures[number % len(pictures)] for number in range(times * BATCH))
+    chosen = (images[number % len(images)] for number in range(times * BATCH))
     for _ in pool.map(lambda data: cv2.imdecode(data, cv2.IMREAD_COLOR) is None, chosen):
       pass
 
@@ -172,8 +172,8 @@ FORMS = {
 }
 
 
-def pack(pictures: list[bytes], root: pathlib.Path) -> None:
-  """The pictures as a folder of two classes, as a TFDS data set, and in its prepared forms."""
+def pack(images: list[bytes], root: pathlib.Path) -> None:
+  """The images as a folder of two classes, as a TFDS data set, and in its prepared forms."""
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
@@ -190,12 +190,12 @@ def pack(pictures: list[bytes], root: pathlib.Path) -> None:
      'label': tfds.features.ClassLabel(names=['even', 'odd'])}
   )  # fmt: skip
   with tf.io.TFRecordWriter(str(template.sharded_filepath(shard_index=0, num_shards=1))) as writer:
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
       path = root / 'folder' / str(number % 2) / f'{number}.jpg'
       path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_bytes(picture)
-      writer.write(features.serialize_example({'image': io.BytesIO(picture), 'label': number % 2}))
-  info = tfds.core.SplitInfo('train', [len(pictures)], 0, template)
+      path.write_bytes(image)
+      writer.write(features.serialize_example({'image': io.BytesIO(image), 'label': number % 2}))
+  info = tfds.core.SplitInfo('train', [len(images)], 0, template)
   tfds.folder_dataset.write_metadata(
     data_dir=target,
     features=features,
@@ -207,7 +207,7 @@ def pack(pictures: list[bytes], root: pathlib.Path) -> None:
     prepare_smaller(NAME, form, data_dir=str(root))
 
 
-def find_pictures(folder: str | None) -> list[bytes]:
+def find_images(folder: str | None) -> list[bytes]:
   """JPEG files, or pieces of scikit-learn's photographs; a thousand at most."""
   if folder:
     paths = [
@@ -220,9 +220,9 @@ def find_pictures(folder: str | None) -> list[bytes]:
 
   pieces = []
   for number in range(256):
-    picture = load_sample_images().images[number % 2]
+    image = load_sample_images().images[number % 2]
     top, left = number // 2 % 8 * 6, number // 16 * 8
-    piece = np.ascontiguousarray(picture[top : top + 375, left : left + 500, ::-1])
+    piece = np.ascontiguousarray(image[top : top + 375, left : left + 500, ::-1])
     pieces.append(cv2.imencode('.jpg', piece, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
   return pieces
 
@@ -230,19 +230,19 @@ def find_pictures(folder: str | None) -> list[bytes]:
 def main() -> None:
   """Prints the rounds, a table, and one JSON object."""
   parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
-  parser.add_argument('--pictures', help='a folder of JPEG files')
+  parser.add_argument('--images', help='a folder of JPEG files')
   parser.add_argument('--torch-python', default=sys.executable)
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--batches', type=int, default=48, help='a round')
   parser.add_argument('--memory-batches', type=int, default=10_000, help='0 for none')
   options = parser.parse_args()
   os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-  pictures = find_pictures(options.pictures)
-  kilobytes = sum(map(len, pictures)) / len(pictures) / 1000
-  print(f'{len(pictures)} pictures, {kilobytes:.0f} KB on average; {os.cpu_count()} cores')
+  images = find_images(options.images)
+  kilobytes = sum(map(len, images)) / len(images) / 1000
+  print(f'{len(images)} images, {kilobytes:.0f} KB on average; {os.cpu_count()} cores')
   with tempfile.TemporaryDirectory() as temporary:
     root = pathlib.Path(temporary)
-    pack(pictures, root)
+    pack(images, root)
     arguments = {'data_dir': str(root), 'folder': str(root / 'folder')}
     file = pathlib.Path(__file__).name
 
@@ -250,9 +250,9 @@ def main() -> None:
       python = options.torch_python if name == 'torchvision' else sys.executable
       return Worker(file, name, python, **arguments, **FORMS.get(name, {}), **more)
 
-    images = options.batches * BATCH
+    made = options.batches * BATCH
     seconds = compare([worker(name) for name in PEERS], options.batches, options.rounds)
-    rates = {name: None if value is None else round(images / value) for name, value in seconds.items()}
+    rates = {name: None if value is None else round(made / value) for name, value in seconds.items()}
     for name, rate in rates.items():
       print(
         f'{name:28} '
@@ -262,7 +262,7 @@ def main() -> None:
       by_threads = []
       for threads in (1, 2):
         (value,) = compare([worker(name, threads=threads)], options.batches, 3).values()
-        by_threads.append(f'{threads}: {round(images / (value or 1)):,}')
+        by_threads.append(f'{threads}: {round(made / (value or 1)):,}')
       print(f'{name}, images/s by threads: {", ".join(by_threads)}')
     if options.memory_batches:
       with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as alone:

@@ -3,7 +3,7 @@
   python benchmarks/train_step.py [--batch 32] [--network batchnorm] [--torch-python PATH]
 
 The same network, batch and machine, in turn, float32, forward, backward and SGD with momentum, on
-pictures that are in memory. PyTorch may live in an environment of its own. The last line is one JSON
+images that are in memory. PyTorch may live in an environment of its own. The last line is one JSON
 object; a peer that is not installed is null.
 """
 

@@ -1,7 +1,7 @@
 """CIFAR-10 enlarged to 64x64, the article's network at full width.
 
 Mirroring alone, as the 2012 paper's CIFAR experiment (section 3.1, figure 1) has no crops either:
-the whole picture is the view. With some hundreds of steps an epoch BatchNorm's 0.99 would lag,
+the whole image is the view. With some hundreds of steps an epoch BatchNorm's 0.99 would lag,
 hence 0.9. Figures reached with this recipe stand in docs/runs.md.
 """
 

@@ -2,7 +2,7 @@
 
 As it stands: the digits, from the CIFAR-10 network that configs/cifar10.py trains, with frozen
 convolutions and a new head. Any other source and data set by the same keys, for example torchvision's
-published weights on your own folder of pictures:
+published weights on your own folder of images:
 
   python train.py --config=configs/finetune.py:torchvision --config.transfer.source=torchvision \
       --config.model.image_size=224 --config.data.dataset=image_folder --config.data.data_dir=DIR \

@@ -3,7 +3,7 @@
 Section 5: batch 128, momentum 0.9, weight decay 5e-4, rate 0.01, divided by ten three times in roughly
 90 epochs. The paper divided it by hand, when the validation error stopped improving; the epochs here,
 25, 51 and 79, and the end at 91 are those of the authors' program (layer-params-145.cfg in
-computerhistory/AlexNet-Source-Code). Section 4.1: random windows of 224 of a picture whose short side is
+computerhistory/AlexNet-Source-Code). Section 4.1: random windows of 224 of an image whose short side is
 256, mirrored, and noise along the principal components of RGB. The paper takes them from the central
 256 by 256 alone: so does this recipe on what `alexnet-flax prepare imagenet2012 --side 256 --crop center`
 writes, with --config.data.dataset=imagenet2012_256_center_q90. Its averages over ten crops:

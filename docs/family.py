@@ -36,7 +36,7 @@ from alexnet_flax.models.variants import VARIANTS
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One layer: its output's shape [H, W, C] or [C], and what it costs for one picture."""
+  """One layer: its output's shape [H, W, C] or [C], and what it costs for one image."""
 
   name: str
   layer: Layer
@@ -132,7 +132,7 @@ def _page() -> Iterator[str]:
 
 Made from the specs by `python -m docs.family > docs/family.md`; a test checks that it is current.
 Parameters, statistics (of BatchNorm) and multiply-adds (of convolutions and fully connected layers, for one
-picture) are at the variant's own image size and number of classes. A local response norm (LRN) is
+image) are at the variant's own image size and number of classes. A local response norm (LRN) is
 b = a / (k + alpha * sum a²)^beta: alpha multiplies the plain sum, whatever the program's own convention.
 
 | variant | image | parameters | statistics | multiply-adds | source |

@@ -34,9 +34,9 @@ SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data'
 
 @pytest.fixture(scope='session')
 def shared_data() -> pathlib.Path:
-  """Real pictures beside the checkout; tests that use them skip where they are absent."""
+  """Real images beside the checkout; tests that use them skip where they are absent."""
   if not SHARED_DATA.is_dir():
-    pytest.skip('no folder of real pictures (../shared/data)')
+    pytest.skip('no folder of real images (../shared/data)')
   return SHARED_DATA
 
 

@@ -54,21 +54,21 @@ def replace(config, **groups):
   return dataclasses.replace(config, **groups)
 
 
-def encode(picture: np.ndarray, kind: str = 'JPEG', **options) -> bytes:
-  """An array as a picture's bytes."""
+def encode(image: np.ndarray, kind: str = 'JPEG', **options) -> bytes:
+  """An array as an image's bytes."""
   buffer = io.BytesIO()
-  Image.fromarray(picture).save(buffer, kind, **options)
+  Image.fromarray(image).save(buffer, kind, **options)
   return buffer.getvalue()
 
 
-def smooth_picture(height: int, width: int, seed: int) -> np.ndarray:
-  """A picture with large shapes, as photographs have: uint8 [height, width, 3]."""
+def smooth_image(height: int, width: int, seed: int) -> np.ndarray:
+  """An image with large shapes, as photographs have: uint8 [height, width, 3]."""
   coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
   return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def eval_view(picture, view):
-  return eval_decoder(view)([read_header(picture)], np.zeros((1, 0)))['image'][0]
+def eval_view(image, view):
+  return eval_decoder(view)([read_header(image)], np.zeros((1, 0)))['image'][0]
 
 
 def command(data_dir, *flags):

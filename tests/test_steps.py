@@ -161,9 +161,9 @@ def test_dropout_differs_by_step_by_micro_batch_and_by_device():
     jax.debug.callback(lambda x: seen.append(np.asarray(x)), logits)
     return cross_entropy(logits, labels)
 
-  picture = np.random.default_rng(0).normal(size=(1, 1, *SHAPE)) * 60
+  image = np.random.default_rng(0).normal(size=(1, 1, *SHAPE)) * 60
   batch = {
-    'image': np.broadcast_to(picture, (8, 2, *SHAPE)).astype(np.float32),
+    'image': np.broadcast_to(image, (8, 2, *SHAPE)).astype(np.float32),
     'label': np.zeros((8, 2), np.int32),
     'weight': np.ones((8, 2), np.float32),
   }

@@ -8,7 +8,7 @@ HELP = "weights from one program's file to another's; networks for other program
 DESCRIPTION = (
   "Reads a run's folder, a weights file, a URL or a published name, and writes SRC's weights in the format of"
   ' the ending: .safetensors, .pth, .caffemodel (and .prototxt), .weights.h5, .keras; or the whole network as'
-  ' .onnx or .stablehlo, from pictures to logits. A model card is written beside it.'
+  ' .onnx or .stablehlo, from images to logits. A model card is written beside it.'
 )
 
 
@@ -19,9 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_network(parser)
   parser.add_argument('--names', choices=['torchvision'], help="safetensors in torchvision's names")
   parser.add_argument(
-    '--verify', action='store_true', help="compare every layer with SRC's own program on pictures"
+    '--verify', action='store_true', help="compare every layer with SRC's own program on images"
   )
-  parser.add_argument('--pictures', nargs='+', default=(), help="for --verify (default: scikit-learn's two)")
+  parser.add_argument('--images', nargs='+', default=(), help="for --verify (default: scikit-learn's two)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     width=arguments.width,
     image_size=arguments.image_size,
     names=arguments.names,
-    verify=arguments.verify or bool(arguments.pictures),
-    pictures=arguments.pictures,
+    verify=arguments.verify or bool(arguments.images),
+    images=arguments.images,
   )
   return 0 if agrees else 1

@@ -5,7 +5,7 @@ import argparse
 from alexnet_flax.cli.options import add_classes, add_weights, load
 from alexnet_flax.errors import UsageError
 
-HELP = 'a page to drop a picture on'
+HELP = 'a page to drop an image on'
 DESCRIPTION = 'Serves a page: five best answers, where the network looks, every layer. To this machine alone.'
 
 

@@ -5,16 +5,16 @@ import argparse
 from alexnet_flax.cli.options import add_weights, check_batch_size
 from alexnet_flax.errors import UsageError
 
-HELP = 'activations of layers for picture files'
+HELP = 'activations of layers for image files'
 DESCRIPTION = (
-  'Writes one row a picture, in the order given, and the names beside them. The row of a picture that cannot'
+  'Writes one row an image, in the order given, and the names beside them. The row of an image that cannot'
   ' be read is NaN, and the exit code 2.'
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """What the verb takes."""
-  parser.add_argument('pictures', metavar='PICTURES', nargs='+', help='files, folders and patterns')
+  parser.add_argument('images', metavar='IMAGES', nargs='+', help='files, folders and patterns')
   parser.add_argument('--layers', required=True, help='such as relu3,fc7')
   parser.add_argument('--out', required=True, help='F.h5 or F.npz')
   add_weights(parser)
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 
   check_batch_size(arguments)
   unreadable = write_features(
-    arguments.pictures,
+    arguments.images,
     arguments.layers.split(','),
     arguments.out,
     weights=arguments.weights,
@@ -46,6 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
   )
   if unreadable:
     raise UsageError(
-      f'{len(unreadable)} of the pictures cannot be read; {arguments.out} is written, and their rows are NaN'
+      f'{len(unreadable)} of the images cannot be read; {arguments.out} is written, and their rows are NaN'
     )
   return 0

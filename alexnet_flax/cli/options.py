@@ -14,7 +14,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
   """Which network a weights file is of."""
   parser.add_argument('--variant', help='which network, where the file does not tell')
   parser.add_argument('--width', type=float, default=1.0, help="its width (default: the variant's own, 1)")
-  parser.add_argument('--image_size', type=int, help="its pictures' side (default: the variant's own)")
+  parser.add_argument('--image_size', type=int, help="its images' side (default: the variant's own)")
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def check_batch_size(arguments: argparse.Namespace) -> None:
-  """Raises UsageError if no picture would be in a batch."""
+  """Raises UsageError if no image would be in a batch."""
   if arguments.batch_size < 1:
     raise UsageError(f'--batch_size (={arguments.batch_size}) must be at least 1')
 

@@ -5,19 +5,17 @@ import argparse
 from alexnet_flax.cli.options import add_classes, add_weights, load
 from alexnet_flax.errors import UsageError
 
-HELP = 'what is in picture files: the five most probable classes'
-DESCRIPTION = 'The five most probable classes of each picture, in the order given.'
+HELP = 'what is in image files: the five most probable classes'
+DESCRIPTION = 'The five most probable classes of each image, in the order given.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """What the verb takes."""
-  parser.add_argument('pictures', metavar='PICTURES', nargs='+', help='files, folders and patterns')
+  parser.add_argument('images', metavar='IMAGES', nargs='+', help='files, folders and patterns')
   add_weights(parser)
   add_classes(parser)
   parser.add_argument('--json', action='store_true', help='one JSON object a line')
-  parser.add_argument(
-    '--saliency', metavar='FOLDER', help='for pictures of where the network looks (Grad-CAM)'
-  )
+  parser.add_argument('--saliency', metavar='FOLDER', help='for images of where the network looks (Grad-CAM)')
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -25,8 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
   from alexnet_flax.inference.predict import write_predictions
 
   failed = write_predictions(
-    load(arguments), arguments.pictures, as_json=arguments.json, saliency=arguments.saliency
+    load(arguments), arguments.images, as_json=arguments.json, saliency=arguments.saliency
   )
   if failed:
-    raise UsageError(f'{failed} of the pictures cannot be read')
+    raise UsageError(f'{failed} of the images cannot be read')
   return 0

@@ -6,9 +6,9 @@ import pathlib
 
 from alexnet_flax.cli.options import add_data_dir
 
-HELP = 'a page of pictures of a run, or of several side by side'
+HELP = 'a page of images of a run, or of several side by side'
 DESCRIPTION = (
-  'Writes one self-contained page: curves, first filters, answers to pictures, nearest neighbours, confusion,'
+  'Writes one self-contained page: curves, first filters, answers to images, nearest neighbours, confusion,'
   ' mistakes, layers, speed, configuration. Of several runs, a comparison too.'
 )
 

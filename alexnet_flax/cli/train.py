@@ -119,7 +119,7 @@ def flags_of(argv: list[str]) -> flags.FlagValues:
   try:
     config_flags.DEFINE_config_file('config', None, 'recipe', flag_values=values, sys_argv=argv)
     flags.DEFINE_string('workdir', None, "the run's folder", flag_values=values)
-    flags.DEFINE_string('show_batch', None, 'a picture of the first step', flag_values=values)
+    flags.DEFINE_string('show_batch', None, 'an image of the first step', flag_values=values)
     flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0', flag_values=values)
     flags.DEFINE_integer('processes', None, 'how many', flag_values=values)
     flags.DEFINE_integer('process_id', None, '0 ... processes - 1', flag_values=values)

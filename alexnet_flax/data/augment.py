@@ -1,4 +1,4 @@
-"""Arithmetic on pictures on the device, inside the step: bytes in, the network's input out.
+"""Arithmetic on images on the device, inside the step: bytes in, the network's input out.
 
 Every random choice is drawn from the step's key, so it is a function of the run's seed and the step.
 """
@@ -25,7 +25,7 @@ class Augmentation:
     brightness, contrast, saturation: x, for factors drawn evenly from 1 - x ... 1 + x (torchvision's
       ColorJitter, in this order).
     hue: x, for turns of the colour circle drawn evenly from -x ... x.
-    erasing: share of the pictures of which a rectangle is set to the mean (Zhong et al. 2017).
+    erasing: share of the images of which a rectangle is set to the mean (Zhong et al. 2017).
     mixup: alpha of the Beta distribution from which a batch's share is drawn (Zhang et al. 2017).
     cutmix: the same (Yun et al. 2019); with both, each batch takes one of them at random.
     components: of the data set.
@@ -75,7 +75,7 @@ def augment(
     num_classes: C, of the distributions that mixed labels are.
 
   Returns:
-    The batch, whose 'label' is float32 [B, C] if pictures are mixed.
+    The batch, whose 'label' is float32 [B, C] if images are mixed.
 
   Raises:
     TypeError: the images are not uint8.
@@ -157,7 +157,7 @@ def _hue_turned(images: jax.Array, turns: jax.Array) -> jax.Array:
 
 
 def _pca_noise(key: jax.Array, count: int, stddev: float, components: PrincipalComponents) -> jax.Array:
-  """One colour a picture, [B, 1, 1, 3]: sum of components times eigenvalue times N(0, stddev)."""
+  """One colour an image, [B, 1, 1, 3]: sum of components times eigenvalue times N(0, stddev)."""
   weights = stddev * jax.random.normal(key, (count, 3))
   scaled = np.array(components.eigenvalues)[:, None] * np.array(components.eigenvectors)
   return jnp.matmul(weights, scaled.astype(np.float32), precision='highest')[:, None, None, :]
@@ -179,7 +179,7 @@ def _erased(images: jax.Array, key: jax.Array, share: float) -> jax.Array:
 
 
 def _mixed(batch: Batch, key: jax.Array, mixup: float, cutmix: float, num_classes: int) -> Batch:
-  """Each picture with the one before it in the batch, and their labels likewise."""
+  """Each image with the one before it in the batch, and their labels likewise."""
   share_key, place_key, which_key = jax.random.split(key, 3)
   images = batch['image']
   others, (height, width) = jnp.roll(images, 1, axis=0), images.shape[1:3]

@@ -1,4 +1,4 @@
-"""Pictures that cannot be decoded: an error, or left out, counted and named."""
+"""Images that cannot be decoded: an error, or left out, counted and named."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -8,8 +8,8 @@ from alexnet_flax.errors import UsageError
 Policy = Literal['error', 'skip']
 
 
-class BadPictures:
-  """What became of pictures that cannot be decoded.
+class BadImages:
+  """What became of images that cannot be decoded.
 
   Attributes:
     skipped: how often one was left out.
@@ -22,13 +22,13 @@ class BadPictures:
     say: Callable[[str], None] = print,
     option: str = 'data.on_bad_image=skip',
   ):
-    """`say` is given a line when a picture is left out for the first time; `option` asks for that."""
+    """`say` is given a line when an image is left out for the first time; `option` asks for that."""
     self.policy, self.say, self.option = policy, say, option
     self.skipped = 0
     self.reasons: dict[str, str] = {}
 
   def report(self, name: str, reason: str) -> None:
-    """Takes note of a picture that is left out.
+    """Takes note of an image that is left out.
 
     Raises:
       UsageError: it may not be.
@@ -44,4 +44,4 @@ class BadPictures:
     """A line for the end of a run, or nothing."""
     if not self.skipped:
       return ''
-    return f'{len(self.reasons)} pictures cannot be decoded and were left out ({self.skipped} times)'
+    return f'{len(self.reasons)} images cannot be decoded and were left out ({self.skipped} times)'

@@ -1,6 +1,6 @@
-"""Encoded pictures to what is exact, in TensorFlow's C++: the views of evaluation, and smaller pictures.
+"""Encoded images to what is exact, in TensorFlow's C++: the views of evaluation, and smaller images.
 
-What is to be seen of each picture was settled before, in NumPy (`views.py`); TensorFlow decodes and resizes.
+What is to be seen of each image was settled before, in NumPy (`views.py`); TensorFlow decodes and resizes.
 The views of training take a shorter way (`train_decoding.py`).
 """
 
@@ -25,15 +25,15 @@ def by_graph(
   decode: Callable[[Example], Example],
   signature: dict[str, tf.TensorSpec],
 ) -> Callable[[Sequence[Encoded], np.ndarray], Columns]:
-  """What decodes pictures in a graph, one after the other, without Python's lock.
+  """What decodes images in a graph, one after the other, without Python's lock.
 
   Args:
-    columns: what `decode` needs to know of each picture, a row each.
+    columns: what `decode` needs to know of each image, a row each.
     decode: of a row.
     signature: of what `decode` returns.
 
   Returns:
-    A function of pictures, and of numbers that it leaves alone, that raises UnreadableError where one of
+    A function of images, and of numbers that it leaves alone, that raises UnreadableError where one of
     them is broken.
   """
   graph = tf.function(
@@ -41,10 +41,10 @@ def by_graph(
     reduce_retracing=True,
   )
 
-  def decoded(pictures: Sequence[Encoded], numbers: np.ndarray) -> Columns:
+  def decoded(images: Sequence[Encoded], numbers: np.ndarray) -> Columns:
     del numbers
     try:
-      return {name: values.numpy() for name, values in graph(columns(pictures)).items()}
+      return {name: values.numpy() for name, values in graph(columns(images)).items()}
     except tf.errors.InvalidArgumentError as error:
       raise UnreadableError(error.message) from None
 
@@ -53,21 +53,21 @@ def by_graph(
 
 @functools.lru_cache  # tracing takes a while, and TensorFlow warns of graphs that are made again and again
 def eval_decoder(view: EvalView) -> Callable[[Sequence[Encoded], np.ndarray], Columns]:
-  """{'image': uint8 [B, S, S, 3]} of B pictures, or [B, 10, S, S, 3]; see `by_graph`."""
+  """{'image': uint8 [B, S, S, 3]} of B images, or [B, 10, S, S, 3]; see `by_graph`."""
   size = (view.image_size, view.image_size)
   shape = (10, *size, 3) if view.ten_crop else (*size, 3)
   signature = {'image': tf.TensorSpec(shape, tf.uint8)}
   return by_graph(functools.partial(_eval_columns, view), functools.partial(_decode_eval, view), signature)
 
 
-def _eval_columns(view: EvalView, pictures: Sequence[Encoded]) -> Columns:
-  """What `_decode_eval` needs to know of each picture."""
-  sizes = np.array([(picture.height, picture.width) for picture in pictures], np.int64)
-  contents = np.empty(len(pictures), object)  # not np.array: that would cut trailing zeros
-  contents[:] = [bytes(picture.content) for picture in pictures]
+def _eval_columns(view: EvalView, images: Sequence[Encoded]) -> Columns:
+  """What `_decode_eval` needs to know of each image."""
+  sizes = np.array([(image.height, image.width) for image in images], np.int64)
+  contents = np.empty(len(images), object)  # not np.array: that would cut trailing zeros
+  contents[:] = [bytes(image.content) for image in images]
   return {
     'content': contents,
-    'kind': np.array([_KINDS.index(picture.kind) for picture in pictures], np.int32),
+    'kind': np.array([_KINDS.index(image.kind) for image in images], np.int32),
     'shape': sizes.astype(np.int32),
     'scale': (view.resized(sizes) / sizes).astype(np.float32),
     'corners': view.corners(sizes),
@@ -77,9 +77,9 @@ def _eval_columns(view: EvalView, pictures: Sequence[Encoded]) -> Columns:
 def _decode_eval(view: EvalView, example: Example) -> Example:
   """'image', one view in evaluation, uint8 [S, S, 3], or ten of them, [10, S, S, 3]."""
   size = (view.image_size, view.image_size)
-  picture = tf.cast(_decode(example), tf.float32)[None]
+  pixels = tf.cast(_decode(example), tf.float32)[None]
   squares = [
-    _translated(picture, size, example['scale'], corner, antialias=view.resize == 'pil')
+    _translated(pixels, size, example['scale'], corner, antialias=view.resize == 'pil')
     for corner in tf.unstack(example['corners'], num=6 if view.ten_crop else 1)
   ]
   images = _to_uint8(tf.stack(squares))
@@ -90,10 +90,10 @@ def _decode_eval(view: EvalView, example: Example) -> Example:
   return {'image': image}
 
 
-def resized_columns(side: int, center: bool, pictures: Sequence[Encoded]) -> Columns:
-  """What `decode_resized` needs to know of each picture."""
+def resized_columns(side: int, center: bool, images: Sequence[Encoded]) -> Columns:
+  """What `decode_resized` needs to know of each image."""
   view = EvalView(side, side)
-  columns = _eval_columns(view, pictures)
+  columns = _eval_columns(view, images)
   sizes = columns['shape'].astype(np.int64)
   if center:
     return columns | {'size': np.full_like(sizes, side, np.int32), 'corners': columns['corners'][:, 0]}
@@ -101,11 +101,9 @@ def resized_columns(side: int, center: bool, pictures: Sequence[Encoded]) -> Col
 
 
 def decode_resized(example: Example) -> tf.Tensor:
-  """The picture with another short side, or a square of it: uint8 [H, W, 3]."""
-  picture = tf.cast(_decode(example), tf.float32)[None]
-  return _to_uint8(
-    _translated(picture, example['size'], example['scale'], example['corners'], antialias=True)
-  )
+  """The image with another short side, or a square of it: uint8 [H, W, 3]."""
+  image = tf.cast(_decode(example), tf.float32)[None]
+  return _to_uint8(_translated(image, example['size'], example['scale'], example['corners'], antialias=True))
 
 
 def _decode(row: Example) -> tf.Tensor:
@@ -122,11 +120,11 @@ def _decode(row: Example) -> tf.Tensor:
 
 
 def _translated(
-  picture: tf.Tensor, size: tf.Tensor, scale: tf.Tensor, corner: tf.Tensor, *, antialias: bool
+  image: tf.Tensor, size: tf.Tensor, scale: tf.Tensor, corner: tf.Tensor, *, antialias: bool
 ) -> tf.Tensor:
-  """A window of a resized picture, of which nothing else is computed."""
+  """A window of a resized image, of which nothing else is computed."""
   return tf.raw_ops.ScaleAndTranslate(
-    images=picture,
+    images=image,
     size=size,
     scale=scale,
     translation=-tf.cast(corner, tf.float32),

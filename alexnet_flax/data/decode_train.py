@@ -1,4 +1,4 @@
-"""Encoded pictures to the views of training, uint8 [S, S, 3], by the shortest way that looks the same.
+"""Encoded images to the views of training, uint8 [S, S, 3], by the shortest way that looks the same.
 
 Of a JPEG no row below the window is decoded, and libjpeg shrinks it where that still leaves a pixel a
 pixel. Where nothing is turned, its inverse DCT is the rounder one, and colours, stored at half the size,
@@ -25,26 +25,26 @@ _LONGEST = 65_500  # pixels, that libjpeg decodes
 _REST = 'extraneous bytes before marker'  # libjpeg's word for what follows the last row
 
 
-def decode_train(view: TrainView, pictures: Sequence[Encoded], numbers: np.ndarray) -> dict[str, np.ndarray]:
-  """{'image': uint8 [B, S, S, 3]}, a view of each picture.
+def decode_train(view: TrainView, encoded: Sequence[Encoded], numbers: np.ndarray) -> dict[str, np.ndarray]:
+  """{'image': uint8 [B, S, S, 3]}, a view of each image.
 
   Args:
-    view: of the pictures.
-    pictures: B of them.
+    view: of the images.
+    encoded: B of them.
     numbers: float32 [B, VIEW_NUMBERS] in [0, 1).
 
   Raises:
     UnreadableError: one of them is broken.
   """
   size = view.image_size
-  sizes = np.array([(picture.height, picture.width) for picture in pictures], np.int64)
+  sizes = np.array([(image.height, image.width) for image in encoded], np.int64)
   windows = view.windows(sizes, numbers)
-  ratios = _ratios(pictures, windows.boxes, size)
+  ratios = _ratios(encoded, windows.boxes, size)
   boxes, maps = turned(windows, sizes, size, ratios) if view.rotation else (windows.boxes, None)
-  chosen = zip(pictures, _scaled(boxes, sizes, ratios).tolist(), ratios.tolist(), strict=True)
-  images = np.empty((len(pictures), size, size, 3), np.uint8)
-  for row, (picture, box, ratio) in enumerate(chosen):
-    crop = _crop(picture, box, ratio, fast=maps is None)
+  chosen = zip(encoded, _scaled(boxes, sizes, ratios).tolist(), ratios.tolist(), strict=True)
+  images = np.empty((len(encoded), size, size, 3), np.uint8)
+  for row, (image, box, ratio) in enumerate(chosen):
+    crop = _crop(image, box, ratio, fast=maps is None)
     if maps is None:
       _resize(crop, images[row], mirror=windows.mirrored[row])
     else:
@@ -52,45 +52,45 @@ def decode_train(view: TrainView, pictures: Sequence[Encoded], numbers: np.ndarr
   return {'image': images}
 
 
-def _ratios(pictures: Sequence[Encoded], boxes: np.ndarray, size: int) -> np.ndarray:
-  """By how much each picture is shrunk as it is decoded."""
-  ratios = np.ones(len(pictures), np.int64)
-  is_jpeg = np.array([picture.kind == 'jpeg' for picture in pictures])
+def _ratios(images: Sequence[Encoded], boxes: np.ndarray, size: int) -> np.ndarray:
+  """By how much each image is shrunk as it is decoded."""
+  ratios = np.ones(len(images), np.int64)
+  is_jpeg = np.array([image.kind == 'jpeg' for image in images])
   for ratio in _RATIOS[1:]:
     ratios[is_jpeg & (boxes[:, 2:].min(axis=1) >= ratio * size)] = ratio
   return ratios
 
 
 def _scaled(boxes: np.ndarray, sizes: np.ndarray, ratios: np.ndarray) -> np.ndarray:
-  """The boxes in the pictures that libjpeg makes at 1 / ratio; as large as they are where that is 1."""
+  """The boxes in the images that libjpeg makes at 1 / ratio; as large as they are where that is 1."""
   ratio = ratios[:, None]
   corner = boxes[:, :2] // ratio
   shape = np.minimum(-(-boxes[:, 2:] // ratio), -(-sizes // ratio) - corner)
   return np.concatenate([corner, np.maximum(shape, 1)], axis=1)
 
 
-def _crop(picture: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.ndarray:
+def _crop(image: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.ndarray:
   """What lies in the box, uint8 [h, w, 3]; of a JPEG at 1 / ratio."""
   top, left, height, width = box
-  if picture.kind == 'jpeg':
-    return _crop_jpeg(picture, box, ratio, fast=fast)
-  if picture.kind == 'png':
-    whole = _by_tensorflow(tf.io.decode_png, bytes(picture.content), channels=3)
+  if image.kind == 'jpeg':
+    return _crop_jpeg(image, box, ratio, fast=fast)
+  if image.kind == 'png':
+    whole = _by_tensorflow(tf.io.decode_png, bytes(image.content), channels=3)
   else:
-    whole = pixels(picture)
+    whole = pixels(image)
   return whole[top : top + height, left : left + width]
 
 
-def _crop_jpeg(picture: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.ndarray:
+def _crop_jpeg(image: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.ndarray:
   """As `tf.io.decode_and_crop_jpeg`, bit for bit, which goes through all that is below the box as well."""
   top, left, height, width = box
   colours = 0 if fast else 16  # rows below, from which colours are interpolated
-  upper = _upper_rows(picture, (top + height) * ratio + colours, ratio, fast=fast)
+  upper = _upper_rows(image, (top + height) * ratio + colours, ratio, fast=fast)
   if upper is not None:
     return upper[top : top + height, left : left + width]
   return _by_tensorflow(
     tf.io.decode_and_crop_jpeg,
-    bytes(picture.content),
+    bytes(image.content),
     box,
     channels=3,
     ratio=ratio,
@@ -99,14 +99,14 @@ def _crop_jpeg(picture: Encoded, box: list[int], ratio: int, *, fast: bool) -> n
   )
 
 
-def _upper_rows(picture: Encoded, bottom: int, ratio: int, *, fast: bool) -> np.ndarray | None:
+def _upper_rows(image: Encoded, bottom: int, ratio: int, *, fast: bool) -> np.ndarray | None:
   """A JPEG down to the row `bottom`, at 1 / ratio; None if it may be broken or of an unusual kind."""
-  if bytes(picture.content[-2:]) != _END or max(picture.height, picture.width) > _LONGEST:
+  if bytes(image.content[-2:]) != _END or max(image.height, image.width) > _LONGEST:
     return None  # with another height, what is wrong with it would not be noticed
-  bottom = min(bottom, picture.height)
-  content = bytearray(picture.content)
-  content[picture.frame + 5 : picture.frame + 7] = bottom.to_bytes(2, 'big')
-  shape = -(-bottom // ratio), -(-picture.width // ratio)
+  bottom = min(bottom, image.height)
+  content = bytearray(image.content)
+  content[image.frame + 5 : image.frame + 7] = bottom.to_bytes(2, 'big')
+  shape = -(-bottom // ratio), -(-image.width // ratio)
   rows = np.empty((*shape, 3), np.uint8)
   try:
     simplejpeg.decode_jpeg(
@@ -149,7 +149,7 @@ def _turn(crop: np.ndarray, mapping: np.ndarray, size: int, fill: tuple[float, f
       fill_mode=fill_mode,
     )[0].numpy()
 
-  # As Pillow does it: a pixel is of the picture or of the fill, and no mixture.
+  # As Pillow does it: a pixel is of the image or of the fill, and no mixture.
   turned_crop = transformed(crop.astype(np.float32), 'BILINEAR', 'NEAREST')
   inside = transformed(np.ones((*crop.shape[:2], 1), np.uint8), 'NEAREST', 'CONSTANT')
   return (np.where(inside > 0, turned_crop, np.array(fill, np.float32)) + 0.5).astype(np.uint8)

@@ -34,8 +34,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self, test: bool):
     from sklearn.datasets import load_digits
 
-    pictures, labels = load_digits(return_X_y=True)
-    images = np.round(pictures.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    scans, labels = load_digits(return_X_y=True)
+    images = np.round(scans.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     for index in np.flatnonzero(in_test_split(labels) == test):
       yield int(index), {'image': images[index], 'label': int(labels[index]), 'index': int(index)}
 

@@ -1,4 +1,4 @@
-"""Folders of pictures, SPLIT/CLASS/picture, by way of TFDS's ImageFolder."""
+"""Folders of images, SPLIT/CLASS/image, by way of TFDS's ImageFolder."""
 
 import hashlib
 import os
@@ -11,27 +11,27 @@ from alexnet_flax.errors import UsageError, unknown_name
 
 
 def open_folder(split: str, data_dir: str | None) -> Source:
-  """A split of a folder of pictures, in an order that mixes the classes.
+  """A split of a folder of images, in an order that mixes the classes.
 
   Raises:
     UsageError: there is no such folder or split, or fewer than two classes.
   """
   builder = _builder(data_dir)
-  pictures = builder._split_examples  # shuffled, always alike; there is no public way to the files
+  images = builder._split_examples  # shuffled, always alike; there is no public way to the files
   names = builder.info.features['label'].names
   try:
     parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
   except (KeyError, ValueError):
-    hint = '' if split not in pictures else "; TFDS's names of splits are letters, digits, '_' and '-' alone"
-    raise UsageError(f'{data_dir}: {unknown_name("split", split, sorted(pictures))}{hint}') from None
-  chosen = [example for part in parts for example in pictures[part.splitname][part.from_ : part.to]]
+    hint = '' if split not in images else "; TFDS's names of splits are letters, digits, '_' and '-' alone"
+    raise UsageError(f'{data_dir}: {unknown_name("split", split, sorted(images))}{hint}') from None
+  chosen = [example for part in parts for example in images[part.splitname][part.from_ : part.to]]
   if not chosen:
-    raise UsageError(f'{data_dir}: the split {split!r} has no pictures')
+    raise UsageError(f'{data_dir}: the split {split!r} has no images')
   number_of = {name: number for number, name in enumerate(names)}
   labels = [number_of[example.label] for example in chosen]
   paths = [os.fspath(example.image_path) for example in chosen]
   for part in sorted({part.splitname for part in parts}):
-    _say_what_is_unused(builder, part, {os.fspath(example.image_path) for example in pictures[part]})
+    _say_what_is_unused(builder, part, {os.fspath(example.image_path) for example in images[part]})
 
   def read(numbers: np.ndarray) -> list[Example]:
     return [_read_file(paths[number], labels[number]) for number in numbers.tolist()]
@@ -56,21 +56,21 @@ def _say_what_is_unused(builder: tfds.folder_dataset.ImageFolder, split: str, us
   if unused:
     print(
       f'note: {len(unused)} files below {root} are not used (the first: {os.path.relpath(unused[0], root)});'
-      ' pictures are CLASS/NAME.jpg, .jpeg or .png'
+      ' images are CLASS/NAME.jpg, .jpeg or .png'
     )
 
 
 def folder_splits(data_dir: str | None) -> list[str]:
-  """The splits of a folder of pictures; errors as for `open_folder`."""
+  """The splits of a folder of images; errors as for `open_folder`."""
   return sorted(_builder(data_dir).info.splits)
 
 
 def _builder(data_dir: str | None) -> tfds.folder_dataset.ImageFolder:
   if data_dir is None or not os.path.isdir(os.path.expanduser(data_dir)):
-    raise UsageError(f'image_folder: data_dir (={data_dir}) must be a folder of SPLIT/CLASS/picture')
+    raise UsageError(f'image_folder: data_dir (={data_dir}) must be a folder of SPLIT/CLASS/image')
   builder = tfds.folder_dataset.ImageFolder(os.path.expanduser(data_dir))
   if not builder.info.splits.total_num_examples:
-    raise UsageError(f'no pictures in {data_dir}; it must hold SPLIT/CLASS/picture.jpg (or .jpeg, .png)')
+    raise UsageError(f'no images in {data_dir}; it must hold SPLIT/CLASS/image.jpg (or .jpeg, .png)')
   names = builder.info.features['label'].names
   if len(names) < 2:
     raise UsageError(f'{data_dir} holds one class ({names[0]!r}); a classifier needs at least two')

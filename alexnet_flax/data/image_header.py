@@ -1,7 +1,7 @@
-"""Encoded pictures: what their first bytes say, and the odd ones made plain.
+"""Encoded images: what their first bytes say, and the odd ones made plain.
 
 JPEG and PNG go to the fast decoders as they are. Everything else that Pillow can read (GIF, BMP, WebP,
-TIFF, CMYK, pictures that EXIF says lie on their side) becomes a PNG first.
+TIFF, CMYK, images that EXIF says lie on their side) becomes a PNG first.
 """
 
 import io
@@ -10,13 +10,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from alexnet_flax.data.images import MAX_PIXELS, read_picture
+from alexnet_flax.data.images import MAX_PIXELS, read_image
 
 Kind = Literal['jpeg', 'png', 'raw']
 
 
 class Encoded(NamedTuple):
-  """A picture's bytes, and what its header says of them.
+  """An image's bytes, and what its header says of them.
 
   Attributes:
     content: as it is stored; 'raw' is uint8 [height, width, 3].
@@ -33,7 +33,7 @@ class Encoded(NamedTuple):
 
 
 def read_header(content: bytes | memoryview) -> Encoded | None:
-  """The picture with its size, if it is a plain JPEG or PNG; None if it needs `made_plain`."""
+  """The image with its size, if it is a plain JPEG or PNG; None if it needs `made_plain`."""
   if bytes(content[:8]) == b'\x89PNG\r\n\x1a\n' and len(content) > 24:
     width, height = (int.from_bytes(content[start : start + 4], 'big') for start in (16, 20))
     return None if _has_exif(content) else _within_limit(Encoded(content, 'png', height, width))
@@ -42,29 +42,29 @@ def read_header(content: bytes | memoryview) -> Encoded | None:
   return None
 
 
-def pixels(picture: bytes | memoryview | Encoded) -> np.ndarray:
-  """A stored picture as uint8 RGB [H, W, 3], decoded by Pillow.
+def pixels(image: bytes | memoryview | Encoded) -> np.ndarray:
+  """A stored image as uint8 RGB [H, W, 3], decoded by Pillow.
 
   Raises:
     UnreadableError: it is none, broken, or larger than `MAX_PIXELS`.
   """
-  if not isinstance(picture, Encoded):
-    return read_picture(io.BytesIO(picture))
-  if picture.kind == 'raw':
-    return np.frombuffer(picture.content, np.uint8).reshape(picture.height, picture.width, 3)
-  return read_picture(io.BytesIO(picture.content))
+  if not isinstance(image, Encoded):
+    return read_image(io.BytesIO(image))
+  if image.kind == 'raw':
+    return np.frombuffer(image.content, np.uint8).reshape(image.height, image.width, 3)
+  return read_image(io.BytesIO(image.content))
 
 
 def made_plain(content: bytes | memoryview) -> Encoded:
-  """The picture, upright and in RGB, as a PNG.
+  """The image, upright and in RGB, as a PNG.
 
   Raises:
     UnreadableError: it is none, broken, or larger than `MAX_PIXELS`.
   """
-  picture = Image.fromarray(read_picture(io.BytesIO(content)))
+  image = Image.fromarray(read_image(io.BytesIO(content)))
   buffer = io.BytesIO()
-  picture.save(buffer, 'PNG', compress_level=1)
-  return Encoded(buffer.getvalue(), 'png', picture.height, picture.width)
+  image.save(buffer, 'PNG', compress_level=1)
+  return Encoded(buffer.getvalue(), 'png', image.height, image.width)
 
 
 def _has_exif(content: bytes | memoryview) -> bool:
@@ -101,7 +101,7 @@ _ORIENTATION = 0x0112
 
 
 def _upright(segment: bytes | memoryview) -> bool:
-  """Whether an APP1 segment does not ask for the picture to be turned."""
+  """Whether an APP1 segment does not ask for the image to be turned."""
   if bytes(segment[:6]) != b'Exif\0\0':
     return True
   exif = Image.Exif()

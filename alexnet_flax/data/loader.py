@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from alexnet_flax.data import sampling
-from alexnet_flax.data.bad_images import BadPictures
+from alexnet_flax.data.bad_images import BadImages
 from alexnet_flax.data.decode_eval import eval_decoder
 from alexnet_flax.data.decode_train import decode_train
 from alexnet_flax.data.image_header import Encoded, made_plain, read_header
@@ -54,7 +54,7 @@ def train_batches(
   process: int = 0,
   num_processes: int = 1,
   num_threads: int | None = None,
-  bad: BadPictures | None = None,
+  bad: BadImages | None = None,
 ) -> Iterator[HostBatch]:
   """This process's share of the batches of steps `first_step` ... `last_step` - 1.
 
@@ -67,15 +67,15 @@ def train_batches(
     num_classes: labels must be less.
     process, num_processes: which share; example i of a batch goes to process i * P // batch_size.
     num_threads: for decoding; one a core if None.
-    bad: what to do with pictures that cannot be decoded; an error if None.
+    bad: what to do with images that cannot be decoded; an error if None.
 
   Yields:
     {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'weight': float32 [b], 'index': int64 [b]}, b =
-    batch_size / num_processes; 'index' are the examples' numbers. Weights are 1, and 0 where a picture was
+    batch_size / num_processes; 'index' are the examples' numbers. Weights are 1, and 0 where an image was
     left out; the next example is in its place, for BatchNorm.
 
   Raises:
-    UsageError: a label is out of range, or a picture cannot be decoded and may not be left out.
+    UsageError: a label is out of range, or an image cannot be decoded and may not be left out.
   """
   share = _share(batch_size, process, num_processes)
 
@@ -97,7 +97,7 @@ def eval_batches(
   process: int = 0,
   num_processes: int = 1,
   num_threads: int | None = None,
-  bad: BadPictures | None = None,
+  bad: BadImages | None = None,
 ) -> Iterator[HostBatch]:
   """Every example once, in order; the last batch is filled up with examples of weight 0.
 
@@ -114,7 +114,7 @@ def eval_batches(
   return reader.batches(plan, range(-(-source.num_examples // batch_size)), num_threads)
 
 
-def picture(source: Source, number: int, view: EvalView) -> np.ndarray:
+def image(source: Source, number: int, view: EvalView) -> np.ndarray:
   """One example in a view of evaluation, uint8 [S, S, 3]."""
   one = dataclasses.replace(source, num_examples=1, read=lambda _: source.read(np.array([number])))
   (batch,) = eval_batches(one, view, batch_size=1, num_classes=len(source.class_names))
@@ -148,7 +148,7 @@ def _share(batch_size: int, process: int, num_processes: int) -> slice:
   return slice(process * part, (process + 1) * part)
 
 
-# A thread takes so many pictures of a batch at a time: of large ones, many threads would hold too many.
+# A thread takes so many images of a batch at a time: of large ones, many threads would hold too many.
 _PART = 128
 
 
@@ -162,28 +162,28 @@ class Plan(NamedTuple):
 
 @dataclasses.dataclass
 class Reader:
-  """Reads plans. Where a picture of a batch proves broken, the batch is read anew with that one suspected.
+  """Reads plans. Where an image of a batch proves broken, the batch is read anew with that one suspected.
 
-  A suspect is decoded by itself beforehand; what becomes of it is a function of picture and view alone.
+  A suspect is decoded by itself beforehand; what becomes of it is a function of image and view alone.
 
   Attributes:
     source: the examples.
-    decode: pictures and float32 [B, N], the numbers of their views, to arrays of B; or UnreadableError.
+    decode: images and float32 [B, N], the numbers of their views, to arrays of B; or UnreadableError.
     num_classes: labels must be less; any labels if None.
-    bad: what to do with pictures that cannot be decoded; an error if None.
-    accept: raises UnreadableError for pictures that are not wanted.
+    bad: what to do with images that cannot be decoded; an error if None.
+    accept: raises UnreadableError for images that are not wanted.
   """
 
   source: Source
   decode: Callable[[Sequence[Encoded], np.ndarray], HostBatch]
   num_classes: int | None
-  bad: BadPictures | None
+  bad: BadImages | None
   accept: Callable[[Encoded], None] = lambda encoded: None
   suspects: set[int] = dataclasses.field(default_factory=set)
 
   @property
-  def _bad(self) -> BadPictures:
-    return self.bad or BadPictures()
+  def _bad(self) -> BadImages:
+    return self.bad or BadImages()
 
   def batches(
     self, plan: Callable[[int], Plan], steps: range, num_threads: int | None
@@ -214,40 +214,40 @@ class Reader:
   def _build(self, plan: Plan) -> _Built:
     while True:
       known = frozenset(self.suspects)  # other threads add to them
-      pictures, batch, left_out = self._read(plan)
+      images, batch, left_out = self._read(plan)
       try:
-        return self.decode(pictures, plan.numbers) | batch, left_out
+        return self.decode(images, plan.numbers) | batch, left_out
       except UnreadableError:
-        rows = zip(plan.indices.tolist(), pictures, plan.numbers, strict=True)
-        found = {number for number, *picture in rows if not self._decodes(*picture)} - known
+        rows = zip(plan.indices.tolist(), images, plan.numbers, strict=True)
+        found = {number for number, *image in rows if not self._decodes(*image)} - known
         if not found:
           raise
         self.suspects |= found
 
   def _read(self, plan: Plan) -> tuple[list[Encoded], HostBatch, list[tuple[str, str]]]:
-    """A plan's pictures, what else a batch holds, and (name, reason) of what is left out of it."""
+    """A plan's images, what else a batch holds, and (name, reason) of what is left out of it."""
     examples = self.source.read(plan.indices)
     labels = np.array([example.label for example in examples], np.int64)
     if self.num_classes is not None:
       _check_labels(self.source, labels, self.num_classes)
-    pictures, left_out, weights = [], [], plan.weights.copy()
+    images, left_out, weights = [], [], plan.weights.copy()
     for row, (number, example) in enumerate(zip(plan.indices.tolist(), examples, strict=True)):
       try:
-        pictures.append(self._picture(example.picture, number in self.suspects, plan.numbers[row]))
+        images.append(self._image(example.image, number in self.suspects, plan.numbers[row]))
       except UnreadableError as error:
         if weights[row]:
           name = f'{self.source.name}: {example.name or f"example {number}"}'
           if self._bad.policy == 'error':
             self._bad.report(name, str(error))
           left_out.append((name, str(error)))
-        picture, labels[row] = self._stand_in(number, plan.numbers[row], str(error))
-        pictures.append(picture)
+        image, labels[row] = self._stand_in(number, plan.numbers[row], str(error))
+        images.append(image)
         weights[row] = 0.0
-    return pictures, {'label': labels.astype(np.int32), 'index': plan.indices, 'weight': weights}, left_out
+    return images, {'label': labels.astype(np.int32), 'index': plan.indices, 'weight': weights}, left_out
 
-  def _picture(self, picture: Encoded | bytes | memoryview, suspected: bool, numbers: np.ndarray) -> Encoded:
-    encoded = picture if isinstance(picture, Encoded) else read_header(picture)
-    content = picture.content if isinstance(picture, Encoded) else picture
+  def _image(self, image: Encoded | bytes | memoryview, suspected: bool, numbers: np.ndarray) -> Encoded:
+    encoded = image if isinstance(image, Encoded) else read_header(image)
+    content = image.content if isinstance(image, Encoded) else image
     if encoded is not None:
       self.accept(encoded)
     if encoded is None or (suspected and not self._decodes(encoded, numbers)):
@@ -263,10 +263,10 @@ class Reader:
     for other in (*range(number + 1, self.source.num_examples), *range(number)):
       (example,) = self.source.read(np.array([other]))
       try:
-        return self._picture(example.picture, True, numbers), example.label
+        return self._image(example.image, True, numbers), example.label
       except UnreadableError:
         continue
-    raise UsageError(f'no picture of {self.source.name} can be decoded: {reason}')
+    raise UsageError(f'no image of {self.source.name} can be decoded: {reason}')
 
   def _decodes(self, encoded: Encoded, numbers: np.ndarray) -> bool:
     try:

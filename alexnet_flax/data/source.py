@@ -14,13 +14,13 @@ class Example(NamedTuple):
   """One example.
 
   Attributes:
-    picture: as it is stored.
+    image: as it is stored.
     label: its class.
     name: its file's, where there is one.
     right: all classes that count as right, where the data set says so; there may be none.
   """
 
-  picture: bytes | memoryview | Encoded
+  image: bytes | memoryview | Encoded
   label: int
   name: str
   right: tuple[int, ...] | None = None
@@ -53,7 +53,7 @@ _AT_ONCE = 4096
 def few_per_class(source: Source, count: int, seed: int) -> Source:
   """The source with `count` examples of each class, the same for a seed.
 
-  Reads all labels once; no picture is decoded.
+  Reads all labels once; no image is decoded.
 
   Raises:
     UsageError: a class has fewer.

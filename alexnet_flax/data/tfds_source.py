@@ -1,4 +1,4 @@
-"""Which examples exist: TFDS data sets by name, and folders of pictures, with random access.
+"""Which examples exist: TFDS data sets by name, and folders of images, with random access.
 
 TFDS describes a data set without TensorFlow, and so does this module. Examples are read by number, for
 the order of training is ours (`order.py`) and TFDS's own readers know only their own.
@@ -19,7 +19,7 @@ from alexnet_flax.data.tfrecord import parse_example, read_integers
 from alexnet_flax.errors import UsageError, unknown_name
 
 IMAGE_FOLDER = 'image_folder'
-# What TFDS's builders call a picture's name.
+# What TFDS's builders call an image's name.
 _NAMES = ('file_name', 'filename', 'image/filename', 'image/file_name', 'image_name', 'image_id', 'id')
 
 
@@ -28,12 +28,12 @@ def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
 
   Args:
     name: of a TFDS data set ('imagenet2012'), 'digits' (prepared on first use), or 'image_folder'
-      (SPLIT/CLASS/picture below `data_dir`, in an order that mixes the classes).
+      (SPLIT/CLASS/image below `data_dir`, in an order that mixes the classes).
     split: a split or a slice of splits, in TFDS's notation ('train', 'test[:50%]', 'train+test').
     data_dir: where data sets lie; TFDS's default if None.
 
   Raises:
-    UsageError: the data set is unknown, not prepared or without pictures, or has no such split.
+    UsageError: the data set is unknown, not prepared or without images, or has no such split.
   """
   if name == IMAGE_FOLDER:
     return open_folder(split, data_dir)
@@ -135,7 +135,7 @@ def _split_info(builder: tfds.core.DatasetBuilder, split: str) -> Any:
 
 
 class _Keys(NamedTuple):
-  """Features' names: of the picture, its class, its name, and of all classes that count as right."""
+  """Features' names: of the image, its class, its name, and of all classes that count as right."""
 
   image: str
   label: str
@@ -147,35 +147,35 @@ def _keys(name: str, builder: tfds.core.DatasetBuilder) -> _Keys:
   features = dict(builder.info.features)
   name_key = next((key for key in _NAMES if type(features.get(key)) is tfds.features.Text), None)
   match builder.info.supervised_keys:
-    case (image, label) if _is_picture(features[image]):
+    case (image, label) if _is_image(features[image]):
       if isinstance(features[label], tfds.features.ClassLabel):
         return _Keys(image, label, name_key, None)
       if label == 'real_label':  # ImageNet-ReaL's
         return _Keys(image, 'original_label', name_key, label)
-  raise UsageError(f'the data set {name!r} is not one of pictures with one class each')
+  raise UsageError(f'the data set {name!r} is not one of images with one class each')
 
 
-def _is_picture(feature: Any) -> bool:
+def _is_image(feature: Any) -> bool:
   if isinstance(feature, tfds.features.Image):
     return True
   is_tensor = type(feature) is tfds.features.Tensor and feature._encoding is tfds.features.Encoding.BYTES
   return is_tensor and feature.np_dtype == np.uint8 and len(feature.shape) == 3 and feature.shape[-1] == 3
 
 
-def _parse_record(keys: _Keys, image: Any, record: bytes | memoryview) -> Example:
+def _parse_record(keys: _Keys, feature: Any, record: bytes | memoryview) -> Example:
   values = parse_example(record)
-  picture: memoryview | Encoded
-  if isinstance(image, tfds.features.Image):
-    picture = values[keys.image]
-  elif None in image.shape:  # TFDS stores the shape beside the pixels then
+  image: memoryview | Encoded
+  if isinstance(feature, tfds.features.Image):
+    image = values[keys.image]
+  elif None in feature.shape:  # TFDS stores the shape beside the pixels then
     height, width, _ = read_integers(values[f'{keys.image}/shape'])
-    picture = Encoded(values[f'{keys.image}/value'], 'raw', height, width)
+    image = Encoded(values[f'{keys.image}/value'], 'raw', height, width)
   else:
-    picture = Encoded(values[keys.image], 'raw', *image.shape[:2])
+    image = Encoded(values[keys.image], 'raw', *feature.shape[:2])
   (label,) = read_integers(values[keys.label])
   name = str(values[keys.name], 'utf-8') if keys.name else ''
   right = tuple(read_integers(values[keys.right])) if keys.right else None
-  return Example(picture, label, name, right)
+  return Example(image, label, name, right)
 
 
 def _first_line(error: Exception) -> str:

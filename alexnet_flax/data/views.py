@@ -1,6 +1,6 @@
-"""Which part of each picture the network sees, and how it lies: arithmetic on sizes, in NumPy.
+"""Which part of each image the network sees, and how it lies: arithmetic on sizes, in NumPy.
 
-A view is a function of a picture's size and of numbers drawn beforehand (`order.view_numbers`); nothing
+A view is a function of an image's size and of numbers drawn beforehand (`order.view_numbers`); nothing
 here is random, and no pixel is touched (`decoding.py` does that).
 """
 
@@ -19,12 +19,12 @@ _TOP, _LEFT, _MIRROR, _ANGLE = range(2 * CROP_ATTEMPTS, 2 * CROP_ATTEMPTS + 4)
 
 
 class Windows(NamedTuple):
-  """Where the views of some pictures lie.
+  """Where the views of some images lie.
 
   Attributes:
-    boxes: int32 [B, 4], (top, left, height, width) in pixels of the picture.
+    boxes: int32 [B, 4], (top, left, height, width) in pixels of the image.
     mirrored: bool [B].
-    degrees: float32 [B], by which the picture is turned about the box's centre, counter-clockwise.
+    degrees: float32 [B], by which the image is turned about the box's centre, counter-clockwise.
   """
 
   boxes: np.ndarray
@@ -34,19 +34,19 @@ class Windows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TrainView:
-  """A random view of a picture in training.
+  """A random view of an image in training.
 
   Attributes:
     image_size: the view's side S in pixels.
     crop: 'random_resized_crop' (Szegedy et al. 2014, section 6; torchvision's rule): an area and a shape
       are drawn, and what lies within is resized. 'random_crop' (Krizhevsky et al. 2012, section 4.1): a
-      window of S by S of the picture whose short side is `resize_side`.
-    crop_scale: least and greatest area of the resized crop, as shares of the picture's.
+      window of S by S of the image whose short side is `resize_side`.
+    crop_scale: least and greatest area of the resized crop, as shares of the image's.
     crop_ratio: its least and greatest width over height, drawn evenly in the logarithm.
     resize_side: of the random crop.
     flip: mirror every second view.
-    rotation: degrees by which the picture is turned at most, either way.
-    fill: RGB of what lies outside of a turned picture.
+    rotation: degrees by which the image is turned at most, either way.
+    fill: RGB of what lies outside of a turned image.
   """
 
   image_size: int
@@ -59,7 +59,7 @@ class TrainView:
   fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
   def windows(self, sizes: np.ndarray, numbers: np.ndarray) -> Windows:
-    """The views of pictures with the given sizes.
+    """The views of images with the given sizes.
 
     Args:
       sizes: int [B, 2], height and width.
@@ -79,13 +79,13 @@ def turned(
   """Turned, mirrored and resized views in one: which pixels they need, and the map to them.
 
   Args:
-    windows: of pictures with the given sizes.
+    windows: of images with the given sizes.
     sizes: int [B, 2].
     image_size: the views' side S.
-    ratios: int [B], by which the pictures shrink when they are decoded.
+    ratios: int [B], by which the images shrink when they are decoded.
 
   Returns:
-    int32 [B, 4], the smallest boxes in the pictures that hold the turned windows; and float32 [B, 2, 3],
+    int32 [B, 4], the smallest boxes in the images that hold the turned windows; and float32 [B, 2, 3],
     which take (x, y, 1) of a view to (x, y) in such a box as it is decoded. Pixels' centres are whole.
   """
   radians = np.deg2rad(windows.degrees.astype(np.float64))
@@ -93,14 +93,14 @@ def turned(
   height, width = shape = windows.boxes[:, 2:].T
   center = windows.boxes[:, :2] + shape.T / 2
   reach = np.abs([cos * height, cos * width]) + np.abs([sin * width, sin * height])
-  ratio = ratios[:, None]  # whole pixels of the picture as it is decoded, and one more
+  ratio = ratios[:, None]  # whole pixels of the image as it is decoded, and one more
   first = np.clip((np.floor((center - reach.T / 2) / ratio) - 1) * ratio, 0, sizes - 1).astype(np.int32)
   last = np.clip((np.ceil((center + reach.T / 2) / ratio) + 1) * ratio, first + 1, sizes).astype(np.int32)
 
   x_step = np.where(windows.mirrored, -width, width) / image_size
   y_step = height / image_size
   linear = np.stack([cos * x_step, -sin * y_step, sin * x_step, cos * y_step], 1).reshape(-1, 2, 2)
-  origin = first // ratio * ratio  # where a pixel of the shrunk picture begins
+  origin = first // ratio * ratio  # where a pixel of the shrunk image begins
   shift = (center - origin)[:, ::-1] - linear.sum(axis=2) * ((image_size - 1) / 2)
   scaled = np.concatenate([linear, shift[:, :, None]], axis=2) / ratios[:, None, None]
   scaled[:, :, 2] -= 0.5
@@ -109,7 +109,7 @@ def turned(
 
 @dataclasses.dataclass(frozen=True)
 class EvalView:
-  """The view of a picture in evaluation: its short side is resized, then squares are cut out.
+  """The view of an image in evaluation: its short side is resized, then squares are cut out.
 
   Attributes:
     image_size: the view's side S in pixels.
@@ -129,10 +129,10 @@ class EvalView:
     return (self.resize_side * sizes // sizes.min(axis=1, keepdims=True)).astype(np.int32)
 
   def corners(self, sizes: np.ndarray) -> np.ndarray:
-    """Top and left of each square in the resized pictures, int32 [B, 1 or 6, 2].
+    """Top and left of each square in the resized images, int32 [B, 1 or 6, 2].
 
     Of ten crops these are the four corners, the centre, and the centre that is mirrored: of the mirrored
-    picture, so that it lies a pixel beside the other where what is cut off is odd (torchvision's TenCrop).
+    image, so that it lies a pixel beside the other where what is cut off is odd (torchvision's TenCrop).
     """
     spare = self.resized(sizes) - self.image_size
     # Half pixels are rounded to even, as torchvision's CenterCrop does.
@@ -147,7 +147,7 @@ class EvalView:
 def _random_resized_crops(
   sizes: np.ndarray, numbers: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> np.ndarray:
-  """The first of ten drawn boxes that lies in the picture; failing that, the largest central one."""
+  """The first of ten drawn boxes that lies in the image; failing that, the largest central one."""
   height, width = sizes[:, :1], sizes[:, 1:]
   areas, ratios = numbers[:, :CROP_ATTEMPTS], numbers[:, CROP_ATTEMPTS : 2 * CROP_ATTEMPTS]
   area = height * width * (scale[0] + areas * (scale[1] - scale[0]))

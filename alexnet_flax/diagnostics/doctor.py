@@ -102,7 +102,7 @@ def _tensorflow() -> Finding:
   import alexnet_flax.data.loader  # noqa: F401 - hides GPUs from TensorFlow
 
   hidden = len(tf.config.list_physical_devices('GPU'))
-  what = f'TensorFlow {tf.__version__} sees no GPU; it only decodes pictures'
+  what = f'TensorFlow {tf.__version__} sees no GPU; it only decodes images'
   if hidden:
     what = f'TensorFlow {tf.__version__} could take {hidden} GPUs, which are hidden from it'
   if tf.test.is_built_with_cuda():
@@ -143,7 +143,7 @@ def _starving(run: Run, batches: Iterator[Batch]) -> Finding:
     return Finding(
       'look',
       f'{what}: the input starves the step',
-      'alexnet-flax prepare NAME --side 256 makes pictures that are read several times as fast',
+      'alexnet-flax prepare NAME --side 256 makes images that are read several times as fast',
     )
   return Finding('ok', f'{what}: the step is the limit')
 
@@ -162,7 +162,7 @@ def first_aid(run: Run, state: TrainState, batch: Batch) -> Iterator[Finding]:
   if run.config.loss.name != 'cross_entropy':
     yield Finding('ok', f'loss at the start: {losses[0]:.4f}')
   elif not losses[0] < 1.5 * expected:
-    yield Finding('look', what, 'the initialisation is too wide, or the pictures are not normalised')
+    yield Finding('look', what, 'the initialisation is too wide, or the images are not normalised')
   else:
     yield Finding('ok', what)
   what = (
@@ -193,7 +193,7 @@ def _overfit(run: Run, state: TrainState, batch: Batch) -> tuple[list[float], Tr
 
 
 def dead_units(run: Run, state: TrainState, batch: Batch) -> Finding:
-  """The share of channels of each ReLU that no picture of a batch makes positive."""
+  """The share of channels of each ReLU that no image of a batch makes positive."""
   names = [name for name, layer in run.model.spec.named_layers() if layer == Activation('relu')]
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   measured = layer_statistics(run.model, variables, batch['image'])

@@ -20,18 +20,18 @@ _TEXT = 32  # two lines
 
 
 def show_batch(config: Config, path: str) -> None:
-  """Draws the first pictures of the first step: before, in the view of evaluation, and after.
+  """Draws the first images of the first step: before, in the view of evaluation, and after.
 
   Args:
     config: of the run, of which nothing is written.
-    path: of the picture to write.
+    path: of the image to write.
 
   Raises:
     UsageError: the path cannot be written, or the run could not begin.
   """
   run = prepare_run(config)
   if run.preprocess is None:
-    raise UsageError('a linear probe trains on features; there are no pictures to show')
+    raise UsageError('a linear probe trains on features; there are no images to show')
   from alexnet_flax.data import loader
   from alexnet_flax.data.views import EvalView
 
@@ -47,7 +47,7 @@ def show_batch(config: Config, path: str) -> None:
   before = []
   for number in chosen[:_MOST].tolist():
     try:
-      before.append(loader.picture(run.train_source, number, EvalView(size, size)))
+      before.append(loader.image(run.train_source, number, EvalView(size, size)))
     except UsageError:  # left out by request, or `train_batches` would have raised it
       before.append(np.full((size, size, 3), 128, np.uint8))
   names = [_label(label, run.train_source.class_names) for label in np.asarray(seen['label'][:_MOST])]
@@ -55,7 +55,7 @@ def show_batch(config: Config, path: str) -> None:
     _sheet(before, list(after), names).save(pathlib.Path(path).expanduser())
   except (OSError, ValueError) as error:
     raise UsageError(f'cannot write --show_batch={path}: {error}') from None
-  print(f'{path}: {len(names)} pictures of step 1, before (above) and as the network sees them')
+  print(f'{path}: {len(names)} images of step 1, before (above) and as the network sees them')
 
 
 def seen_in_step(preprocess: Preprocess, batch: Batch, key: jax.Array, accumulate_steps: int = 1) -> Batch:
@@ -104,8 +104,8 @@ def _sheet(before: list[np.ndarray], after: list[np.ndarray], labels: list[str])
   draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
   for number, (first, second, label) in enumerate(zip(before, after, labels, strict=True)):
     left, top = 4 + number % columns * (_SIDE + 4), 4 + number // columns * height
-    for picture, y in ((first, top), (second, top + _SIDE)):
-      tile = Image.fromarray(picture).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+    for image, y in ((first, top), (second, top + _SIDE)):
+      tile = Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
       sheet.paste(tile, (left, y))
     for line, text in enumerate(label.splitlines()):
       draw.text((left, top + 2 * _SIDE + 1 + 14 * line), text[:24], 'black', font)

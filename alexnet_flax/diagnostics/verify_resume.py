@@ -31,7 +31,7 @@ _EACH = 5  # kills of a run, before it is left to end
 _FRUITLESS = 5  # runs that may end unkilled
 _TIMED = ('images_per_second',)
 _EXAMPLES = 'examples-0.jsonl'
-_PROGRAM = 'import sys; from alexnet_flax.command_line import main; sys.exit(main(sys.argv))'
+_PROGRAM = 'import sys; from alexnet_flax.cli.train import main; sys.exit(main(sys.argv))'
 
 
 @dataclasses.dataclass

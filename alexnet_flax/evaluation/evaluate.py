@@ -46,7 +46,7 @@ def answer(
   num_threads: int | None = None,
   left_out: set[int] | None = None,
 ) -> Answers:
-  """The averaged answers of networks to every picture of a data set that has a right one.
+  """The averaged answers of networks to every image of a data set that has a right one.
 
   The probabilities are the mean of the softmax over crops and networks (Krizhevsky et al. 2012, sections
   4.1 and 6.1). All devices are used.
@@ -55,13 +55,13 @@ def answer(
     networks: one or more.
     source: the data set.
     protocol: how they see it.
-    batch_size: pictures at a time; made a multiple of the number of devices.
+    batch_size: images at a time; made a multiple of the number of devices.
     num_threads: for decoding; one a core if None.
-    left_out: takes the numbers of pictures that cannot be decoded, which are not counted then; an error if
+    left_out: takes the numbers of images that cannot be decoded, which are not counted then; an error if
       None.
 
   Raises:
-    UsageError: the data set has other classes than the networks, or a picture cannot be decoded.
+    UsageError: the data set has other classes than the networks, or an image cannot be decoded.
   """
   for network in networks:
     _check_classes(network, source)
@@ -75,7 +75,7 @@ def answer(
     allowed[list(protocol.allowed)] = True
   counted = np.array([bool(some) for some in right])
   if not counted.any():
-    raise UsageError(f'{source.name}: no picture has a label')
+    raise UsageError(f'{source.name}: no image has a label')
 
   best, probabilities, losses = [], [], []
   labels = iter(some[0] if some else 0 for some in right)
@@ -97,9 +97,7 @@ def answer(
     np.nonzero(counted)[0],
   )
   if sum(map(len, best)) != source.num_examples:
-    raise AssertionError(
-      f'{sum(map(len, best))} of {source.num_examples} pictures of {source.name} were seen'
-    )
+    raise AssertionError(f'{sum(map(len, best))} of {source.num_examples} images of {source.name} were seen')
   return answers
 
 
@@ -112,7 +110,7 @@ def _probabilities(
   num_threads: int | None,
   left_out: set[int] | None = None,
 ) -> Iterator[np.ndarray]:
-  """float32 [B, C] of the data set's pictures in order."""
+  """float32 [B, C] of the data set's images in order."""
   from alexnet_flax.data import loader
 
   mesh = jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
@@ -131,7 +129,7 @@ def _probabilities(
     )
   done = 0
   with tqdm(
-    total=source.num_examples, unit='picture', desc=source.name, disable=not sys.stderr.isatty()
+    total=source.num_examples, unit='image', desc=source.name, disable=not sys.stderr.isatty()
   ) as bar:
     for batch in loader.to_devices(batches, sharding):
       count = min(batch_size, source.num_examples - done)
@@ -143,19 +141,19 @@ def _probabilities(
 def _by_pillow(
   source: Source, view: EvalView, batch_size: int, num_threads: int | None, left_out: set[int] | None
 ) -> Iterator[dict[str, np.ndarray]]:
-  """The pictures decoded and resized by Pillow itself: what published figures were measured with, to the bit.
+  """The images decoded and resized by Pillow itself: what published figures were measured with, to the bit.
 
   TensorFlow's antialiasing, which training evaluates with, rounds otherwise by a level here and there.
   """
 
   def seen(number: int, example: Example) -> np.ndarray:
     try:
-      return pillow_view(pixels(example.picture), view)
+      return pillow_view(pixels(example.image), view)
     except UnreadableError as error:
       if left_out is not None:
         left_out.add(number)
         return pillow_view(np.zeros((view.resize_side, view.resize_side, 3), np.uint8), view)
-      raise UsageError(f'{source.name}: {example.name or "a picture"} cannot be decoded: {error}') from None
+      raise UsageError(f'{source.name}: {example.name or "an image"} cannot be decoded: {error}') from None
 
   with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count()) as threads:
 
@@ -189,8 +187,8 @@ def mean_probabilities(
   """
   total = jnp.zeros(())
   for model, one in zip(models, variables, strict=True):
-    pictures = images.reshape(-1, *images.shape[-3:])
-    batch = normalize({'image': pictures}, preprocessing=model.spec.preprocessing)
+    flat = images.reshape(-1, *images.shape[-3:])
+    batch = normalize({'image': flat}, preprocessing=model.spec.preprocessing)
     logits = model.apply(one, batch['image'], train=False)
     if allowed is not None:
       logits = jnp.where(allowed[None], logits, -jnp.inf)

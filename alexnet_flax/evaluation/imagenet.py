@@ -1,4 +1,4 @@
-"""ImageNet's validation set and its relatives by their TFDS names: how many pictures, which classes."""
+"""ImageNet's validation set and its relatives by their TFDS names: how many images, which classes."""
 
 from typing import NamedTuple
 
@@ -10,13 +10,13 @@ class KnownSet(NamedTuple):
 
   Attributes:
     split: TFDS's name for what is evaluated.
-    pictures: how many it has.
+    images: how many it has.
     restricted: whether only the classes that occur in it can be answered.
-    is_cropped: whether its pictures are 224x224 already, so that none is resized or cut again.
+    is_cropped: whether its images are 224x224 already, so that none is resized or cut again.
   """
 
   split: str
-  pictures: int
+  images: int
   restricted: bool = False
   is_cropped: bool = False
 
@@ -59,7 +59,7 @@ ALEXNET_ERRORS = {
 def known_set(dataset: str) -> KnownSet | None:
   """What is known of a data set by its TFDS name, its configuration and version aside.
 
-  >>> known_set('imagenet_v2/matched-frequency:3.0.0').pictures
+  >>> known_set('imagenet_v2/matched-frequency:3.0.0').images
   10000
   """
   return KNOWN.get(dataset.partition('/')[0].partition(':')[0])

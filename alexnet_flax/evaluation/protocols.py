@@ -16,7 +16,7 @@ PROTOCOLS = {'1-crop': False, 'ten-crop': True}
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-  """How pictures are shown to the networks, and which answers are allowed.
+  """How images are shown to the networks, and which answers are allowed.
 
   Attributes:
     view: the crops.
@@ -40,7 +40,7 @@ def protocol_of(
   size: int | None = None,
   allowed: tuple[int, ...] | None = None,
 ) -> Protocol:
-  """A protocol by its name, for networks that are to see the same pictures.
+  """A protocol by its name, for networks that are to see the same images.
 
   Args:
     networks: which give the short side and, if `size` is None, the side of the crops.

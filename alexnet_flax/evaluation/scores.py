@@ -1,4 +1,4 @@
-"""Scores of answers to pictures: accuracy and its interval, calibration, confusion. NumPy alone."""
+"""Scores of answers to images: accuracy and its interval, calibration, confusion. NumPy alone."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ CALIBRATION_BINS = 15
 
 
 class Estimate(NamedTuple):
-  """A mean over pictures, and its 95 % interval."""
+  """A mean over images, and its 95 % interval."""
 
   value: float
   low: float
@@ -21,14 +21,14 @@ class Estimate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-  """What was answered to N pictures.
+  """What was answered to N images.
 
   Attributes:
     best: int [N, K], the K most probable classes, most probable first.
     probabilities: float [N, K], of those.
     losses: float [N], -log of the right class's probability, in nats.
-    right: of each picture the right class, or all that count as right, of which the first is its label.
-    numbers: int [N], of the pictures in their data set; those without a label are not among them.
+    right: of each image the right class, or all that count as right, of which the first is its label.
+    numbers: int [N], of the images in their data set; those without a label are not among them.
   """
 
   best: np.ndarray
@@ -50,7 +50,7 @@ class Answers:
     ).reshape(self.best.shape)
 
   def top(self, count: int) -> Estimate:
-    """The share of pictures of which one of the `count` best answers is right."""
+    """The share of images of which one of the `count` best answers is right."""
     return proportion(int(self.hits[:, :count].any(axis=1).sum()), len(self.hits))
 
   def loss(self) -> Estimate:
@@ -62,7 +62,7 @@ class Answers:
   def calibration_error(self) -> float:
     """Expected calibration error of the first answers (Guo et al. 2017, equation 5), 15 equal bins.
 
-    The mean distance between confidence and accuracy, each bin weighted by its pictures.
+    The mean distance between confidence and accuracy, each bin weighted by its images.
     """
     confidence, hit = self.probabilities[:, 0], self.hits[:, 0]
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
@@ -70,16 +70,16 @@ class Answers:
     return float(np.abs(gaps).sum() / len(hit))
 
   def per_class(self, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each class how many pictures there are, and of how many the first answer is right: int [C]."""
+    """Of each class how many images there are, and of how many the first answer is right: int [C]."""
     return (
       np.bincount(self.labels, minlength=num_classes),
       np.bincount(self.labels[self.hits[:, 0]], minlength=num_classes),
     )
 
   def confusion(self, num_classes: int) -> np.ndarray:
-    """int [C, C]: how many pictures of the row's class were taken for the column's.
+    """int [C, C]: how many images of the row's class were taken for the column's.
 
-    A picture whose first answer is one of several right ones counts as answered by its label.
+    An image whose first answer is one of several right ones counts as answered by its label.
     """
     answers = np.where(self.hits[:, 0], self.labels, self.best[:, 0])
     pairs = np.bincount(self.labels * num_classes + answers, minlength=num_classes**2)
@@ -99,9 +99,9 @@ def proportion(hits: int, total: int) -> Estimate:
 
 
 def most_confused(confusion: np.ndarray, count: int) -> list[tuple[int, int, int]]:
-  """The most frequent mistakes: (label, answer, pictures), most frequent first."""
+  """The most frequent mistakes: (label, answer, images), most frequent first."""
   mistakes = confusion - np.diag(np.diag(confusion))
   order = np.argsort(-mistakes, axis=None, kind='stable')[:count]
   rows, columns = np.unravel_index(order, mistakes.shape)
   found = zip(rows.tolist(), columns.tolist(), mistakes[rows, columns].tolist(), strict=True)
-  return [(label, answer, pictures) for label, answer, pictures in found if pictures]
+  return [(label, answer, images) for label, answer, images in found if images]

@@ -49,8 +49,8 @@ def evaluate(
       ImageNet-C.
     data_dir: where data sets lie.
     protocol, resize, size: see `protocols.protocol_of`.
-    batch_size: pictures at a time.
-    any_count: score a published set although it does not have all of its pictures.
+    batch_size: images at a time.
+    any_count: score a published set although it does not have all of its images.
     quiet: print to the standard error.
 
   Returns:
@@ -80,12 +80,12 @@ def evaluate(
 
 
 def _opened(dataset: str, data_dir: str | None, known: KnownSet | None, any_count: bool) -> Source:
-  """A data set, which has all its pictures if it is a published one."""
+  """A data set, which has all its images if it is a published one."""
   source = open_evaluated(dataset, data_dir)
-  if known and source.num_examples != known.pictures and not any_count:
+  if known and source.num_examples != known.images and not any_count:
     raise UsageError(
-      f'{source.name} has {source.num_examples:,} pictures here, and published figures are of'
-      f' {known.pictures:,}; prepare it whole, or give --any_count'
+      f'{source.name} has {source.num_examples:,} images here, and published figures are of'
+      f' {known.images:,}; prepare it whole, or give --any_count'
     )
   return source
 
@@ -194,7 +194,7 @@ def _table(figures: dict[str, Any], answers: Answers, names: Sequence[str]) -> s
   networks = ' and '.join(f'{one["source"]} ({one["variant"]})' for one in figures['networks'])
   protocol = figures['protocol']
   lines = [
-    f'{figures["dataset"]}, {figures["images"]:,} pictures, answered by {networks}',
+    f'{figures["dataset"]}, {figures["images"]:,} images, answered by {networks}',
     f'{protocol["crops"]} crop{"s" if protocol["crops"] > 1 else ""} of {protocol["crop_side"]}, short side'
     f' {protocol["short_side"]}, resized as {protocol["resize"]} does'
     + (f', among {protocol["allowed_classes"]} classes' if protocol['allowed_classes'] else ''),
@@ -221,8 +221,8 @@ def _table(figures: dict[str, Any], answers: Answers, names: Sequence[str]) -> s
         f'  {confusion[i, i] / confusion[i].sum():7.2%} of {confusion[i].sum():5,}  {names[i]}' for i in some
       ]
     lines.append('most frequent mistakes')
-    for right, taken, pictures in most_confused(confusion, _SHOWN):
-      lines.append(f'  {pictures:5,}  {names[right]} taken for {names[taken]}')
+    for right, taken, images in most_confused(confusion, _SHOWN):
+      lines.append(f'  {images:5,}  {names[right]} taken for {names[taken]}')
   return '\n'.join(lines)
 
 

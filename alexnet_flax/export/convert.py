@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alexnet_flax.data.images import UnreadableError, evaluation_view, read_picture
+from alexnet_flax.data.images import UnreadableError, evaluation_view, read_image
 from alexnet_flax.errors import UsageError
 from alexnet_flax.export import parity
 from alexnet_flax.export.model_card import write_card
@@ -36,26 +36,26 @@ def convert(
   image_size: int | None = None,
   names: str | None = None,
   verify: bool = False,
-  pictures: Sequence[str] = (),
+  images: Sequence[str] = (),
 ) -> bool:
   """Reads weights, writes them, reads them back, and prints what they are.
 
   Args:
     source: a run's folder, a weights file, a URL or a published name.
     destination: a file whose ending names the format, as `save_weights` has them; or `.stablehlo` or
-      `.onnx`, programs from pictures to logits. A model card is written beside it.
+      `.onnx`, programs from images to logits. A model card is written beside it.
     variant, width, image_size: which network, where the file alone does not tell.
     names: 'torchvision', for safetensors in torchvision's names.
-    verify: print, layer by layer, how far the source's own program is from ours on `pictures`.
-    pictures: files; two photographs that come with scikit-learn if there are none.
+    verify: print, layer by layer, how far the source's own program is from ours on `images`.
+    images: files; two photographs that come with scikit-learn if there are none.
 
   Returns:
     Whether all layers agree within `TOLERANCE`, if that was asked for.
 
   Raises:
-    UsageError: source, destination or pictures do not allow it.
+    UsageError: source, destination or images do not allow it.
   """
-  shown = _pictures(pictures) if verify else []
+  shown = _images(images) if verify else []
   if verify and pathlib.Path(source).is_dir():
     raise UsageError(f'{source} is our own: there is no other program to compare with')
   if not pathlib.Path(destination).name.endswith(_ENDINGS):
@@ -79,7 +79,7 @@ def convert(
   print(f'{card} says what it is')
   if not verify:
     return True
-  print(f'{program}, {len(shown)} pictures, greatest |a - b| / greatest |b|:')
+  print(f'{program}, {len(shown)} images, greatest |a - b| / greatest |b|:')
   for name, error in errors.items():
     print(f'  {name:10} {error:.1e}')
   worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
@@ -100,8 +100,8 @@ def _write(path: pathlib.Path, network: Trained, names: str | None) -> tuple[lis
     return written, 'read back, it is the same to the bit'
   if names is not None:
     raise UsageError(f'--names={names}: only for .safetensors, not for {path.suffix}')
-  head, pictures = spec.head, _pictures(())
-  views = np.stack([evaluation_view(picture, spec) for picture in pictures])
+  head, images = spec.head, _images(())
+  views = np.stack([evaluation_view(image, spec) for image in images])
   (ours,) = feature_batches(network.model, variables, views, [head], batch_size=len(views))
   try:
     program = importlib.import_module(_PROGRAMS[path.suffix])
@@ -116,10 +116,10 @@ def _write(path: pathlib.Path, network: Trained, names: str | None) -> tuple[lis
     raise UsageError(f"{path.suffix} needs {error.name}; pip install 'alexnet_flax[onnx]'") from None
   except OSError as error:
     raise UsageError(f'cannot write {path}: {error.strerror or error}') from None
-  return written, f'run on {len(views)} pictures, its logits differ by {difference:.1e} of the greatest'
+  return written, f'run on {len(views)} images, its logits differ by {difference:.1e} of the greatest'
 
 
-def _pictures(paths: Sequence[str | os.PathLike[str]]) -> list[np.ndarray]:
+def _images(paths: Sequence[str | os.PathLike[str]]) -> list[np.ndarray]:
   if not paths:
     from sklearn.datasets import load_sample_images
 
@@ -129,6 +129,6 @@ def _pictures(paths: Sequence[str | os.PathLike[str]]) -> list[np.ndarray]:
 
 def _read(path: str | os.PathLike[str]) -> np.ndarray:
   try:
-    return read_picture(path)
+    return read_image(path)
   except UnreadableError as error:
-    raise UsageError(f'the picture {path} cannot be read: {error}') from None
+    raise UsageError(f'the image {path} cannot be read: {error}') from None

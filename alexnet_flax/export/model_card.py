@@ -36,7 +36,7 @@ def write_card(path: pathlib.Path, files: Sequence[pathlib.Path], network: Train
     f'| variant | `{spec.name}`: {spec.source} |',
     f'| parameters | {network.num_parameters:,} |',
     f'| classes | {len(names):,}: {shown} |',
-    f'| picture | RGB, short side to {short} (bilinear, antialiased), central square of {spec.image_size} |',
+    f'| image | RGB, short side to {short} (bilinear, antialiased), central square of {spec.image_size} |',
     f'| preprocessing | (pixel * {_number(pre.scale)} - mean) / std, in the order {pre.channel_order};'
     f' mean {_numbers(pre.mean)}, std {_numbers(pre.std)} |',
     *_origin(network.source),
@@ -63,7 +63,7 @@ def _origin(source: str) -> list[str]:
     f'| trained on | `{data.dataset}`, split `{data.train_split}`, {steps:,} steps of {data.batch_size} |',
     f'| protocol | `{data.dataset}`, split `{data.eval_split}`, {crops}, resized by'
     f' TensorFlow{", antialiased as Pillow does" if data.resize == "pil" else ""} |',
-    f'| accuracy | {accuracy}, over {last[0]["images"]:,} pictures at step {last[0]["step"]:,} |'
+    f'| accuracy | {accuracy}, over {last[0]["images"]:,} images at step {last[0]["step"]:,} |'
     if last
     else '| accuracy | not measured |',
   ]

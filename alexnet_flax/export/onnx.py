@@ -1,4 +1,4 @@
-"""ONNX, built from the spec: uint8 RGB pictures [N, S, S, 3] in, logits [N, C] out."""
+"""ONNX, built from the spec: uint8 RGB images [N, S, S, 3] in, logits [N, C] out."""
 
 import json
 import pathlib
@@ -62,7 +62,7 @@ def write(
 
 
 def run(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
-  """The logits [N, C] that ONNX Runtime gives of pictures, uint8 RGB [N, S, S, 3]."""
+  """The logits [N, C] that ONNX Runtime gives of images, uint8 RGB [N, S, S, 3]."""
   import onnxruntime
 
   session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
@@ -99,7 +99,7 @@ class Graph:
     self.add('Transpose', [], 'channels_first', perm=[0, 3, 1, 2])
 
   def add_layer(self, name: str, layer: specs.Layer, side: int) -> int:
-    """A layer that is given pictures of a side; returns the side of what it makes of them."""
+    """A layer that is given images of a side; returns the side of what it makes of them."""
     match layer:
       case specs.Conv():
         kernel = self._parameter(name, 'kernel').transpose(3, 2, 0, 1)

@@ -32,7 +32,7 @@ def greatest_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def compare(
-  path: pathlib.Path, kind: str, spec: Spec, variables: Any, pictures: Sequence[np.ndarray]
+  path: pathlib.Path, kind: str, spec: Spec, variables: Any, images: Sequence[np.ndarray]
 ) -> tuple[str, dict[str, float]]:
   """The greatest error of every layer, and of the input, against the file's own program.
 
@@ -41,7 +41,7 @@ def compare(
     kind: its format, as `weights.recognize` says.
     spec: the network.
     variables: what was loaded of the file.
-    pictures: uint8 RGB [H, W, 3], of any sizes.
+    images: uint8 RGB [H, W, 3], of any sizes.
 
   Returns:
     The other program with its version, and layer -> error, 'input' first.
@@ -60,23 +60,23 @@ def compare(
   head = spec.head
   num_classes = variables['params'][head]['bias'].shape[0]
   try:
-    program, theirs = programs[kind](path, spec, num_classes, pictures)
+    program, theirs = programs[kind](path, spec, num_classes, images)
   except ImportError as error:
     package = {'cv2': "'opencv-python-headless<5'"}.get(str(error.name), error.name)
     raise UsageError(f'--verify needs {error.name}; it is not installed: pip install {package}') from None
-  taps = features(AlexNet(spec, num_classes), variables, pictures, list(theirs)[1:], batch_size=len(pictures))
-  ours = {'input': network_input(spec, pictures), **taps}
+  taps = features(AlexNet(spec, num_classes), variables, images, list(theirs)[1:], batch_size=len(images))
+  ours = {'input': network_input(spec, images), **taps}
   return program, {name: greatest_error(ours[name], theirs[name]) for name in theirs}
 
 
-def network_input(spec: Spec, pictures: Sequence[np.ndarray]) -> np.ndarray:
-  """Our view of the pictures, normalised: float32 [N, S, S, 3]."""
-  views = np.stack([evaluation_view(picture, spec) for picture in pictures])
+def network_input(spec: Spec, images: Sequence[np.ndarray]) -> np.ndarray:
+  """Our view of the images, normalised: float32 [N, S, S, 3]."""
+  views = np.stack([evaluation_view(image, spec) for image in images])
   return np.asarray(normalize({'image': jnp.asarray(views)}, preprocessing=spec.preprocessing)['image'])
 
 
 def torchvision_activations(
-  path: pathlib.Path, spec: Spec, num_classes: int, pictures: Sequence[np.ndarray]
+  path: pathlib.Path, spec: Spec, num_classes: int, images: Sequence[np.ndarray]
 ) -> tuple[str, Activations]:
   """torchvision's own network and its own transforms, on the file read by PyTorch."""
   import torch
@@ -96,10 +96,10 @@ def torchvision_activations(
   preset = tv.transforms._presets.ImageClassification(
     crop_size=spec.image_size, resize_size=round(spec.image_size / spec.preprocessing.center_crop_share)
   )
-  images = torch.stack([preset(Image.fromarray(picture)) for picture in pictures])
-  taps = torch_taps(model, spec, images)
+  inputs = torch.stack([preset(Image.fromarray(image)) for image in images])
+  taps = torch_taps(model, spec, inputs)
   return f'torchvision {tv.__version__}, PyTorch {torch.__version__}', {
-    'input': _nhwc(images),
+    'input': _nhwc(inputs),
     **taps,
   }
 
@@ -126,7 +126,7 @@ def torch_taps(model: Any, spec: Spec, images: Any) -> Activations:
 
 
 def keras_activations(
-  path: pathlib.Path, spec: Spec, num_classes: int, pictures: Sequence[np.ndarray]
+  path: pathlib.Path, spec: Spec, num_classes: int, images: Sequence[np.ndarray]
 ) -> tuple[str, Activations]:
   """Keras's network, of a .keras file, or built of the spec for a .weights.h5 file; with our input."""
   import tensorflow as tf
@@ -140,8 +140,8 @@ def keras_activations(
     model = keras.Sequential.from_config(keras_network.keras_config(spec, num_classes)['config'])
     with tempfile.TemporaryDirectory() as folder:  # Keras insists on the ending
       model.load_weights(shutil.copy(path, pathlib.Path(folder, 'network.weights.h5')))
-  images = network_input(spec, pictures)
-  return f'Keras {keras.__version__}', {'input': images, **keras_taps(model, spec, images)}
+  inputs = network_input(spec, images)
+  return f'Keras {keras.__version__}', {'input': inputs, **keras_taps(model, spec, inputs)}
 
 
 def keras_taps(model: Any, spec: Spec, images: np.ndarray) -> Activations:
@@ -169,7 +169,7 @@ def keras_taps(model: Any, spec: Spec, images: np.ndarray) -> Activations:
 
 
 def opencv_activations(
-  path: pathlib.Path, spec: Spec, num_classes: int, pictures: Sequence[np.ndarray]
+  path: pathlib.Path, spec: Spec, num_classes: int, images: Sequence[np.ndarray]
 ) -> tuple[str, Activations]:
   """OpenCV's Caffe engine: the caffemodel, our prototxt, and the blob that OpenCV makes of our views."""
   import cv2
@@ -182,15 +182,15 @@ def opencv_activations(
     net = cv2.dnn.readNetFromCaffe(str(text), str(path))
   net.enableFusion(False)  # or a layer would give what the next one makes of it
   mean = caffe_network.caffe_input(spec, str(path)).mean
-  views = [evaluation_view(picture, spec) for picture in pictures]
+  views = [evaluation_view(image, spec) for image in images]
   side = (spec.image_size, spec.image_size)
   blob = cv2.dnn.blobFromImages(views, 1.0, side, mean, swapRB=True)
   net.setInput(blob)
   names = {ours: theirs for ours, theirs in caffe_network.layer_names(spec).items() if ours != 'flatten'}
   outputs = net.forward(list(names.values()))
   taps = {ours: _nhwc(output) for ours, output in zip(names, outputs, strict=True)}
-  images = _nhwc(blob) if spec.preprocessing.channel_order == 'BGR' else _nhwc(blob)[..., ::-1]
-  return f'OpenCV {cv2.__version__}', {'input': images, **taps}
+  inputs = _nhwc(blob) if spec.preprocessing.channel_order == 'BGR' else _nhwc(blob)[..., ::-1]
+  return f'OpenCV {cv2.__version__}', {'input': inputs, **taps}
 
 
 def _nhwc(array: Any) -> np.ndarray:

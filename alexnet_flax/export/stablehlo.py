@@ -59,6 +59,6 @@ def _weights(path: pathlib.Path) -> pathlib.Path:
 
 
 def run(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
-  """The logits [N, C] that the files give of pictures, uint8 RGB [N, S, S, 3]."""
+  """The logits [N, C] that the files give of images, uint8 RGB [N, S, S, 3]."""
   exported = jax.export.deserialize(bytearray(path.read_bytes()))
   return np.asarray(exported.call(load_file(_weights(path)), images))

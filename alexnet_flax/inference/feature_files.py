@@ -1,4 +1,4 @@
-"""`alexnet-flax features`: activations of layers for picture files, as HDF5 or .npz."""
+"""`alexnet-flax features`: activations of layers for image files, as HDF5 or .npz."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from alexnet_flax.data.images import picture_files, views_of_files
+from alexnet_flax.data.images import image_files, views_of_files
 from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.inference.features import feature_batches
 from alexnet_flax.models.alexnet import AlexNet
@@ -26,7 +26,7 @@ _NAMES_KEY = 'names'
 
 
 def write_features(
-  pictures: Sequence[str],
+  images: Sequence[str],
   layers: Sequence[str],
   out: str,
   *,
@@ -39,10 +39,10 @@ def write_features(
   half: bool = False,
   batch_size: int = 64,
 ) -> list[str]:
-  """Writes one row a picture, in the order given, with the pictures' names beside them.
+  """Writes one row an image, in the order given, with the images' names beside them.
 
   Args:
-    pictures: files, folders and patterns, as for `picture_files`.
+    images: files, folders and patterns, as for `image_files`.
     layers: of the network, in the scheme that `names` says.
     out: `.h5` or `.hdf5`, one data set a layer (Caffe's conv1/bn is conv1.bn there); or `.npz`, one array
       a layer. Both also hold 'names'.
@@ -51,18 +51,18 @@ def write_features(
     names: whose names of layers to take and to write: 'ours', 'torchvision' or 'caffe'.
     pool: 'mean' or 'max' over space, or None for all of it.
     half: float16 rows instead of float32.
-    batch_size: pictures at a time.
+    batch_size: images at a time.
 
   Returns:
-    The pictures that could not be read; their rows are NaN.
+    The images that could not be read; their rows are NaN.
 
   Raises:
-    UsageError: a name is unknown, there are no pictures, or the file cannot be written.
+    UsageError: a name is unknown, there are no images, or the file cannot be written.
   """
   path = pathlib.Path(out)
   if path.suffix not in ('.h5', '.hdf5', '.npz'):
     raise UsageError(f'--out {out}: the ending must be .h5, .hdf5 or .npz')
-  files = picture_files(pictures)
+  files = image_files(images)
   spec, variables = load_variant(weights, variant, width, image_size)
   known = {theirs: ours for ours, theirs in NAMES[names](spec).items()}
   for name in layers:
@@ -70,7 +70,7 @@ def write_features(
       raise unknown_name('layer', name, known)
   model = AlexNet(spec, variables['params'][spec.head]['bias'].shape[0])
   unreadable: list[str] = []
-  with tqdm(total=len(files), unit='picture', disable=not sys.stderr.isatty()) as bar:
+  with tqdm(total=len(files), unit='image', disable=not sys.stderr.isatty()) as bar:
     views = _views(files, spec, batch_size, unreadable, bar)
     batches = feature_batches(
       model, variables, views, [known[name] for name in layers], pool=pool, batch_size=batch_size

@@ -1,4 +1,4 @@
-"""Activations of named layers for any pictures."""
+"""Activations of named layers for any images."""
 
 import functools
 import itertools
@@ -32,33 +32,33 @@ def features(
   dtype: Any = np.float32,
   batch_size: int = 64,
 ) -> dict[str, np.ndarray]:
-  """What the named layers make of pictures, in evaluation mode.
+  """What the named layers make of images, in evaluation mode.
 
   Args:
     model: the network.
     variables: its variables.
-    images: uint8 RGB pictures of any sizes: a sequence of [H, W, 3], or [N, H, W, 3]. Each is resized
+    images: uint8 RGB images of any sizes: a sequence of [H, W, 3], or [N, H, W, 3]. Each is resized
       and cut as in evaluation, and normalised as the spec says. With `preprocessed`, floats
       [N, H, W, 3] that go to the network as they are.
     layers: endpoints' names, such as ['relu3', 'fc7'].
     preprocessed: see `images`.
     pool: 'mean' or 'max' over space, for layers that have space; None for all of it.
     dtype: of the result.
-    batch_size: pictures at a time; the last batch is filled up.
+    batch_size: images at a time; the last batch is filled up.
 
   Returns:
-    Layer -> [N, H, W, C], or [N, C] where the layer has no space or is pooled; row i is picture i.
+    Layer -> [N, H, W, C], or [N, C] where the layer has no space or is pooled; row i is image i.
 
   Raises:
     UsageError: there is no such layer or pooling.
-    ValueError: a picture is not of the shape and type said above.
+    ValueError: an image is not of the shape and type said above.
 
   >>> import jax, numpy as np
   >>> from alexnet_flax import AlexNet, VARIANTS, features
   >>> model = AlexNet(VARIANTS['torchvision'].scaled(1 / 16, image_size=67))
   >>> variables = model.init(jax.random.key(0), np.zeros([1, 67, 67, 3], 'float32'), train=False)
-  >>> picture = np.zeros([300, 400, 3], np.uint8)
-  >>> {name: x.shape for name, x in features(model, variables, [picture], ['relu3', 'fc7']).items()}
+  >>> image = np.zeros([300, 400, 3], np.uint8)
+  >>> {name: x.shape for name, x in features(model, variables, [image], ['relu3', 'fc7']).items()}
   {'relu3': (1, 3, 3, 24), 'fc7': (1, 256)}
   """
   if preprocessed and not all(jnp.issubdtype(image.dtype, jnp.floating) for image in images):
@@ -66,7 +66,7 @@ def features(
   views = images if preprocessed else (evaluation_view(np.asarray(image), model.spec) for image in images)
   parts = list(feature_batches(model, variables, views, layers, pool=pool, batch_size=batch_size))
   if not parts:
-    raise ValueError('no pictures are given')
+    raise ValueError('no images are given')
   return {name: np.concatenate([part[name] for part in parts]).astype(dtype) for name in layers}
 
 

@@ -1,4 +1,4 @@
-"""Where a network looks: Grad-CAM (Selvaraju et al. 2017), and the map laid over its picture."""
+"""Where a network looks: Grad-CAM (Selvaraju et al. 2017), and the map laid over its image."""
 
 import functools
 from typing import Any
@@ -32,7 +32,7 @@ def grad_cam(
     model: the network.
     variables: its variables.
     images: uint8 RGB [N, S, S, 3], cut as in evaluation.
-    classes: int [N]; the most probable one of each picture if None.
+    classes: int [N]; the most probable one of each image if None.
     layer: with space; the last before the last pooling if None.
 
   Returns:
@@ -58,23 +58,23 @@ def default_layer(spec: Spec) -> str:
   return layers[pools[0] - 1 if pools else last][0]
 
 
-def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-  """A picture under its map, in colours from black to yellow.
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+  """An image under its map, in colours from black to yellow.
 
   Args:
-    picture: uint8 [S, S, 3].
-    heat: float [H, W] in 0 ... 1, made as large as the picture.
+    image: uint8 [S, S, 3].
+    heat: float [H, W] in 0 ... 1, made as large as the image.
 
   Returns:
     uint8 [S, S, 3].
   """
   import matplotlib
 
-  height, width = picture.shape[:2]
+  height, width = image.shape[:2]
   smooth = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
   heat = np.clip(np.asarray(smooth), 0, 1)
   colors = matplotlib.colormaps[_COLORS](heat)[..., :3] * 255
-  return np.round((1 - _OPACITY) * picture + _OPACITY * colors).astype(np.uint8)
+  return np.round((1 - _OPACITY) * image + _OPACITY * colors).astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=4)

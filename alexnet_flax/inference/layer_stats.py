@@ -1,4 +1,4 @@
-"""What each layer makes of some pictures: sizes, spread, and units that stay silent."""
+"""What each layer makes of some images: sizes, spread, and units that stay silent."""
 
 import functools
 from typing import Any, NamedTuple
@@ -12,11 +12,11 @@ from alexnet_flax.models.alexnet import AlexNet
 
 
 class LayerStatistics(NamedTuple):
-  """Of one layer's output over some pictures.
+  """Of one layer's output over some images.
 
   Attributes:
     name: the layer's.
-    shape: of its output for one picture.
+    shape: of its output for one image.
     parameters: how many it has.
     weight_deviation: standard deviation of its kernel, or None.
     mean, deviation: of its output.

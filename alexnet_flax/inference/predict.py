@@ -1,4 +1,4 @@
-"""`alexnet-flax predict`: what is in picture files."""
+"""`alexnet-flax predict`: what is in image files."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ import scipy.special
 from PIL import Image
 from tqdm import tqdm
 
-from alexnet_flax.data.images import picture_files, views_of_files
+from alexnet_flax.data.images import image_files, views_of_files
 from alexnet_flax.errors import UsageError
 from alexnet_flax.inference.features import feature_batches
 from alexnet_flax.pretrained import Trained
@@ -29,13 +29,13 @@ class Answer(NamedTuple):
 
 
 class Prediction(NamedTuple):
-  """What a network says of one picture.
+  """What a network says of one image.
 
   Attributes:
     file: its path.
     best: the most probable classes, most probable first.
     view: uint8 [S, S, 3], what the network saw.
-    error: why the picture cannot be read, or None; there is nothing else then.
+    error: why the image cannot be read, or None; there is nothing else then.
   """
 
   file: str
@@ -52,12 +52,12 @@ def best_answers(logits: np.ndarray, names: Sequence[str]) -> list[Answer]:
 
 
 def predict(network: Trained, files: Sequence[str], batch_size: int = 32) -> Iterator[Prediction]:
-  """The five most probable classes of each picture, in the order given.
+  """The five most probable classes of each image, in the order given.
 
   Args:
-    network: whose view of the pictures is the central crop.
+    network: whose view of the images is the central crop.
     files: paths. Those that cannot be read are told with their reason.
-    batch_size: pictures at a time.
+    batch_size: images at a time.
   """
   head = network.spec.head
   rest = iter(files)
@@ -73,26 +73,26 @@ def predict(network: Trained, files: Sequence[str], batch_size: int = 32) -> Ite
 
 
 def write_predictions(
-  network: Trained, pictures: Sequence[str], *, as_json: bool = False, saliency: str | None = None
+  network: Trained, images: Sequence[str], *, as_json: bool = False, saliency: str | None = None
 ) -> int:
-  """Prints the predictions for picture files.
+  """Prints the predictions for image files.
 
   Args:
     network: the network.
-    pictures: files, folders and patterns, as for `picture_files`.
+    images: files, folders and patterns, as for `image_files`.
     as_json: one JSON object a line instead of a table.
-    saliency: a folder for Grad-CAM pictures of the most probable class, if given.
+    saliency: a folder for Grad-CAM images of the most probable class, if given.
 
   Returns:
-    How many pictures could not be read.
+    How many images could not be read.
 
   Raises:
-    UsageError: there are no pictures, or the folder cannot be written.
+    UsageError: there are no images, or the folder cannot be written.
   """
-  files = picture_files(pictures)
+  files = image_files(images)
   maps = _names_of_maps(files, saliency) if saliency else {}
   failed = 0
-  bar = tqdm(predict(network, files), total=len(files), unit='picture', disable=not sys.stderr.isatty())
+  bar = tqdm(predict(network, files), total=len(files), unit='image', disable=not sys.stderr.isatty())
   for prediction in bar:
     place = None
     if prediction.error:
@@ -128,7 +128,7 @@ def _as_json(prediction: Prediction, place: pathlib.Path | None) -> dict[str, An
 
 
 def _names_of_maps(files: Sequence[str], folder: str) -> dict[str, pathlib.Path]:
-  """A name for the map of each picture; of pictures of the same name in several folders, different ones."""
+  """A name for the map of each image; of images of the same name in several folders, different ones."""
   try:
     pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
   except OSError as error:

@@ -57,7 +57,7 @@ class AlexNet(nn.Module):
     endpoints: bool = False,
     perturbations: Mapping[str, jax.Array] | None = None,
   ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
-    """Logits of a batch of pictures.
+    """Logits of a batch of images.
 
     Args:
       images: float [B, H, W, 3], preprocessed as `spec.preprocessing` says.

@@ -15,7 +15,7 @@ from alexnet_flax.models.spec import LocalResponseNorm, Pool, SpatialResponseNor
 
 
 def pool(x: jax.Array, layer: Pool) -> jax.Array:
-  """Max or average pooling by `layer`; an average counts only what lies in the picture."""
+  """Max or average pooling by `layer`; an average counts only what lies in the image."""
   window, strides = (layer.kernel_size, layer.kernel_size), (layer.strides, layer.strides)
   padding = [window_padding(layer, side) for side in x.shape[1:3]]
   if layer.kind == 'avg':
@@ -65,7 +65,7 @@ def local_response_norm(x: jax.Array, layer: LocalResponseNorm) -> jax.Array:
 def spatial_response_norm(x: jax.Array, layer: SpatialResponseNorm) -> jax.Array:
   """b = a / (k + alpha * sum a^2)^beta over a size x size window of the same channel.
 
-  The window is cut at the picture's edge (the 2012 program's layer 'rnorm').
+  The window is cut at the image's edge (the 2012 program's layer 'rnorm').
   """
   before = layer.size // 2
   pads = (before, layer.size - 1 - before)

@@ -18,7 +18,7 @@ from alexnet_flax import config as configuration
 from alexnet_flax import steps
 from alexnet_flax.config import Config
 from alexnet_flax.data.augment import Augmentation, augment, normalize
-from alexnet_flax.data.bad_images import BadPictures, Policy
+from alexnet_flax.data.bad_images import BadImages, Policy
 from alexnet_flax.data.prepare.color_pca import IMAGENET, read_components
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.tfds_source import open_dataset
@@ -56,7 +56,7 @@ class Run:
   frozen: tuple[str, ...]  # layers whose parameters stay
   train_view: TrainView
   eval_view: EvalView
-  bad: BadPictures
+  bad: BadImages
   preprocess: Preprocess | None  # None for features
   eval_batch_size: int
   total_steps: int
@@ -153,7 +153,7 @@ def prepare_run(config: Config) -> Run:
       fill=data.rotation_fill,
     ),
     eval_view=EvalView(size, resize_side, typing.cast(Resize, data.resize), data.ten_crop),
-    bad=BadPictures(typing.cast(Policy, data.on_bad_image)),
+    bad=BadImages(typing.cast(Policy, data.on_bad_image)),
     preprocess=preprocess,
     eval_batch_size=data.eval_batch_size or data.batch_size,
     total_steps=total_steps,
@@ -206,7 +206,7 @@ def _on_gpus() -> bool:
 
 
 def _preprocess(config: Config, spec: Spec, source: Source) -> Preprocess:
-  """What the steps do to pictures: they augment if they are given a key."""
+  """What the steps do to images: they augment if they are given a key."""
   options = dataclasses.asdict(config.augment)
   if not any(options.values()):
     return functools.partial(normalize, preprocessing=spec.preprocessing)
@@ -268,7 +268,7 @@ def with_features(run: Run, state: TrainState) -> Run:
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   view = dataclasses.replace(run.eval_view, ten_crop=False)
   sets = [
-    linear_probe.compute_features(run.model, variables, _pictures_once(run, source, view))
+    linear_probe.compute_features(run.model, variables, _images_once(run, source, view))
     for source in (run.train_source, run.eval_source)
   ]
   return dataclasses.replace(run, features=(sets[0], sets[1]))
@@ -314,10 +314,10 @@ def eval_batches(run: Run) -> Iterator[Batch]:
 
     batches = linear_probe.eval_batches(run.features[1], batch_size=run.eval_batch_size)
     return loader.to_devices(batches, run.sharding)
-  return _pictures_once(run, run.eval_source, run.eval_view)
+  return _images_once(run, run.eval_source, run.eval_view)
 
 
-def _pictures_once(run: Run, source: Source, view: EvalView) -> Iterator[Batch]:
+def _images_once(run: Run, source: Source, view: EvalView) -> Iterator[Batch]:
   from alexnet_flax.data import loader
 
   batches = loader.eval_batches(source, view, batch_size=run.eval_batch_size, **_reading(run))

@@ -29,7 +29,7 @@ def start(run: Run) -> tuple[TrainState, list[str]]:
   spec = run.model.spec
   try:
     whole = configuration.whole_network(run.config)
-    # Files of other programs are for the variant's own pictures most often, whatever the size of this run's.
+    # Files of other programs are for the variant's own images most often, whatever the size of this run's.
     published = dataclasses.replace(whole, image_size=VARIANTS[whole.name].image_size)
     try:
       theirs, pretrained = load_pretrained(transfer.source, published)

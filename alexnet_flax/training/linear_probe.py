@@ -1,4 +1,4 @@
-"""A linear probe: the features of every picture once, then steps of the head alone on them."""
+"""A linear probe: the features of every image once, then steps of the head alone on them."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ class FeatureSet:
 
 
 def compute_features(model: AlexNet, variables: Any, batches: Iterable[Batch]) -> FeatureSet:
-  """What the head sees of each picture, in evaluation.
+  """What the head sees of each image, in evaluation.
 
   Args:
     model: the network.

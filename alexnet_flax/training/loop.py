@@ -236,10 +236,10 @@ def _on_save_error(error: SaveError, run: Run, log: RunLog) -> None:
 
 
 def _check_count(measured: Metrics, run: Run, log: RunLog) -> None:
-  """An evaluation never leaves out pictures silently."""
+  """An evaluation never leaves out images silently."""
   total = run.eval_source.num_examples
   if int(measured.images) != total:
-    log.say(f'{evaluated_name(run)}: {int(measured.images):,} of {total:,} pictures were counted')
+    log.say(f'{evaluated_name(run)}: {int(measured.images):,} of {total:,} images were counted')
 
 
 def _diverged(what: str, step: int, run: Run, where: str = '') -> DivergedError:

@@ -56,7 +56,7 @@ def graft(
   mine, other = dict(spec.named_layers()), dict(theirs.named_layers())
   ours, stored = _by_layer(fresh), _by_layer(pretrained)
   if _pixels(theirs) != _pixels(spec):
-    raise UsageError(f'the weights take pictures with {_pixels(theirs)}, and not with {_pixels(spec)}')
+    raise UsageError(f'the weights take images with {_pixels(theirs)}, and not with {_pixels(spec)}')
   taken: dict[str, Any] = {}
   for name, layer in mine.items():
     if name == head and (new_head or not _fits(ours[name], stored.get(name, {}))):

@@ -1,4 +1,4 @@
-"""`alexnet-flax demo`: a page to drop a picture on, for this machine alone unless told otherwise."""
+"""`alexnet-flax demo`: a page to drop an image on, for this machine alone unless told otherwise."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from alexnet_flax.data.images import UnreadableError, evaluation_view, read_picture
+from alexnet_flax.data.images import UnreadableError, evaluation_view, read_image
 from alexnet_flax.errors import UsageError
 from alexnet_flax.inference.features import feature_batches
 from alexnet_flax.inference.grad_cam import grad_cam, overlay
@@ -32,7 +32,7 @@ _LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 
 
 def application(network: Trained, hosts: tuple[str, ...] = ('*',)) -> Starlette:
-  """The page and what it asks for: GET / and POST /answer with the picture as 'picture'.
+  """The page and what it asks for: GET / and POST /answer with the image as 'image'.
 
   Args:
     network: which answers.
@@ -52,8 +52,8 @@ def application(network: Trained, hosts: tuple[str, ...] = ('*',)) -> Starlette:
 
   async def ask(request: Request) -> Response:
     try:
-      picture = await _uploaded(request)
-      found = await run_in_threadpool(_answers, network, picture)
+      image = await _uploaded(request)
+      found = await run_in_threadpool(_answers, network, image)
     except UnreadableError as error:
       return HTMLResponse(answer.render(error=str(error)), status_code=422, headers=_HEADERS)
     return HTMLResponse(answer.render(error=None, **found), headers=_HEADERS)
@@ -100,12 +100,12 @@ def serve(network: Trained, host: str, port: int) -> None:
 
 
 async def _uploaded(request: Request) -> np.ndarray:
-  """The picture of a request, as uint8 RGB.
+  """The image of a request, as uint8 RGB.
 
   Raises:
     UnreadableError: it is too large, of another kind, or broken.
   """
-  too_large = UnreadableError(f'the picture is larger than {MAX_BYTES >> 20} MiB')
+  too_large = UnreadableError(f'the image is larger than {MAX_BYTES >> 20} MiB')
   length = request.headers.get('content-length', '')
   if not length.isdigit():
     raise UnreadableError('the request does not say how large it is')
@@ -113,21 +113,21 @@ async def _uploaded(request: Request) -> np.ndarray:
     raise too_large
   try:
     async with request.form(max_files=1, max_fields=1) as form:
-      upload: Any = form.get('picture')
+      upload: Any = form.get('image')
       if upload is None or isinstance(upload, str):
-        raise UnreadableError("no picture was sent (as the form's field 'picture')")
+        raise UnreadableError("no image was sent (as the form's field 'image')")
       content = await upload.read(MAX_BYTES + 1)
   except HTTPException as error:  # no form, or a broken one
     raise UnreadableError(error.detail) from None
   if len(content) > MAX_BYTES:
     raise too_large
-  return await run_in_threadpool(read_picture, io.BytesIO(content), FORMATS)
+  return await run_in_threadpool(read_image, io.BytesIO(content), FORMATS)
 
 
-def _answers(network: Trained, picture: np.ndarray) -> dict[str, Any]:
+def _answers(network: Trained, image: np.ndarray) -> dict[str, Any]:
   """The five best answers, where the network looks, and every layer's channels."""
   spec, head = network.spec, network.spec.head
-  view = evaluation_view(picture, spec)
+  view = evaluation_view(image, spec)
   layers = [name for name, layer in spec.named_layers() if not isinstance(layer, Flatten | Dropout)]
   (taps,) = feature_batches(network.model, network.variables, [view], layers, batch_size=1)
   best = best_answers(taps[head][0], network.readable_names)

@@ -1,4 +1,4 @@
-"""Pictures of what was learned: filters and activations as tiles, and pictures inside of a page."""
+"""Images of what was learned: filters and activations as tiles, and images inside of a page."""
 
 import base64
 import io
@@ -56,30 +56,30 @@ def channel_tiles(activations: np.ndarray, most: int = 64) -> np.ndarray:
   return tiles(np.repeat(np.round(255 * scaled).astype(np.uint8)[..., None], 3, axis=-1))
 
 
-def tiles(pictures: np.ndarray) -> np.ndarray:
-  """Pictures uint8 [N, H, W, 3] in rows of a rectangle that is wider than high; gaps are grey."""
-  count, height, width, _ = pictures.shape
+def tiles(images: np.ndarray) -> np.ndarray:
+  """Images uint8 [N, H, W, 3] in rows of a rectangle that is wider than high; gaps are grey."""
+  count, height, width, _ = images.shape
   columns = min(math.ceil(math.sqrt(1.5 * count)), count)
   rows = math.ceil(count / columns)
   sheet = np.full((rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3), 128, np.uint8)
-  for number, picture in enumerate(pictures):
+  for number, image in enumerate(images):
     row, column = divmod(number, columns)
     top, left = _GAP + row * (height + _GAP), _GAP + column * (width + _GAP)
-    sheet[top : top + height, left : left + width] = picture
+    sheet[top : top + height, left : left + width] = image
   return sheet
 
 
-def data_uri(picture: np.ndarray, *, exact: bool = False) -> str:
-  """A picture uint8 [H, W, 3] as text for a page: PNG if it is small or must be exact, else JPEG."""
-  kind = 'PNG' if exact or min(picture.shape[:2]) < 96 else 'JPEG'
+def data_uri(image: np.ndarray, *, exact: bool = False) -> str:
+  """An image uint8 [H, W, 3] as text for a page: PNG if it is small or must be exact, else JPEG."""
+  kind = 'PNG' if exact or min(image.shape[:2]) < 96 else 'JPEG'
   buffer = io.BytesIO()
-  Image.fromarray(picture).save(buffer, kind, **({'quality': 85} if kind == 'JPEG' else {'optimize': True}))
+  Image.fromarray(image).save(buffer, kind, **({'quality': 85} if kind == 'JPEG' else {'optimize': True}))
   return f'data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}'
 
 
 def page_template(name: str) -> jinja2.Template:
   """One of the package's templates; a value that it is not given is an error."""
   environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('alexnet_flax'), autoescape=True, undefined=jinja2.StrictUndefined
+    loader=jinja2.PackageLoader('alexnet_flax.viz'), autoescape=True, undefined=jinja2.StrictUndefined
   )
   return environment.get_template(name)

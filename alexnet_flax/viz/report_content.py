@@ -1,4 +1,4 @@
-"""What a report shows of one run, ready for the page: numbers, names, pictures as text."""
+"""What a report shows of one run, ready for the page: numbers, names, images as text."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import numpy as np
 from alexnet_flax.config import all_keys, value_of
 from alexnet_flax.viz.charts import Series, line_chart
 from alexnet_flax.viz.figures import data_uri, filter_tiles, first_kernel
-from alexnet_flax.viz.report_images import Pictures, shown_pictures
+from alexnet_flax.viz.report_images import ShownImages, shown_images
 from alexnet_flax.viz.report_run import Subject
 
 
@@ -25,7 +25,7 @@ class Content:
   class_names: tuple[str, ...]
   facts: dict[str, str]
   configuration: list[tuple[str, str]]
-  pictures: Pictures | None
+  shown: ShownImages | None
 
 
 def content(subject: Subject) -> Content:
@@ -44,7 +44,7 @@ def content(subject: Subject) -> Content:
     network.readable_names,
     _facts(subject),
     configuration(subject),
-    shown_pictures(subject),
+    shown_images(subject),
   )
 
 

@@ -1,4 +1,4 @@
-"""What a report shows of one run with its data: answers to pictures, neighbours, mistakes, layers."""
+"""What a report shows of one run with its data: answers to images, neighbours, mistakes, layers."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from alexnet_flax.models.spec import Dropout, Flatten
 from alexnet_flax.viz.figures import data_uri
 from alexnet_flax.viz.report_run import Sources, Subject
 
-PANEL = 8  # pictures, as in figure 4 of Krizhevsky et al. 2012
+PANEL = 8  # images, as in figure 4 of Krizhevsky et al. 2012
 QUERIES, NEIGHBOURS = 5, 6
 GALLERY = 2000
 _FEW_CLASSES = 30  # so many have a whole confusion matrix
@@ -22,29 +22,29 @@ _MISTAKES = 8
 
 @dataclasses.dataclass(frozen=True)
 class Guess:
-  """A picture with the network's five best answers.
+  """An image with the network's five best answers.
 
   Attributes:
-    picture: as a data URI.
+    image: as a data URI.
     label: the right class.
     answers: (class, probability, whether it is right).
   """
 
-  picture: str
+  image: str
   label: str
   answers: list[tuple[str, float, bool]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A picture and its nearest neighbours, each (picture, class)."""
+  """An image and its nearest neighbours, each (image, class)."""
 
   query: tuple[str, str]
   neighbours: list[tuple[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
+class ShownImages:
   """What can be shown only where the data are at hand."""
 
   images: int
@@ -64,7 +64,7 @@ class Pictures:
   layers_over: int
 
 
-def shown_pictures(subject: Subject) -> Pictures | None:
+def shown_images(subject: Subject) -> ShownImages | None:
   """All of it; None where the data are not at hand."""
   answers, sources = subject.answers, subject.sources
   if answers is None or sources is None:
@@ -78,7 +78,7 @@ def shown_pictures(subject: Subject) -> Pictures | None:
   _, some = subject.views(source, answers.numbers[:_STATISTICS_OVER])
   confusion = answers.confusion(len(names))
   rows, layer, gallery = _neighbours(subject, sources, rng)
-  return Pictures(
+  return ShownImages(
     images=len(answers.right),
     protocol=str(subject.protocol),
     top1=answers.top(1),
@@ -117,7 +117,7 @@ def _guesses(subject: Subject, answers: Answers, source: Source, places: np.ndar
 
 
 def _neighbours(subject: Subject, both: Sources, rng: np.random.Generator) -> tuple[list[Row], str, int]:
-  """Evaluated pictures, and the training pictures whose last hidden layer is nearest to theirs."""
+  """Evaluated images, and the training images whose last hidden layer is nearest to theirs."""
   network, names = subject.network, subject.network.readable_names
   sources = (both.evaluated, both.train)
   hidden = list(network.spec.named_layers())[:-1]

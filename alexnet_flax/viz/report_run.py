@@ -63,7 +63,7 @@ class Subject:
 
   @functools.cached_property
   def answers(self) -> Answers | None:
-    """To all pictures of the evaluated split."""
+    """To all images of the evaluated split."""
     if self.sources is None:
       return None
     data = self.config.data
@@ -77,12 +77,12 @@ class Subject:
     )
 
   def views(self, source: Source, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Those of some pictures that can be decoded, int [N], and their central crops, uint8 [N, S, S, 3]."""
+    """Those of some images that can be decoded, int [N], and their central crops, uint8 [N, S, S, 3]."""
     view = dataclasses.replace(self.protocol.view, ten_crop=False)
     kept, views = [], []
     for number, example in zip(numbers.tolist(), source.read(numbers), strict=True):
       with contextlib.suppress(UnreadableError):
-        views.append(pillow_view(pixels(example.picture), view))
+        views.append(pillow_view(pixels(example.image), view))
         kept.append(number)
     return np.array(kept, np.int64), np.array(views).reshape(-1, view.image_size, view.image_size, 3)
 
@@ -117,6 +117,6 @@ def load_subject(folder: str, data_dir: str | None = None) -> Subject:
     splits = (config.data.train_split, config.data.eval_split)
     sources = Sources(*(open_dataset(config.data.dataset, split, place) for split in splits))
   except UsageError as error:
-    print(f'note: {folder}: a report without pictures: {error}; give --data_dir', file=sys.stderr)
+    print(f'note: {folder}: a report without images: {error}; give --data_dir', file=sys.stderr)
   name, metrics = path.resolve().name, read_metrics(path)
   return Subject(name, config, network, sources, metrics, read_environment(path))

@@ -17,14 +17,14 @@ def caffe_input(spec: Spec, source: str) -> Preprocessing:
   """The spec's preprocessing as Caffe has it: BGR, 0..255 less a mean.
 
   Raises:
-    UsageError: the spec's pictures are scaled, or divided by a deviation.
+    UsageError: the spec's images are scaled, or divided by a deviation.
   """
   theirs = spec.preprocessing
   if theirs.channel_order == 'RGB':
     theirs = reversed_colours(theirs)
   if theirs.scale != 1 or theirs.std != (1.0, 1.0, 1.0):
     raise UsageError(
-      f"{source}: Caffe's pictures are 0..255 less a mean, those of {spec.name} have scale"
+      f"{source}: Caffe's images are 0..255 less a mean, those of {spec.name} have scale"
       f' {theirs.scale:.4g} and std {theirs.std}'
     )
   return theirs

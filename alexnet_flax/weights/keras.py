@@ -54,7 +54,7 @@ def tensor_names(spec: Spec) -> dict[str, str]:
 def read(content: bytes, spec: Spec, source: str) -> Tensors:
   """The tensors of a `.weights.h5` or `.keras` file.
 
-  Neither says how pictures were preprocessed. We take them to have been in RGB, as the spec says; a
+  Neither says how images were preprocessed. We take them to have been in RGB, as the spec says; a
   `.keras` network with preprocessing layers is refused.
 
   Raises:

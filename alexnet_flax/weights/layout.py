@@ -53,7 +53,7 @@ def to_channels_first(name: str, array: np.ndarray, spec: Spec) -> np.ndarray:
   Args:
     name: of the tensor, 'params/fc6/kernel'; what is not a kernel stays as it is.
     array: HWIO, or [I, O] with I in the order H, W, C.
-    spec: knows which layer flattens a picture, and its shape.
+    spec: knows which layer flattens an image, and its shape.
   """
   if not name.endswith('/kernel'):
     return array
@@ -150,7 +150,7 @@ def match_input(tensors: Tensors, spec: Spec, theirs: Preprocessing, source: str
     mine, other = getattr(ours, field), getattr(theirs, field)
     if not np.allclose(mine, other, rtol=1e-6, atol=1e-6):
       raise UsageError(
-        f'{source}: its network takes pictures with {field} {other}, {spec.name} with {mine}; give a spec'
+        f'{source}: its network takes images with {field} {other}, {spec.name} with {mine}; give a spec'
         f' with preprocessing={theirs}'
       )
   return tensors
@@ -170,7 +170,7 @@ def _some(what: str, names: list[str]) -> str:
 
 
 def _flattening(spec: Spec) -> str | None:
-  """The kernel that sees a flattened picture."""
+  """The kernel that sees a flattened image."""
   layers = list(spec.named_layers())
   flat = next((i for i, (_, layer) in enumerate(layers) if isinstance(layer, Flatten)), len(layers))
   return next((f'params/{name}/kernel' for name, layer in layers[flat:] if isinstance(layer, Dense)), None)

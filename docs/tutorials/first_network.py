@@ -10,8 +10,8 @@ from alexnet_flax.models.spec import BatchNorm
 
 STEPS, BATCH = 60, 64
 
-pictures, labels = load_digits(return_X_y=True)  # [1797, 64] in 0 ... 16
-small = (pictures.reshape(-1, 8, 8) * 15.9).astype(np.uint8)
+images, labels = load_digits(return_X_y=True)  # [1797, 64] in 0 ... 16
+small = (images.reshape(-1, 8, 8) * 15.9).astype(np.uint8)
 large = np.stack([np.asarray(Image.fromarray(one).resize((57, 57))) for one in small])
 images = np.repeat(large[..., None], 3, axis=-1).astype(np.float32) / 127.5 - 1
 order = np.random.default_rng(0).permutation(len(images))
@@ -36,4 +36,4 @@ for number in range(STEPS):
     print(f'step {number + 1}: loss {metrics["loss"]:.3f}, top1 {metrics["top1"]:.1%}')
 
 metrics = jax.jit(eval_step)(state, batch(test))
-print(f'{len(test)} pictures it has not seen: loss {metrics["loss"]:.3f}, top1 {metrics["top1"]:.1%}')
+print(f'{len(test)} images it has not seen: loss {metrics["loss"]:.3f}, top1 {metrics["top1"]:.1%}')

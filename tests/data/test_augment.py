@@ -15,16 +15,16 @@ from alexnet_flax.data.prepare.color_pca import (
   write_components,
 )
 from alexnet_flax.models.spec import Preprocessing
-from tests.helpers import smooth_picture
+from tests.helpers import smooth_image
 
 BARE = Preprocessing(scale=1 / 255, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 CLASSES = 10
 
 
 def batch(count=64, size=16):
-  pictures = np.stack([smooth_picture(size, size, seed) for seed in range(count)])
+  images = np.stack([smooth_image(size, size, seed) for seed in range(count)])
   return {
-    'image': jnp.asarray(pictures),
+    'image': jnp.asarray(images),
     'label': jnp.arange(count, dtype=jnp.int32) % CLASSES,
     'weight': jnp.ones(count),
   }
@@ -71,7 +71,7 @@ def test_without_a_key_and_without_options_nothing_is_done():
     step(batch() | {'image': plain}, jax.random.key(0), augmentation=Augmentation())
 
 
-def test_pca_noise_is_one_colour_a_picture_with_the_papers_covariance():
+def test_pca_noise_is_one_colour_an_image_with_the_papers_covariance():
   count = 20_000
   inputs = {'image': jnp.full((count, 1, 1, 3), 128, jnp.uint8), 'label': jnp.zeros(count, jnp.int32)}
   added = np.asarray(augmented(inputs=inputs, pca_noise=0.1)['image'][:, 0, 0]) - 128 / 255
@@ -122,7 +122,7 @@ def test_hue_turns_the_circle_of_colours():
   assert -0.2 <= min(turns) < -0.1 < 0.1 < max(turns) <= 0.2
 
 
-def test_erasing_sets_a_rectangle_of_some_pictures_to_the_mean():
+def test_erasing_sets_a_rectangle_of_some_images_to_the_mean():
   inputs = {'image': jnp.full((2000, 24, 24, 3), 200, jnp.uint8), 'label': jnp.zeros(2000, jnp.int32)}
   erased = np.asarray(augmented(inputs=inputs, erasing=0.25)['image'] == 0)
   assert (erased.all(-1) == erased.any(-1)).all()
@@ -135,7 +135,7 @@ def test_erasing_sets_a_rectangle_of_some_pictures_to_the_mean():
     assert (np.diff(np.flatnonzero(rows)) == 1).all()
 
 
-def test_mixup_is_a_mixture_of_pictures_and_of_labels_alike():
+def test_mixup_is_a_mixture_of_images_and_of_labels_alike():
   out, old = augmented(mixup=1.0), pixels()
   share = float(out['label'][0, 0])
   assert 0 < share < 1

@@ -1,4 +1,4 @@
-"""Odd and broken pictures: decoded right, or refused, or left out, named and counted."""
+"""Odd and broken images: decoded right, or refused, or left out, named and counted."""
 
 import dataclasses
 import io
@@ -9,16 +9,16 @@ from PIL import Image
 
 from alexnet_flax.config import Config, DataConfig, ModelConfig
 from alexnet_flax.data import image_header, loader, sampling
-from alexnet_flax.data.bad_images import BadPictures
+from alexnet_flax.data.bad_images import BadImages
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.data.views import EvalView, TrainView
 from alexnet_flax.errors import UsageError
 from alexnet_flax.training import train
-from tests.helpers import encode, eval_view, smooth_picture
+from tests.helpers import encode, eval_view, smooth_image
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
 
-PICTURE = smooth_picture(60, 80, seed=4)
+PICTURE = smooth_image(60, 80, seed=4)
 EVAL, TRAIN = EvalView(32, 36), TrainView(32)
 
 
@@ -40,9 +40,9 @@ def turned_by_exif(kind='JPEG', **options):
 
 
 def with_alpha():
-  picture = converted('RGBA')
-  picture.putalpha(Image.fromarray(smooth_picture(60, 80, seed=1)[..., 0]))
-  return saved(picture, 'PNG')
+  image = converted('RGBA')
+  image.putalpha(Image.fromarray(smooth_image(60, 80, seed=1)[..., 0]))
+  return saved(image, 'PNG')
 
 
 JPEG = saved(converted('RGB'), 'JPEG', quality=98, subsampling=0)
@@ -61,7 +61,7 @@ ODD = {
 }
 BAD = {
   'empty': b'',
-  'text': b'this is no picture',
+  'text': b'this is no image',
   'truncated': JPEG[: len(JPEG) // 3],
   'header alone': JPEG[:20],
   'truncated png': saved(converted('RGB'), 'PNG')[:200],
@@ -69,8 +69,8 @@ BAD = {
 
 
 def folder(root, *extra, good=6):
-  """A folder of two classes with good pictures and the given ones, whatever they are."""
-  contents = [*(encode(smooth_picture(50, 70, i)) for i in range(good)), *extra]
+  """A folder of two classes with good images and the given ones, whatever they are."""
+  contents = [*(encode(smooth_image(50, 70, i)) for i in range(good)), *extra]
   for number, content in enumerate(contents):
     path = root / 'train' / str(number % 2) / f'{number}.jpg'
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def trained(source, steps=range(6), bad=None, **options):
 
 
 @pytest.mark.parametrize('kind', ODD)
-def test_odd_pictures_are_decoded_right(tmp_path, kind):
+def test_odd_images_are_decoded_right(tmp_path, kind):
   content, tolerance = ODD[kind]
   source = folder(tmp_path, content)
   row = next(i for i, one in enumerate(source.read(np.arange(7))) if one.name.endswith('6.jpg'))
@@ -116,15 +116,15 @@ def test_grey_and_one_pixel(tmp_path):
   assert batch['weight'].tolist() == [1.0] * 9
   rows = {one.name[-5:]: row for row, one in enumerate(source.read(np.arange(9)))}
   same = np.repeat(PICTURE[..., :1], 3, -1)
-  for name, picture, most in (('6.jpg', same, 1), ('7.jpg', PICTURE[:1], 1), ('8.jpg', PICTURE[:1, :1], 0)):
-    expected = eval_view(encode(picture, 'PNG'), EVAL).astype(int)
+  for name, image, most in (('6.jpg', same, 1), ('7.jpg', PICTURE[:1], 1), ('8.jpg', PICTURE[:1, :1], 0)):
+    expected = eval_view(encode(image, 'PNG'), EVAL).astype(int)
     assert np.abs(batch['image'][rows[name]] - expected).max() <= most
   assert (batch['image'][rows['8.jpg']] == PICTURE[0, 0]).all()
   assert len(trained(folder(tmp_path))) == 6
 
 
 @pytest.mark.parametrize('kind', BAD)
-def test_bad_pictures_are_an_error_that_names_them(tmp_path, kind):
+def test_bad_images_are_an_error_that_names_them(tmp_path, kind):
   source = folder(tmp_path, BAD[kind])
   with pytest.raises(UsageError, match=r'6\.jpg cannot be decoded: .*; mend or remove it, or set'):
     evaluated(source)
@@ -133,10 +133,10 @@ def test_bad_pictures_are_an_error_that_names_them(tmp_path, kind):
 
 
 @pytest.mark.parametrize('kind', BAD)
-def test_bad_pictures_are_left_out_named_once_and_counted(tmp_path, kind):
+def test_bad_images_are_left_out_named_once_and_counted(tmp_path, kind):
   source = folder(tmp_path, BAD[kind], BAD['text'])
   said = []
-  bad = BadPictures('skip', said.append)
+  bad = BadImages('skip', said.append)
   names = [one.name[-5:] for one in source.read(np.arange(8))]
   labels = [one.label for one in source.read(np.arange(8))]
   batch = evaluated(source, bad)
@@ -158,23 +158,23 @@ def test_bad_pictures_are_left_out_named_once_and_counted(tmp_path, kind):
       assert label == labels[following]
   assert len(said) == 2
   assert bad.skipped == 2 + 6
-  assert bad.summary() == '2 pictures cannot be decoded and were left out (8 times)'
+  assert bad.summary() == '2 images cannot be decoded and were left out (8 times)'
 
 
 def test_what_is_left_out_depends_on_nothing_that_was_read_before(tmp_path):
   source = folder(tmp_path, BAD['truncated'], BAD['empty'], BAD['truncated png'])
-  whole = trained(source, range(9), BadPictures('skip', lambda line: None))
+  whole = trained(source, range(9), BadImages('skip', lambda line: None))
   for threads in (1, 2, 8):
-    later = trained(source, range(4, 9), BadPictures('skip', lambda line: None), num_threads=threads)
+    later = trained(source, range(4, 9), BadImages('skip', lambda line: None), num_threads=threads)
     for one, other in zip(later, whole[4:], strict=True):
       for name in ('image', 'label', 'weight'):
         np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_a_batch_without_any_good_picture(tmp_path):
+def test_a_batch_without_any_good_image(tmp_path):
   source = folder(tmp_path, BAD['empty'], BAD['text'], good=0)
-  with pytest.raises(UsageError, match=r'no picture of .* can be decoded'):
-    trained(source, bad=BadPictures('skip', lambda line: None))
+  with pytest.raises(UsageError, match=r'no image of .* can be decoded'):
+    trained(source, bad=BadImages('skip', lambda line: None))
 
 
 @pytest.mark.parametrize('processes', [2, 4])
@@ -182,7 +182,7 @@ def test_what_is_left_out_is_the_same_for_any_number_of_processes(tmp_path, proc
   source = folder(tmp_path, BAD['truncated'], BAD['empty'], BAD['text'])
 
   def stream(**share):
-    bad = BadPictures('skip', lambda line: None)
+    bad = BadImages('skip', lambda line: None)
     arguments = {'seed': 0, 'batch_size': 4, 'first_step': 0, 'last_step': 9, 'num_classes': 2}
     return list(loader.train_batches(source, TRAIN, **arguments, bad=bad, **share))
 
@@ -196,7 +196,7 @@ def test_a_share_that_is_padding_alone(tmp_path):
   source = folder(tmp_path, BAD['empty'])
   order_of_bad = next(i for i, one in enumerate(source.read(np.arange(7))) if one.name.endswith('6.jpg'))
   first_is_bad = dataclasses.replace(source, read=lambda numbers: source.read((numbers + order_of_bad) % 7))
-  bad = BadPictures('skip', lambda line: None)
+  bad = BadImages('skip', lambda line: None)
   (batch,) = loader.eval_batches(
     first_is_bad, EVAL, batch_size=24, num_classes=2, process=1, num_processes=2, bad=bad
   )
@@ -205,7 +205,7 @@ def test_a_share_that_is_padding_alone(tmp_path):
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
-  for module in (image_header, image_header.read_picture.__globals__):
+  for module in (image_header, image_header.read_image.__globals__):
     (monkeypatch.setitem if isinstance(module, dict) else monkeypatch.setattr)(module, 'MAX_PIXELS', 70 * 50)
   for number, kind in enumerate(('JPEG', 'PNG', 'GIF')):
     source = folder(tmp_path / str(number), saved(converted('RGB'), kind))
@@ -229,11 +229,11 @@ def test_a_run_says_what_it_left_out(tmp_path, capsys):
   train.train(config, tmp_path / 'run')
   said = capsys.readouterr().out
   assert said.count('6.jpg cannot be decoded') == 1
-  assert said.count('7.jpg cannot be decoded: no picture') == 1
-  assert 'train[:]: 6 of 8 pictures were counted' in said
+  assert said.count('7.jpg cannot be decoded: no image') == 1
+  assert 'train[:]: 6 of 8 images were counted' in said
   assert 'report.html shows what it learned' in said
-  assert 'Over all 6 pictures' in (tmp_path / 'run' / 'report.html').read_text()
-  assert '2 pictures cannot be decoded and were left out' in said
+  assert 'Over all 6 images' in (tmp_path / 'run' / 'report.html').read_text()
+  assert '2 images cannot be decoded and were left out' in said
   strict = dataclasses.replace(config, data=dataclasses.replace(config.data, on_bad_image='error'))
   with pytest.raises(UsageError, match='cannot be decoded'):
     train.train(strict, tmp_path / 'other')

@@ -16,7 +16,7 @@ from alexnet_flax.data.image_header import read_header
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.data.views import VIEW_NUMBERS, EvalView, TrainView
 from alexnet_flax.errors import UsageError
-from tests.helpers import encode, smooth_picture
+from tests.helpers import encode, smooth_image
 
 TRAIN_VIEW = TrainView(16, crop_scale=(0.5, 1.0), crop_ratio=(0.9, 1.1), rotation=10.0)
 EVAL_VIEW = EvalView(16, 16)
@@ -48,10 +48,10 @@ def assert_same(ours, theirs):
       np.testing.assert_array_equal(one[name], other[name])
 
 
-def alone(view, picture, drawn=None):
-  """The view of one stored picture, by itself."""
+def alone(view, image, drawn=None):
+  """The view of one stored image, by itself."""
   decode = eval_decoder(view) if drawn is None else functools.partial(decode_train, view)
-  return decode([read_header(picture)], drawn)['image'][0]
+  return decode([read_header(image)], drawn)['image'][0]
 
 
 def test_a_batch_is_the_views_of_its_examples(source):
@@ -59,7 +59,7 @@ def test_a_batch_is_the_views_of_its_examples(source):
     indices = sampling.batch_indices(1, step, 8, source.num_examples)
     drawn = sampling.view_numbers(1, step, 8, VIEW_NUMBERS)
     for row, example in enumerate(source.read(indices)):
-      np.testing.assert_array_equal(batch['image'][row], alone(TRAIN_VIEW, example.picture, drawn[[row]]))
+      np.testing.assert_array_equal(batch['image'][row], alone(TRAIN_VIEW, example.image, drawn[[row]]))
       assert batch['label'][row] == example.label
     assert batch['image'].dtype == np.uint8
     assert batch['label'].dtype == np.int32
@@ -108,7 +108,7 @@ def test_evaluation_counts_every_image_once(source, batch_size, num_processes):
       labels += batch['label'][real].tolist()
   expected = source.read(np.arange(source.num_examples))
   assert sorted(labels) == sorted(example.label for example in expected)
-  assert sorted(images) == sorted(alone(EVAL_VIEW, example.picture).tobytes() for example in expected)
+  assert sorted(images) == sorted(alone(EVAL_VIEW, example.image).tobytes() for example in expected)
 
 
 def test_labels_outside_num_classes(source):
@@ -153,8 +153,8 @@ def photographs(tmp_path_factory):
   for number in range(40):
     path = root / 'train' / 'ab'[number % 2] / f'{number}.jpg'
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = smooth_picture(40 + number, 90 - number, number)
-    path.write_bytes(encode(picture, 'JPEG', quality=90, progressive=number % 5 == 0))
+    image = smooth_image(40 + number, 90 - number, number)
+    path.write_bytes(encode(image, 'JPEG', quality=90, progressive=number % 5 == 0))
   return open_dataset('image_folder', 'train', str(root))
 
 

@@ -14,17 +14,17 @@ from alexnet_flax.data.prepare import resize, shards
 from alexnet_flax.data.prepare.color_pca import read_components
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.data.views import VIEW_NUMBERS, TrainView
-from tests.helpers import encode, smooth_picture
+from tests.helpers import encode, smooth_image
 
 
 @pytest.fixture
 def folder(tmp_path):
-  """Ten pictures of several sizes in each of two classes and two splits."""
+  """Ten images of several sizes in each of two classes and two splits."""
   for split in ('train', 'validation'):
     for number in range(20):
       path = tmp_path / 'pets' / split / ('cat', 'dog')[number % 2] / f'{number}.png'
       path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_bytes(encode(smooth_picture(60 + number, 90 - number, number), 'PNG'))
+      path.write_bytes(encode(smooth_image(60 + number, 90 - number, number), 'PNG'))
   return tmp_path / 'pets'
 
 
@@ -97,7 +97,7 @@ def killed_after_three_files(folder, monkeypatch):
 
 
 def test_a_killed_run_goes_on_at_its_shard(folder, monkeypatch, capsys):
-  monkeypatch.setattr(resize, '_SHARD_BYTES', 6 * 32 * 32 * 4)  # six pictures each
+  monkeypatch.setattr(resize, '_SHARD_BYTES', 6 * 32 * 32 * 4)  # six images each
   write, written = resize.write_shard, killed_after_three_files(folder, monkeypatch)
   out = folder.parent / 'tfds'
   assert not list(out.rglob('dataset_info.json'))  # nobody sees half of it
@@ -118,15 +118,15 @@ def test_a_killed_run_goes_on_at_its_shard(folder, monkeypatch, capsys):
   assert 'already' in capsys.readouterr().out
 
 
-def test_bad_pictures_are_left_out_by_request(folder, capsys):
+def test_bad_images_are_left_out_by_request(folder, capsys):
   bad = folder / 'train' / 'cat' / '0.png'
-  bad.write_bytes(b'no picture')
+  bad.write_bytes(b'no image')
   assert prepare(folder, '--side', '32')[0] == 2
   said = capsys.readouterr().err
-  assert '0.png cannot be decoded: no picture' in said
+  assert '0.png cannot be decoded: no image' in said
   code, out = prepare(folder, '--side', '32', '--on_bad_image', 'skip')
   assert code == 0
-  assert '1 pictures cannot be decoded' in capsys.readouterr().out
+  assert '1 images cannot be decoded' in capsys.readouterr().out
   assert open_dataset('pets_32_q90', 'train', out).num_examples == 19
 
 
@@ -148,7 +148,7 @@ def test_mistakes_are_one_line(folder, capsys, options, message):
   assert not (folder.parent / 'tfds').exists()
 
 
-def test_windows_of_raw_pictures_are_copied(folder):
+def test_windows_of_raw_images_are_copied(folder):
   """What a step holds, looked up in the stored pixels; whatever the threads and processes."""
   _, out = prepare(folder, '--side', '32', '--encoding', 'raw')
   source, view = open_dataset('pets_32_raw', 'train', out), TrainView(28, 'random_crop', resize_side=32)
@@ -160,7 +160,7 @@ def test_windows_of_raw_pictures_are_copied(folder):
   for step in range(2, 9):
     indices, numbers = sampling.batch_indices(3, step, 8, 20), sampling.view_numbers(3, step, 8, VIEW_NUMBERS)
     for row, example in enumerate(source.read(indices)):
-      pixels = image_header.pixels(example.picture)
+      pixels = image_header.pixels(example.image)
       windows = view.windows(np.array([pixels.shape[:2]]), numbers[[row]])
       (top, left, _, _), mirror = windows.boxes[0], windows.mirrored[0]
       expected = pixels[top : top + 28, left : left + 28]
@@ -173,7 +173,7 @@ def test_windows_of_raw_pictures_are_copied(folder):
   assert 0 < mirrored < 56
 
 
-def test_raw_pictures_of_another_side_are_resized(folder):
+def test_raw_images_of_another_side_are_resized(folder):
   """Windows of 28 of 32 are windows of 35 of 40."""
   _, out = prepare(folder, '--side', '40', '--encoding', 'raw')
   source, view = open_dataset('pets_40_raw', 'train', out), TrainView(28, 'random_crop', resize_side=32)
@@ -181,7 +181,7 @@ def test_raw_pictures_of_another_side_are_resized(folder):
   (batch,) = loader.train_batches(source, view, **arguments)
   numbers = sampling.view_numbers(3, 0, 8, VIEW_NUMBERS)
   for row, example in enumerate(source.read(batch['index'])):
-    pixels = image_header.pixels(example.picture)
+    pixels = image_header.pixels(example.image)
     windows = view.windows(np.array([pixels.shape[:2]]), numbers[[row]])
     top, left, height, width = windows.boxes[0].tolist()
     assert (height, width) == (35, 35)
@@ -192,13 +192,13 @@ def test_raw_pictures_of_another_side_are_resized(folder):
 
 
 def test_what_goes_on_is_the_same_or_begins_anew(folder, monkeypatch, capsys):
-  """Twenty pictures in four files, killed after three; then two more pictures."""
+  """Twenty images in four files, killed after three; then two more images."""
   monkeypatch.setattr(resize, '_SHARD_BYTES', 6 * 32 * 32 * 4)
   write = resize.write_shard
   killed_after_three_files(folder, monkeypatch)
   monkeypatch.setattr(resize, 'write_shard', write)
   for number in (20, 21):
-    (folder / 'train' / 'cat' / f'{number}.png').write_bytes(encode(smooth_picture(40, 50, number), 'PNG'))
+    (folder / 'train' / 'cat' / f'{number}.png').write_bytes(encode(smooth_image(40, 50, number), 'PNG'))
   code, out = prepare(folder, '--side', '32', '--encoding', 'raw')
   assert code == 0
   source = open_dataset('pets_32_raw', 'train', out)
@@ -206,7 +206,7 @@ def test_what_goes_on_is_the_same_or_begins_anew(folder, monkeypatch, capsys):
   (folder / 'train' / 'cat' / '20.png').unlink()
   capsys.readouterr()
   assert prepare(folder, '--side', '32', '--encoding', 'raw')[0] == 2
-  assert 'was made of other pictures; remove it' in capsys.readouterr().err
+  assert 'was made of other images; remove it' in capsys.readouterr().err
 
 
 def test_two_at_once(folder, capsys):
@@ -230,13 +230,13 @@ def test_a_folder_whose_name_begins_with_a_number(folder):
 
 
 def test_a_line_of_pixels(folder, capsys):
-  (folder / 'train' / 'cat' / 'line.png').write_bytes(encode(smooth_picture(1, 1000, 0), 'PNG'))
+  (folder / 'train' / 'cat' / 'line.png').write_bytes(encode(smooth_image(1, 1000, 0), 'PNG'))
   assert prepare(folder, '--side', '256')[0] == 2
   assert 'line.png cannot be decoded: 1x1000 would become 256,000 pixels long' in capsys.readouterr().err
   assert prepare(folder, '--side', '256', '--on_bad_image', 'skip')[0] == 0
 
 
-def test_a_chunk_of_bad_pictures(folder, monkeypatch):
+def test_a_chunk_of_bad_images(folder, monkeypatch):
   monkeypatch.setattr(shards, '_CHUNK', 2)
   for name in ('x', 'y', 'z'):
     (folder / 'train' / 'dog' / f'{name}.png').write_bytes(b'')
@@ -263,6 +263,6 @@ def test_a_full_disk(folder, tmp_path, capsys):
     subprocess.run(['umount', '-l', str(small)], check=True)
 
 
-def test_options_of_smaller_pictures_need_a_side(capsys):
+def test_options_of_smaller_images_need_a_side(capsys):
   assert main(['prepare', 'digits', '--encoding', 'raw']) == 2
-  assert '--encoding is for smaller pictures; give their --side too' in capsys.readouterr().err
+  assert '--encoding is for smaller images; give their --side too' in capsys.readouterr().err

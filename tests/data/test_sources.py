@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from alexnet_flax.data import digits, tfds_source, tfrecord
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.errors import UsageError
-from tests.helpers import encode, smooth_picture
+from tests.helpers import encode, smooth_image
 
 
 def tfds_contents(builder, split):
@@ -26,9 +26,9 @@ def tfds_contents(builder, split):
 
 
 def contents(source, count=None):
-  """(encoded picture, label) of the first examples."""
+  """(encoded image, label) of the first examples."""
   for example in source.read(np.arange(source.num_examples if count is None else count)):
-    yield bytes(example.picture), example.label
+    yield bytes(example.image), example.label
 
 
 def test_no_digit_is_in_both_splits(data_dir):
@@ -42,24 +42,24 @@ def test_no_digit_is_in_both_splits(data_dir):
   assert len(indices['test']) == 364
   assert not indices['train'] & indices['test']
   assert indices['train'] | indices['test'] == set(range(1797))
-  pictures, labels = load_digits(return_X_y=True)
+  images, labels = load_digits(return_X_y=True)
   for label in range(10):
     share = (digits.in_test_split(labels) & (labels == label)).sum() / (labels == label).sum()
     assert share == pytest.approx(0.2, abs=0.01)
-  same = {pictures[i].tobytes() for i in indices['train']} & {pictures[i].tobytes() for i in indices['test']}
+  same = {images[i].tobytes() for i in indices['train']} & {images[i].tobytes() for i in indices['test']}
   assert not same
 
 
 def test_digits_are_scikit_learns(data_dir):
   source = open_dataset('digits', 'test', data_dir)
   builder = digits.Digits(data_dir=data_dir)
-  pictures, labels = load_digits(return_X_y=True)
+  images, labels = load_digits(return_X_y=True)
   seen = {}
   for example in tfds.as_numpy(builder.as_dataset(split='test')):
     seen[int(example['index'])] = example['image'], int(example['label'])
   for index, (image, label) in seen.items():
     assert label == labels[index]
-    np.testing.assert_allclose(image[..., 0] / 255 * 16, pictures[index].reshape(8, 8), atol=0.04)
+    np.testing.assert_allclose(image[..., 0] / 255 * 16, images[index].reshape(8, 8), atol=0.04)
   assert source.class_names == tuple('0123456789')
   assert sorted(label for _, label in contents(source)) == sorted(label for _, label in seen.values())
 
@@ -113,7 +113,7 @@ def test_a_truncated_record_file(tmp_path):
     ('imagenet2012', 'train', 'run: alexnet-flax prepare imagenet2012'),
     ('digits', 'tset', "unknown split 'tset'; did you mean 'test'"),
     ('digits', 'test[:0]', 'has no examples'),
-    ('image_folder', 'train', 'unknown split|no pictures'),
+    ('image_folder', 'train', 'unknown split|no images'),
   ],
 )
 def test_data_sets_that_cannot_be_opened(data_dir, name, split, message):
@@ -129,7 +129,7 @@ def write_folder(root, classes=('cat', 'dog'), count=4):
       for i in range(count):
         suffix = ('jpg', 'png', 'JPEG')[i % 3]
         kind = 'PNG' if suffix == 'png' else 'JPEG'
-        (folder / f'{i}.{suffix}').write_bytes(encode(smooth_picture(30, 40, 10 * number + i), kind))
+        (folder / f'{i}.{suffix}').write_bytes(encode(smooth_image(30, 40, 10 * number + i), kind))
 
 
 def test_own_folders(tmp_path):
@@ -152,7 +152,7 @@ def test_folders_that_cannot_be_opened(tmp_path):
     open_dataset('image_folder', 'train')
   with pytest.raises(UsageError, match='must be a folder'):
     open_dataset('image_folder', 'train', str(tmp_path / 'nowhere'))
-  with pytest.raises(UsageError, match='no pictures in'):
+  with pytest.raises(UsageError, match='no images in'):
     open_dataset('image_folder', 'train', str(tmp_path))
   write_folder(tmp_path, classes=('cat',))
   with pytest.raises(UsageError, match=r"holds one class \('cat'\)"):
@@ -162,8 +162,8 @@ def test_folders_that_cannot_be_opened(tmp_path):
     open_dataset('image_folder', 'test', str(tmp_path / 'two'))
 
 
-def write_imagenet_archives(folder: pathlib.Path, synsets: int = 3, pictures: int = 4) -> None:
-  """ImageNet's two archives in miniature: a tar of a tar a synset, and a flat tar of numbered pictures."""
+def write_imagenet_archives(folder: pathlib.Path, synsets: int = 3, images: int = 4) -> None:
+  """ImageNet's two archives in miniature: a tar of a tar a synset, and a flat tar of numbered images."""
 
   def add(tar, name, data):
     info = tarfile.TarInfo(name)
@@ -177,13 +177,13 @@ def write_imagenet_archives(folder: pathlib.Path, synsets: int = 3, pictures: in
     for number, synset in enumerate(chosen):
       buffer = io.BytesIO()
       with tarfile.open(fileobj=buffer, mode='w') as inner:
-        for i in range(pictures):
-          add(inner, f'{synset}_{i}.JPEG', encode(smooth_picture(80, 100, 100 * number + i)))
+        for i in range(images):
+          add(inner, f'{synset}_{i}.JPEG', encode(smooth_image(80, 100, 100 * number + i)))
       add(train, f'{synset}.tar', buffer.getvalue())
   with tarfile.open(folder / 'ILSVRC2012_img_val.tar', 'w') as validation:
     for number in range(1, synsets + 1):
       name = f'ILSVRC2012_val_{number:08d}.JPEG'
-      add(validation, name, encode(smooth_picture(80, 100, 100 * (number - 1))))
+      add(validation, name, encode(smooth_image(80, 100, 100 * (number - 1))))
 
 
 def test_imagenets_archives_through_tfds_own_builder(tmp_path):
@@ -195,10 +195,10 @@ def test_imagenets_archives_through_tfds_own_builder(tmp_path):
   validation = open_dataset('imagenet2012', 'validation', str(tmp_path))
   assert (train.num_examples, validation.num_examples) == (12, 3)
   assert len(train.class_names) == 1000
-  by_picture = dict(contents(train))
-  assert len(by_picture) == 12
-  for encoded, label in contents(validation):  # each is one of the training pictures of its class
-    assert by_picture[encoded] == label
+  by_image = dict(contents(train))
+  assert len(by_image) == 12
+  for encoded, label in contents(validation):  # each is one of the training images of its class
+    assert by_image[encoded] == label
 
 
 def test_missing_archives(tmp_path):

@@ -13,7 +13,7 @@ from alexnet_flax.data.decode_train import decode_train
 from alexnet_flax.data.image_header import Encoded, read_header
 from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.data.views import EvalView, TrainView
-from tests.helpers import encode, eval_view, smooth_picture
+from tests.helpers import encode, eval_view, smooth_image
 
 WHOLE = {'crop_scale': (1.0, 1.0), 'crop_ratio': (1.0, 1.0)}
 
@@ -28,13 +28,13 @@ def numbers(**changes):
 
 
 def coordinates(height, width):
-  """A picture that says where each of its pixels lies: red is the row, green the column."""
+  """An image that says where each of its pixels lies: red is the row, green the column."""
   rows, columns = np.mgrid[:height, :width]
   return np.stack([rows, columns, np.zeros_like(rows)], -1).astype(np.uint8)
 
 
-def train_view(picture, view, drawn):
-  encoded = picture if isinstance(picture, Encoded) else read_header(picture)
+def train_view(image, view, drawn):
+  encoded = image if isinstance(image, Encoded) else read_header(image)
   return decode_train(view, [encoded], drawn[None])['image'][0]
 
 
@@ -43,11 +43,11 @@ def crop_box(drawn, height=200, width=240, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 
   return tuple(view.windows(np.array([[height, width]]), drawn[None]).boxes[0].tolist())
 
 
-def pillows_view(picture, size=224, side=256):
+def pillows_view(image, size=224, side=256):
   """torchvision's Resize and CenterCrop, of a PIL image."""
-  width, height = picture.size
+  width, height = image.size
   short = min(width, height)
-  resized = picture.resize((side * width // short, side * height // short), Image.Resampling.BILINEAR)
+  resized = image.resize((side * width // short, side * height // short), Image.Resampling.BILINEAR)
   left, top = (round((length - size) / 2) for length in resized.size)
   return np.asarray(resized)[top : top + size, left : left + size].astype(int)
 
@@ -61,7 +61,7 @@ def test_the_crop_is_torchvisions_formula():
   assert left == 240 - width
 
 
-def test_crops_lie_in_the_picture_and_have_the_drawn_areas():
+def test_crops_lie_in_the_image_and_have_the_drawn_areas():
   drawn = np.random.default_rng(0).random((400, views.VIEW_NUMBERS), np.float32)
   for height, width in ((200, 240), (50, 400), (400, 50), (1, 1), (3, 2), (1, 900)):
     boxes = TrainView(224).windows(np.tile([[height, width]], (400, 1)), drawn).boxes
@@ -83,12 +83,12 @@ def test_a_crop_that_never_fits_becomes_the_largest_central_one():
 
 
 def test_train_view_crops_resizes_and_mirrors():
-  picture = encode(coordinates(60, 60), 'PNG')
+  image = encode(coordinates(60, 60), 'PNG')
   view = TrainView(30, crop_scale=(0.25, 0.25), crop_ratio=(1.0, 1.0))
-  plain = train_view(picture, view, numbers(top=0.0, left=0.999, mirror=0.6))
+  plain = train_view(image, view, numbers(top=0.0, left=0.999, mirror=0.6))
   assert plain.dtype == np.uint8
   np.testing.assert_array_equal(plain, coordinates(60, 60)[:30, 30:])
-  mirrored = train_view(picture, view, numbers(top=0.0, left=0.999, mirror=0.4))
+  mirrored = train_view(image, view, numbers(top=0.0, left=0.999, mirror=0.4))
   np.testing.assert_array_equal(mirrored, plain[:, ::-1])
 
 
@@ -109,26 +109,24 @@ def test_the_papers_crop_is_any_window_of_224_of_256():
     assert counts.shape == (33,)
     assert np.abs(counts - 20_000 / 33).max() < 5 * (20_000 / 33) ** 0.5
   assert (view.windows(np.array([[512, 1024]]), drawn[:1]).boxes[0, 2:] == 448).all()
-  picture = coordinates(256, 256)
+  image = coordinates(256, 256)
   top, left = boxes[0, :2]
   drawn[0, 22] = 0.9  # not mirrored
-  window = picture[top : top + 224, left : left + 224]
-  np.testing.assert_array_equal(train_view(encode(picture, 'PNG'), view, drawn[0]), window)
-  np.testing.assert_array_equal(
-    train_view(Encoded(picture.tobytes(), 'raw', 256, 256), view, drawn[0]), window
-  )
+  window = image[top : top + 224, left : left + 224]
+  np.testing.assert_array_equal(train_view(encode(image, 'PNG'), view, drawn[0]), window)
+  np.testing.assert_array_equal(train_view(Encoded(image.tobytes(), 'raw', 256, 256), view, drawn[0]), window)
 
 
 @pytest.mark.parametrize('mirror', [0.2, 0.8])
 @pytest.mark.parametrize('angle', [0.0, 0.3, 0.999])
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
 def test_rotation_is_pillows(kind, angle, mirror):
-  picture = smooth_picture(101, 101, seed=3)
+  image = smooth_image(101, 101, seed=3)
   view = TrainView(101, **WHOLE, rotation=30.0, fill=(255.0, 0.0, 10.0))
-  encoded = encode(picture, kind, **({'quality': 100, 'subsampling': 0} if kind == 'JPEG' else {}))
+  encoded = encode(image, kind, **({'quality': 100, 'subsampling': 0} if kind == 'JPEG' else {}))
   ours = train_view(encoded, view, numbers(angle=angle, mirror=mirror)).astype(int)
   degrees = (2 * angle - 1) * 30
-  turned = Image.fromarray(picture).rotate(degrees, Image.Resampling.BILINEAR, fillcolor=(255, 0, 10))
+  turned = Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR, fillcolor=(255, 0, 10))
   theirs = np.asarray(turned).astype(int)
   theirs = theirs[:, ::-1] if mirror < 0.5 else theirs
   difference = np.abs(ours - theirs).max(-1)
@@ -139,7 +137,7 @@ def test_rotation_is_pillows(kind, angle, mirror):
 
 @pytest.mark.parametrize('side', [1000, 1003, 1005, 1007])
 @pytest.mark.parametrize('angle', [0.5, 0.9])
-def test_no_fill_within_the_picture(side, angle):
+def test_no_fill_within_the_image(side, angle):
   """Whatever libjpeg shrinks it by, and wherever the crop lies."""
   white = encode(np.full((side, side, 3), 255, np.uint8), 'JPEG')
   view = TrainView(100, crop_scale=(0.36, 0.36), crop_ratio=(1.0, 1.0), rotation=5.0)
@@ -147,29 +145,29 @@ def test_no_fill_within_the_picture(side, angle):
     assert train_view(white, view, numbers(angle=angle, top=place, left=place)).min() >= 254
 
 
-def test_an_enlarged_picture_has_no_frame():
+def test_an_enlarged_image_has_no_frame():
   white = encode(np.full((32, 32, 3), 255, np.uint8), 'PNG')
   view = TrainView(64, **WHOLE, rotation=5.0)
   assert train_view(white, view, numbers(angle=0.5)).min() == 255
 
 
-def test_a_turned_window_is_that_of_the_turned_picture():
-  """Pixels outside of the crop, but inside of the picture, are used, not the fill."""
-  picture = smooth_picture(300, 300, seed=5)
+def test_a_turned_window_is_that_of_the_turned_image():
+  """Pixels outside of the crop, but inside of the image, are used, not the fill."""
+  image = smooth_image(300, 300, seed=5)
   view = TrainView(100, 'random_crop', resize_side=300, rotation=45.0)
   drawn = numbers(angle=0.999, top=0.5, left=0.5, mirror=0.9)
-  ours = train_view(encode(picture, 'PNG'), view, drawn).astype(int)
-  turned = Image.fromarray(picture).rotate(0.998 * 45, Image.Resampling.BILINEAR)
+  ours = train_view(encode(image, 'PNG'), view, drawn).astype(int)
+  turned = Image.fromarray(image).rotate(0.998 * 45, Image.Resampling.BILINEAR)
   assert np.abs(ours - np.asarray(turned)[100:200, 100:200].astype(int)).max() <= 6
 
 
 def test_a_shrunk_jpeg_is_turned_about_the_same_place():
   """libjpeg decodes at a quarter: the map must know, to a fraction of a pixel."""
-  picture = smooth_picture(800, 800, seed=6)
+  image = smooth_image(800, 800, seed=6)
   view = TrainView(100, **WHOLE, rotation=20.0)
   drawn = numbers(angle=0.9, mirror=0.3)
-  large = train_view(encode(picture, 'JPEG', quality=95, subsampling=0), view, drawn).astype(int)
-  exact = train_view(encode(picture, 'PNG'), view, drawn).astype(int)
+  large = train_view(encode(image, 'JPEG', quality=95, subsampling=0), view, drawn).astype(int)
+  exact = train_view(encode(image, 'PNG'), view, drawn).astype(int)
   assert np.abs(large - exact).mean() < 1
 
 
@@ -183,11 +181,11 @@ def test_angles_are_even():
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
 def test_eval_view_is_pillows_resize_and_centre_crop(kind):
-  picture = smooth_picture(333, 500, seed=1)
+  image = smooth_image(333, 500, seed=1)
   options = {'quality': 95, 'subsampling': 0} if kind == 'JPEG' else {}
-  ours = eval_view(encode(picture, kind, **options), EvalView(224))
+  ours = eval_view(encode(image, kind, **options), EvalView(224))
   assert ours.shape == (224, 224, 3)
-  difference = np.abs(ours - pillows_view(Image.fromarray(picture)))
+  difference = np.abs(ours - pillows_view(Image.fromarray(image)))
   assert difference.mean() < 1
   assert difference.max() <= (6 if kind == 'JPEG' else 2)
 
@@ -195,32 +193,32 @@ def test_eval_view_is_pillows_resize_and_centre_crop(kind):
 def test_tensorflows_resize_by_name():
   import tensorflow as tf
 
-  picture = smooth_picture(600, 500, seed=1)
-  ours = eval_view(encode(picture, 'PNG'), EvalView(224, resize='tf')).astype(int)
-  theirs = tf.image.resize(picture, (307, 256)).numpy()[42:266, 16:240]  # (307 - 224) / 2, to even
+  image = smooth_image(600, 500, seed=1)
+  ours = eval_view(encode(image, 'PNG'), EvalView(224, resize='tf')).astype(int)
+  theirs = tf.image.resize(image, (307, 256)).numpy()[42:266, 16:240]  # (307 - 224) / 2, to even
   assert np.abs(ours - theirs).max() <= 0.51
-  assert np.abs(ours - pillows_view(Image.fromarray(picture))).max() > 0
+  assert np.abs(ours - pillows_view(Image.fromarray(image))).max() > 0
 
 
 def test_ten_crops_are_the_corners_the_centre_and_their_mirror_images():
-  picture = coordinates(200, 240)
-  crops = eval_view(encode(picture, 'PNG'), EvalView(100, 200, ten_crop=True))
+  image = coordinates(200, 240)
+  crops = eval_view(encode(image, 'PNG'), EvalView(100, 200, ten_crop=True))
   assert crops.shape == (10, 100, 100, 3)
   corners = [(0, 0), (0, 140), (100, 0), (100, 140), (50, 70)]
   for crop, (top, left) in zip(crops[:5], corners, strict=True):
-    np.testing.assert_array_equal(crop, picture[top : top + 100, left : left + 100])
+    np.testing.assert_array_equal(crop, image[top : top + 100, left : left + 100])
   np.testing.assert_array_equal(crops[5:], crops[:5, :, ::-1])
 
 
 @pytest.mark.parametrize(('height', 'width'), [(500, 333), (8, 8), (64, 300), (2000, 30), (1, 5000)])
 def test_eval_view_of_any_shape(height, width):
-  encoded = encode(smooth_picture(height, width, seed=0))
+  encoded = encode(smooth_image(height, width, seed=0))
   assert eval_view(encoded, EvalView(64, 72)).shape == (64, 64, 3)
   assert train_view(encoded, TrainView(64), numbers()).shape == (64, 64, 3)
 
 
-def test_grey_pictures_become_rgb():
-  encoded = encode(smooth_picture(40, 40, seed=0)[..., 0])
+def test_grey_images_become_rgb():
+  encoded = encode(smooth_image(40, 40, seed=0)[..., 0])
   for view in (train_view(encoded, TrainView(32, **WHOLE), numbers()), eval_view(encoded, EvalView(32, 32))):
     assert (view == view[..., :1]).all()
 
@@ -270,9 +268,9 @@ def test_a_window_of_a_jpeg_is_libjpegs_bit_for_bit(options, capfd):
   import tensorflow as tf
 
   noise = np.random.default_rng(0).integers(0, 60, (333, 250, 3))
-  picture = (smooth_picture(333, 250, seed=2) // 2 + noise).astype(np.uint8)
-  picture = picture[..., 0] if options.get('grey') else picture
-  content = encode(picture, 'JPEG', quality=90, **{key: options[key] for key in options if key != 'grey'})
+  image = (smooth_image(333, 250, seed=2) // 2 + noise).astype(np.uint8)
+  image = image[..., 0] if options.get('grey') else image
+  content = encode(image, 'JPEG', quality=90, **{key: options[key] for key in options if key != 'grey'})
   rng, views_seen = np.random.default_rng(1), 0
   for size in (16, 24, 60):
     view = TrainView(size, crop_scale=(0.3, 1.0))
@@ -301,15 +299,15 @@ def test_a_window_of_a_jpeg_is_libjpegs_bit_for_bit(options, capfd):
 def test_training_resizes_bilinearly(side, mirror):
   import tensorflow as tf
 
-  picture = smooth_picture(side, side, seed=4)
-  ours = train_view(encode(picture, 'PNG'), TrainView(48, **WHOLE), numbers(mirror=mirror)).astype(int)
-  theirs = tf.image.resize(picture, (48, 48)).numpy()
+  image = smooth_image(side, side, seed=4)
+  ours = train_view(encode(image, 'PNG'), TrainView(48, **WHOLE), numbers(mirror=mirror)).astype(int)
+  theirs = tf.image.resize(image, (48, 48)).numpy()
   assert np.abs(ours - (theirs[:, ::-1] if mirror < 0.5 else theirs)).max() <= 1
 
 
 def test_jpegs_of_odd_ends():
   """What follows the window does not matter, and what lacks some of it is an error."""
-  content = encode(smooth_picture(80, 90, seed=0), 'JPEG', quality=90)
+  content = encode(smooth_image(80, 90, seed=0), 'JPEG', quality=90)
   view = TrainView(32, crop_scale=(0.2, 0.2))
   for place in (0.0, 0.999):
     plain = train_view(content, view, numbers(top=place))
@@ -320,7 +318,7 @@ def test_jpegs_of_odd_ends():
 
 
 def test_what_simplejpeg_does_not_know_goes_to_tensorflow(monkeypatch):
-  content = encode(smooth_picture(80, 90, seed=0), 'JPEG', quality=90)
+  content = encode(smooth_image(80, 90, seed=0), 'JPEG', quality=90)
   view = TrainView(32)
   expected = train_view(content, view, numbers())
 
@@ -358,7 +356,7 @@ def with_marker(content):
 
 @pytest.mark.parametrize('progressive', [False, True])
 def test_a_broken_jpeg_is_never_what_was_in_memory(progressive):
-  content = encode(smooth_picture(300, 200, seed=0), 'JPEG', quality=90, progressive=progressive)
+  content = encode(smooth_image(300, 200, seed=0), 'JPEG', quality=90, progressive=progressive)
   seen = []
   for value in (7, 200):
     dirt = [np.full((300, 200, 3), value, np.uint8) for _ in range(20)]
@@ -374,7 +372,7 @@ def test_a_broken_jpeg_is_never_what_was_in_memory(progressive):
 
 
 def test_a_jpeg_whose_header_lies_is_refused():
-  content = bytearray(encode(smooth_picture(60, 80, seed=0), 'JPEG', quality=90))
+  content = bytearray(encode(smooth_image(60, 80, seed=0), 'JPEG', quality=90))
   frame = read_header(bytes(content)).frame
   content[frame + 5 : frame + 7] = (65_535).to_bytes(2, 'big')
   with pytest.raises(UnreadableError):

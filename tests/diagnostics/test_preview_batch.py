@@ -1,4 +1,4 @@
-"""`--show_batch`: the picture of what the network will see."""
+"""`--show_batch`: the image of what the network will see."""
 
 import jax
 import numpy as np
@@ -40,7 +40,7 @@ def test_without_augmentation_before_and_after_are_the_same(tmp_path, data_dir, 
   for before, after in tiles(shown(tmp_path, data_dir, *plain)):
     assert np.abs(before.astype(int) - after).max() <= 2
     assert before.std() > 20
-  assert '16 pictures of step 1' in capsys.readouterr().out
+  assert '16 images of step 1' in capsys.readouterr().out
   assert not (tmp_path / 'runs').exists()
 
 

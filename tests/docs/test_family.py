@@ -2,9 +2,8 @@
 
 import pathlib
 
-from docs.family import differences, markdown, rows
-
 from alexnet_flax import VARIANTS
+from docs.family import differences, markdown, rows
 
 
 def test_the_page_is_current():

@@ -16,7 +16,7 @@ from alexnet_flax.evaluation import imagenet, protocols, summary
 from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.pretrained import Trained, load_trained
 from alexnet_flax.training.logger import read_metrics
-from tests.helpers import digits_run, encode, random_variables, smooth_picture
+from tests.helpers import digits_run, encode, random_variables, smooth_image
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_run_scores_what_its_log_says(run, data_dir, tmp_path, capsys):
   logged = {line['name']: line for line in read_metrics(run) if line['split'] != 'train'}
   assert figures['images'] == logged['top1']['images'] == 37
   for name in ('top1', 'top5', 'loss'):
-    # Training's pictures are resized by TensorFlow, whose rounding differs by a level.
+    # Training's images are resized by TensorFlow, whose rounding differs by a level.
     assert figures[name]['value'] == pytest.approx(logged[name]['value'], rel=2e-3)
     assert figures[name]['low'] < figures[name]['value'] < figures[name]['high']
   assert f'{100 * figures["top1"]["value"]:.2f} %' in table
@@ -120,21 +120,21 @@ def prepared(name, folder, examples, split, monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def pictures():
-  return [encode(smooth_picture(80, 90, seed), quality=95) for seed in range(12)]
+def images():
+  return [encode(smooth_image(80, 90, seed), quality=95) for seed in range(12)]
 
 
-def test_only_classes_that_occur_can_be_answered(tmp_path, pictures, monkeypatch, capsys):
+def test_only_classes_that_occur_can_be_answered(tmp_path, images, monkeypatch, capsys):
   labels = [3, 500, 999, 3, 500, 999, 3, 500, 999, 3, 500, 999]
   names = tfds.builder('imagenet_a').info.features['label'].names
   examples = [
-    {'image': picture, 'label': names[label], 'file_name': f'{i}.jpg'}
-    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+    {'image': image, 'label': names[label], 'file_name': f'{i}.jpg'}
+    for i, (image, label) in enumerate(zip(images, labels, strict=True))
   ]
   prepared('imagenet_a', tmp_path, examples, 'test', monkeypatch)
   common = ['--weights', imagenet_network(tmp_path), '--data_dir', tmp_path, '--dataset']
   assert main(['evaluate', *map(str, common), 'imagenet_a']) == 2
-  assert 'has 12 pictures here, and published figures are of 7,500' in capsys.readouterr().err
+  assert 'has 12 images here, and published figures are of 7,500' in capsys.readouterr().err
   figures, table = evaluated(capsys, tmp_path, *common, 'imagenet_a', '--any_count')
   assert figures['protocol']['allowed_classes'] == 3
   assert 'among 3 classes' in table
@@ -177,40 +177,39 @@ def test_networks_of_different_heads(data_dir):
     evaluation.answer([broken], source, protocol)
 
 
-def test_real_counts_every_right_class_and_no_picture_without(tmp_path, pictures, monkeypatch):
+def test_real_counts_every_right_class_and_no_image_without(tmp_path, images, monkeypatch):
   weights = imagenet_network(tmp_path)
   network = load_trained(str(weights))
   names = tfds.builder('imagenet2012_real').info.features['original_label'].names
   right = [[7], [], [7, 8]] + [[number] for number in range(9)]
   examples = [
     {
-      'image': picture,
+      'image': image,
       'original_label': names[5],
       'real_label': [names[label] for label in labels],
       'file_name': f'{i}.JPEG',
     }
-    for i, (picture, labels) in enumerate(zip(pictures, right, strict=True))
+    for i, (image, labels) in enumerate(zip(images, right, strict=True))
   ]
   prepared('imagenet2012_real', tmp_path, examples, 'validation', monkeypatch)
   source = protocols.open_evaluated('imagenet2012_real', str(tmp_path))
   assert sorted(map(sorted, evaluation.right_classes(source))) == sorted(map(sorted, right))
   answers = evaluation.answer([network], source, protocols.protocol_of([network]))
   assert len(answers.right) == 11
-  # By hand: of each picture with a label, whether the most probable class is one of its labels.
+  # By hand: of each image with a label, whether the most probable class is one of its labels.
   seen = _all_probabilities([network], source, protocols.protocol_of([network]))
   labels = evaluation.right_classes(source)
   hits = [row.argmax() in some for row, some in zip(seen, labels, strict=True) if some]
   assert answers.top(1).value == pytest.approx(np.mean(hits))
 
 
-def test_imagenet_c(tmp_path, pictures, monkeypatch, capsys):
+def test_imagenet_c(tmp_path, images, monkeypatch, capsys):
   monkeypatch.setattr(imagenet, 'ALEXNET_ERRORS', {'gaussian_noise': 88.6428, 'fog': 81.9324})
   names = tfds.builder('imagenet2012_corrupted/fog_1').info.features['label'].names
   errors = {name: imagenet.ALEXNET_ERRORS[name] for name in ('gaussian_noise', 'fog')}
   for number, name in enumerate(f'{one}_{severity}' for one in errors for severity in (1, 2)):
     examples = [
-      {'image': picture, 'label': names[number], 'file_name': f'{i}.JPEG'}
-      for i, picture in enumerate(pictures[:5])
+      {'image': image, 'label': names[number], 'file_name': f'{i}.JPEG'} for i, image in enumerate(images[:5])
     ]
     prepared(f'imagenet2012_corrupted/{name}', tmp_path, examples, 'validation', monkeypatch)
   monkeypatch.setattr(summary, 'ALEXNET_ERRORS', errors)
@@ -219,7 +218,7 @@ def test_imagenet_c(tmp_path, pictures, monkeypatch, capsys):
   weights = imagenet_network(tmp_path)
   common = ['--weights', weights, '--dataset', 'imagenet2012_corrupted', '--data_dir', tmp_path]
   assert main(['evaluate', *map(str, common)]) == 2
-  assert 'has 5 pictures here, and published figures are of 50,000' in capsys.readouterr().err
+  assert 'has 5 images here, and published figures are of 50,000' in capsys.readouterr().err
   common.append('--any_count')
   figures, table = evaluated(capsys, tmp_path, *common)
   # TFDS has them cut to 224x224 already: they are neither resized nor cut again.
@@ -264,7 +263,7 @@ def test_a_data_set_of_other_classes(run, tmp_path, capsys):
   for label in range(10):
     folder = tmp_path / 'test' / f'animal {label}'
     folder.mkdir(parents=True)
-    (folder / 'a.jpg').write_bytes(encode(smooth_picture(60, 60, label)))
+    (folder / 'a.jpg').write_bytes(encode(smooth_image(60, 60, label)))
   place = ['--dataset', 'image_folder:test', '--data_dir', str(tmp_path)]
   assert main(['evaluate', str(run), *place]) == 2
   assert 'other classes than' in capsys.readouterr().err

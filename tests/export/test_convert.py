@@ -12,7 +12,7 @@ from alexnet_flax.cli.main import main
 from alexnet_flax.export import parity
 from alexnet_flax.pretrained import load_variant
 from alexnet_flax.weights import stored_spec
-from tests.helpers import random_variables, smooth_picture
+from tests.helpers import random_variables, smooth_image
 
 SMALL = {
   'batchnorm': VARIANTS['batchnorm'].scaled(1 / 16, 67),
@@ -72,13 +72,13 @@ def test_verification_against_opencv_layer_by_layer(tmp_path, capsys):
   pytest.importorskip('cv2', reason='OpenCV is not installed')
   source, _ = written(tmp_path, 'caffe', 'a.caffemodel')
   for number in range(2):
-    Image.fromarray(smooth_picture(90, 120, number)).save(tmp_path / f'{number}.png')
+    Image.fromarray(smooth_image(90, 120, number)).save(tmp_path / f'{number}.png')
   command = ['convert', source, str(tmp_path / 'b.safetensors'), '--variant', 'caffe', *SIZE]
-  pictures = ['--pictures', str(tmp_path / '0.png'), str(tmp_path / '1.png')]
-  assert main([*command, '--verify', *pictures]) == 0
+  images = ['--images', str(tmp_path / '0.png'), str(tmp_path / '1.png')]
+  assert main([*command, '--verify', *images]) == 0
   said = capsys.readouterr().out
   assert 'OpenCV' in said
-  assert '2 pictures' in said
+  assert '2 images' in said
   for layer in ('input', 'conv1', 'norm1', 'pool5', 'fc8'):
     assert f'\n  {layer} ' in said
   assert 'the same within 0.0001' in said
@@ -90,7 +90,7 @@ def test_verification_finds_a_difference(tmp_path, capsys):
   spec, variables = load_variant(source, 'caffe', 1 / 16, 67)
   wrong = jax.tree.map(np.copy, variables)
   wrong['params']['conv3']['bias'] += 0.01
-  _, errors = parity.compare(tmp_path / 'a.caffemodel', 'caffe', spec, wrong, [smooth_picture(90, 120, 0)])
+  _, errors = parity.compare(tmp_path / 'a.caffemodel', 'caffe', spec, wrong, [smooth_image(90, 120, 0)])
   assert errors['relu2'] < 1e-4 < errors['conv3']
 
 
@@ -111,7 +111,7 @@ def test_what_it_refuses_is_one_line_and_writes_nothing(tmp_path, capsys, monkey
     (['absent.pth', 'b.safetensors', *named], 'absent.pth: no such file'),
     (['torn.keras', 'b.safetensors', *named], 'torn.keras: broken'),
     (['code.pth', 'b.safetensors', '--variant', 'torchvision'], 'pth'),
-    (['a.keras', 'b.safetensors', '--verify', '--pictures', 'none.jpg', *named], 'none.jpg'),
+    (['a.keras', 'b.safetensors', '--verify', '--images', 'none.jpg', *named], 'none.jpg'),
     (['a.safetensors', 'b.keras', '--verify'], 'is our own file'),
     (['.', 'b.keras'], "no run's folder"),
     (['a.keras', 'nowhere/b.safetensors', *named], 'nowhere'),

@@ -26,7 +26,7 @@ def small(spec: Spec) -> Spec:
   return spec if spec.image_size < 64 else spec.scaled(1 / 16, max(spec.smallest_image_size(), 67))
 
 
-def pictures(spec, count=3):
+def random_images(spec, count=3):
   rng = np.random.default_rng(0)
   return rng.integers(0, 256, (count, spec.image_size, spec.image_size, 3), np.uint8)
 
@@ -41,7 +41,7 @@ def greatest_difference(theirs, spec, variables, images):
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_every_variant_in_onnx_runtime(variant, tmp_path):
   spec = small(VARIANTS[variant])
-  variables, images = random_variables(spec, 10), pictures(spec)
+  variables, images = random_variables(spec, 10), random_images(spec)
   (path,) = onnx_graph.write(tmp_path / 'net.onnx', spec, variables)
   assert greatest_difference(onnx_graph.run(path, images), spec, variables, images) < 1e-4
   one = onnx_graph.run(path, images[:1])  # the batch is free
@@ -51,7 +51,7 @@ def test_every_variant_in_onnx_runtime(variant, tmp_path):
 @pytest.mark.parametrize('kind', ['tanh', 'sigmoid', 'leaky_relu'])
 def test_other_activations_and_pools(kind, tmp_path):
   spec = small(VARIANTS['batchnorm']).replace(Activation, kind=kind).replace(Pool, kind='avg')
-  variables, images = random_variables(spec, 4), pictures(spec)
+  variables, images = random_variables(spec, 4), random_images(spec)
   (path,) = onnx_graph.write(tmp_path / 'net.onnx', spec, variables, ['a', 'b', 'c', 'd'])
   assert greatest_difference(onnx_graph.run(path, images), spec, variables, images) < 1e-4
   properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
@@ -72,7 +72,7 @@ def test_stablehlo_takes_any_batch_and_any_weights(variant, tmp_path):
   exported = jax.export.deserialize(bytearray(program.read_bytes()))
   assert set(exported.platforms) == {'cpu', 'cuda', 'rocm', 'tpu'}
   for count in (1, 3, 8):
-    images = pictures(spec, count)
+    images = random_images(spec, count)
     logits = np.asarray(exported.call(load_file(weights), images))
     assert logits.shape == (count, 10)
     assert greatest_difference(logits, spec, variables, images) < 1e-5
@@ -95,7 +95,7 @@ def test_a_run_goes_elsewhere_with_its_card(data_dir, tmp_path, ending, capsys):
     'variant | `batchnorm`',
     'classes | 10: 0, 1, 2',
     f'top1 {100 * top1["value"]:.2f} %',
-    'over 37 pictures at step 20',
+    'over 37 images at step 20',
     'split `test[:37]`, one central crop, resized by TensorFlow, antialiased as Pillow does',
     'trained on | `digits`, split `train[:320]`, 20 steps of 16',
     '(pixel * 1/255 - mean) / std, in the order RGB; mean (0.485, 0.456, 0.406)',

@@ -1,4 +1,4 @@
-"""Activations by layer: the function, the files, and the pictures that cannot be read."""
+"""Activations by layer: the function, the files, and the images that cannot be read."""
 
 import dataclasses
 
@@ -10,10 +10,10 @@ from PIL import Image
 
 from alexnet_flax import VARIANTS, AlexNet, features, save_weights
 from alexnet_flax.cli.main import main
-from alexnet_flax.data.images import UnreadableError, evaluation_view, read_picture
+from alexnet_flax.data.images import UnreadableError, evaluation_view, read_image
 from alexnet_flax.errors import UsageError
 from alexnet_flax.inference.feature_files import write_features
-from tests.helpers import encode, random_variables, smooth_picture
+from tests.helpers import encode, random_variables, smooth_image
 
 SPEC = VARIANTS['torchvision'].scaled(1 / 16, 67)
 LAYERS = ['relu3', 'pool5', 'fc7']
@@ -25,19 +25,19 @@ def variables():
 
 
 @pytest.fixture
-def pictures():
-  return [smooth_picture(90 + 10 * i, 140 - 7 * i, i) for i in range(5)]
+def images():
+  return [smooth_image(90 + 10 * i, 140 - 7 * i, i) for i in range(5)]
 
 
-def test_rows_are_what_the_network_makes_of_each_picture_alone(variables, pictures):
+def test_rows_are_what_the_network_makes_of_each_image_alone(variables, images):
   model = AlexNet(SPEC, 5)
-  found = features(model, variables, pictures, LAYERS, batch_size=2)
+  found = features(model, variables, images, LAYERS, batch_size=2)
   assert {name: array.shape for name, array in found.items()} == {
     'relu3': (5, 3, 3, 24), 'pool5': (5, 1, 1, 16), 'fc7': (5, 256),
   }  # fmt: skip
   mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-  for row, picture in enumerate(pictures):
-    pixels = (evaluation_view(picture, SPEC).astype(np.float32) / np.float32(255) - mean) / std
+  for row, image in enumerate(images):
+    pixels = (evaluation_view(image, SPEC).astype(np.float32) / np.float32(255) - mean) / std
     _, taps = model.apply(variables, jnp.asarray(pixels[None]), train=False, endpoints=True)
     for name in LAYERS:
       np.testing.assert_allclose(found[name][row], taps[name][0], rtol=1e-4, atol=1e-5)
@@ -60,39 +60,39 @@ def test_the_specs_own_preprocessing_is_applied():
   """Caffe's: blue first, in 0..255, less its mean."""
   spec = VARIANTS['caffe'].scaled(1 / 16, 67)
   variables = random_variables(spec)
-  picture = smooth_picture(67, 67, 0)
+  image = smooth_image(67, 67, 0)
   square = dataclasses.replace(
     spec, preprocessing=dataclasses.replace(spec.preprocessing, center_crop_share=1.0)
   )
-  found = features(AlexNet(square), variables, [picture], ['conv1'])['conv1']
-  pixels = picture[..., ::-1].astype(np.float32) - np.float32([104.007, 116.669, 122.679])
+  found = features(AlexNet(square), variables, [image], ['conv1'])['conv1']
+  pixels = image[..., ::-1].astype(np.float32) - np.float32([104.007, 116.669, 122.679])
   _, taps = AlexNet(spec).apply(variables, jnp.asarray(pixels[None]), train=False, endpoints=True)
   np.testing.assert_allclose(found, taps['conv1'], rtol=1e-4, atol=1e-4)
 
 
-def test_mistakes(variables, pictures):
+def test_mistakes(variables, images):
   model = AlexNet(SPEC, 5)
   with pytest.raises(UsageError, match="unknown layer 'relu9'; did you mean 'relu"):
-    features(model, variables, pictures, ['relu9'])
+    features(model, variables, images, ['relu9'])
   with pytest.raises(UsageError, match="unknown pooling 'sum'"):
-    features(model, variables, pictures, ['fc7'], pool='sum')
+    features(model, variables, images, ['fc7'], pool='sum')
   with pytest.raises(ValueError, match=r'must be uint8 RGB \[H, W, 3\]'):
     features(model, variables, [np.zeros((9, 9, 3))], ['fc7'])
   with pytest.raises(ValueError, match=r'must be uint8 RGB'):
     features(model, variables, [np.zeros((9, 9), np.uint8)], ['fc7'])
-  with pytest.raises(ValueError, match='no pictures'):
+  with pytest.raises(ValueError, match='no images'):
     features(model, variables, [], ['fc7'])
 
 
 def test_the_view_is_pillows_resize_and_the_centre():
-  picture = smooth_picture(300, 403, 1)
+  image = smooth_image(300, 403, 1)
   spec = VARIANTS['torchvision']
-  resized = Image.fromarray(picture).resize((343, 256), Image.Resampling.BILINEAR)
-  np.testing.assert_array_equal(evaluation_view(picture, spec), np.asarray(resized)[16:240, 60:284])
+  resized = Image.fromarray(image).resize((343, 256), Image.Resampling.BILINEAR)
+  np.testing.assert_array_equal(evaluation_view(image, spec), np.asarray(resized)[16:240, 60:284])
 
 
-def test_odd_pictures_are_read_as_rgb(tmp_path):
-  colours = smooth_picture(20, 30, 0)
+def test_odd_images_are_read_as_rgb(tmp_path):
+  colours = smooth_image(20, 30, 0)
   image = Image.fromarray(colours)
   for mode, ending in [
     ('L', 'jpg'),
@@ -103,40 +103,39 @@ def test_odd_pictures_are_read_as_rgb(tmp_path):
     ('RGB', 'bmp'),
   ]:
     image.convert(mode).save(tmp_path / f'{mode}.{ending}')
-    read = read_picture(tmp_path / f'{mode}.{ending}')
+    read = read_image(tmp_path / f'{mode}.{ending}')
     assert read.shape == (20, 30, 3)
     assert read.dtype == np.uint8
   image.save(tmp_path / 'png_named.jpg', 'PNG')
-  np.testing.assert_array_equal(read_picture(tmp_path / 'png_named.jpg'), colours)
-  (tmp_path / 'cut.jpg').write_bytes(encode(smooth_picture(200, 200, 0))[:900])
+  np.testing.assert_array_equal(read_image(tmp_path / 'png_named.jpg'), colours)
+  (tmp_path / 'cut.jpg').write_bytes(encode(smooth_image(200, 200, 0))[:900])
   (tmp_path / 'text.jpg').write_text('hello')
   for name in ('cut.jpg', 'text.jpg', 'absent.jpg', '.'):
     with pytest.raises(UnreadableError):
-      read_picture(tmp_path / name)
+      read_image(tmp_path / name)
 
 
 @pytest.fixture
-def folder(tmp_path, variables, pictures):
-  """Five pictures, the third of them broken, and weights."""
-  for number, picture in enumerate(pictures):
-    (tmp_path / f'{number}.png').write_bytes(encode(picture, 'PNG'))
-  (tmp_path / '2.png').write_bytes(encode(pictures[2], 'PNG')[:60])
+def folder(tmp_path, variables, images):
+  """Five images, the third of them broken, and weights."""
+  for number, image in enumerate(images):
+    (tmp_path / f'{number}.png').write_bytes(encode(image, 'PNG'))
+  (tmp_path / '2.png').write_bytes(encode(images[2], 'PNG')[:60])
   save_weights(tmp_path / 'w.safetensors', SPEC, variables)
   return tmp_path
 
 
 @pytest.mark.parametrize('out', ['f.h5', 'f.npz'])
-def test_a_picture_that_cannot_be_read_never_shifts_a_row(folder, variables, pictures, capsys, out):
+def test_an_image_that_cannot_be_read_never_shifts_a_row(folder, variables, images, capsys, out):
   files = [str(folder / f'{number}.png') for number in (4, 2, 0, 1)]
   arguments = ['--layers', 'fc7,relu3', '--weights', str(folder / 'w.safetensors'), '--batch_size', '3']
   assert main(['features', *files, *arguments, '--out', str(folder / out)]) == 2
   errors = capsys.readouterr().err.splitlines()
   assert errors[0].startswith(f'cannot read {folder}/2.png: ')
   assert (
-    errors[-1]
-    == f'error: 1 of the pictures cannot be read; {folder / out} is written, and their rows are NaN'
+    errors[-1] == f'error: 1 of the images cannot be read; {folder / out} is written, and their rows are NaN'
   )
-  expected = features(AlexNet(SPEC, 5), variables, [pictures[i] for i in (4, 0, 1)], ['fc7', 'relu3'])
+  expected = features(AlexNet(SPEC, 5), variables, [images[i] for i in (4, 0, 1)], ['fc7', 'relu3'])
   stored = np.load(folder / out) if out.endswith('npz') else h5py.File(folder / out)
   names = [name.decode() if isinstance(name, bytes) else name for name in stored['names'][:]]
   assert names == files
@@ -149,7 +148,7 @@ def test_a_picture_that_cannot_be_read_never_shifts_a_row(folder, variables, pic
   assert not list(folder.glob('.partial*'))
 
 
-def test_names_of_torchvision_and_folders(folder, variables, pictures):
+def test_names_of_torchvision_and_folders(folder, variables, images):
   (folder / '2.png').unlink()
   out = folder / 'f.h5'
   weights = str(folder / 'w.safetensors')
@@ -158,7 +157,7 @@ def test_names_of_torchvision_and_folders(folder, variables, pictures):
     main([*command, '--layers', 'features.7,classifier.5', '--names', 'torchvision', '--pool', 'max']) == 0
   )
   expected = features(
-    AlexNet(SPEC, 5), variables, [pictures[i] for i in (0, 1, 3, 4)], ['relu3', 'relu7'], pool='max'
+    AlexNet(SPEC, 5), variables, [images[i] for i in (0, 1, 3, 4)], ['relu3', 'relu7'], pool='max'
   )
   with h5py.File(out) as stored:
     assert set(stored) == {'features.7', 'classifier.5', 'names'}
@@ -194,13 +193,13 @@ def test_an_empty_folder(folder, capsys):
   (folder / 'empty').mkdir()
   command = ['features', str(folder / 'empty'), '--layers', 'fc7', '--weights', str(folder / 'w.safetensors')]
   assert main([*command, '--out', str(folder / 'f.h5')]) == 2
-  assert 'no pictures in the folder' in capsys.readouterr().err
+  assert 'no images in the folder' in capsys.readouterr().err
 
 
 def test_caffes_names_with_a_slash(tmp_path):
   spec = VARIANTS['batchnorm_grouped'].scaled(1 / 16, 67)
   save_weights(tmp_path / 'w.safetensors', spec, random_variables(spec))
-  Image.fromarray(smooth_picture(70, 80, 0)).save(tmp_path / 'a.png')
+  Image.fromarray(smooth_image(70, 80, 0)).save(tmp_path / 'a.png')
   (tmp_path / 'b.png').write_bytes(b'none')
   names = ['conv1', 'conv1/bn']
   for out in ('f.npz', 'f.h5'):
@@ -223,10 +222,10 @@ def test_caffes_names_with_a_slash(tmp_path):
 def test_sixteen_bits_become_eight(tmp_path):
   ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
   Image.fromarray(ramp).save(tmp_path / 'a.png')
-  np.testing.assert_array_equal(read_picture(tmp_path / 'a.png')[..., 1], ramp >> 8)
+  np.testing.assert_array_equal(read_image(tmp_path / 'a.png')[..., 1], ramp >> 8)
   Image.fromarray(np.float32(ramp)).save(tmp_path / 'a.tif')
   with pytest.raises(UnreadableError, match='whose range is not known'):
-    read_picture(tmp_path / 'a.tif')
+    read_image(tmp_path / 'a.tif')
 
 
 def test_preprocessed_images_are_floats(variables):

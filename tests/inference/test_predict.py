@@ -25,8 +25,8 @@ def photos(tmp_path):
   """Two photographs, in a folder."""
   folder = tmp_path / 'photos'
   folder.mkdir()
-  for name, picture in zip(('china', 'flower'), load_sample_images().images, strict=True):
-    Image.fromarray(picture).save(folder / f'{name}.jpg')
+  for name, image in zip(('china', 'flower'), load_sample_images().images, strict=True):
+    Image.fromarray(image).save(folder / f'{name}.jpg')
   return folder
 
 
@@ -72,8 +72,8 @@ def test_a_run_knows_its_classes(data_dir, photos, capsys):
   assert {best['name'] for line in lines for best in line['best']} <= set('0123456789')
 
 
-def test_pictures_that_cannot_be_read_are_named_and_the_others_answered(photos, weights, tmp_path, capsys):
-  (tmp_path / 'text.jpg').write_text('no picture')
+def test_images_that_cannot_be_read_are_named_and_the_others_answered(photos, weights, tmp_path, capsys):
+  (tmp_path / 'text.jpg').write_text('no image')
   (tmp_path / 'empty.png').write_bytes(b'')
   tall = Image.new('L', (1, 300), 128)
   tall.save(tmp_path / 'tall.png')
@@ -82,10 +82,10 @@ def test_pictures_that_cannot_be_read_are_named_and_the_others_answered(photos, 
   assert code == 2
   assert [bool(line.get('error')) for line in lines] == [False, True, False, True, True]
   assert len(lines[2]['best']) == 5
-  assert error.splitlines()[-1] == 'error: 3 of the pictures cannot be read'
+  assert error.splitlines()[-1] == 'error: 3 of the images cannot be read'
 
 
-def test_thin_pictures_do_not_take_all_memory(weights, tmp_path, capsys):
+def test_thin_images_do_not_take_all_memory(weights, tmp_path, capsys):
   """A few bytes that would become gigabytes when resized."""
   Image.new('L', (200_000, 1)).save(tmp_path / 'thin.png')
   assert main(['predict', str(tmp_path / 'thin.png'), '--weights', weights]) == 2
@@ -96,8 +96,8 @@ def test_thin_pictures_do_not_take_all_memory(weights, tmp_path, capsys):
   ('arguments', 'message'),
   [
     (['absent.jpg'], 'error: cannot read absent.jpg: No such file'),
-    (['nothing/*.jpg'], 'no pictures fit nothing/*.jpg'),
-    (['{folder}'], 'no pictures in the folder'),
+    (['nothing/*.jpg'], 'no images fit nothing/*.jpg'),
+    (['{folder}'], 'no images in the folder'),
     (['{photos}', '--classes', '{names}'], 'has 2 lines; it must have one for each of 6 classes'),
     (['{photos}', '--classes', 'absent.txt'], 'cannot read the names of classes in absent.txt'),
     (['{photos}', '--saliency', '{names}/maps'], 'cannot write to --saliency'),
@@ -111,7 +111,7 @@ def test_mistakes(photos, weights, tmp_path, arguments, message, capsys):
   assert message in capsys.readouterr().err
 
 
-def test_saliency_pictures(photos, weights, tmp_path, capsys):
+def test_saliency_images(photos, weights, tmp_path, capsys):
   (photos / 'more').mkdir()
   Image.open(photos / 'china.jpg').rotate(180).save(photos / 'more' / 'china.jpg')
   maps = tmp_path / 'maps'
@@ -153,7 +153,7 @@ def test_grad_cam_is_the_papers_formula(variant):
 
 
 def test_grad_cam_finds_what_speaks_for_a_class():
-  """A head that answers 'red' by the amount of red: the map is where the picture is red."""
+  """A head that answers 'red' by the amount of red: the map is where the image is red."""
   spec = VARIANTS['torchvision'].scaled(1 / 16, 131)
   variables = jax.tree.map(np.zeros_like, random_variables(spec, 2))
   for name, kernel in ((n, layer['kernel']) for n, layer in variables['params'].items()):
@@ -162,14 +162,14 @@ def test_grad_cam_finds_what_speaks_for_a_class():
       kernel[center, center, 0, 0] = 1.0 if name != 'conv1' else 3.0
     else:
       kernel[:, 0] = 1.0
-  picture = np.zeros((1, 131, 131, 3), np.uint8)
-  picture[:, :50, 80:, 0] = 255
-  (heat,) = grad_cam(AlexNet(spec, 2), variables, picture, np.array([0]))
+  image = np.zeros((1, 131, 131, 3), np.uint8)
+  image[:, :50, 80:, 0] = 255
+  (heat,) = grad_cam(AlexNet(spec, 2), variables, image, np.array([0]))
   row, column = np.unravel_index(heat.argmax(), heat.shape)
   assert row < heat.shape[0] / 2
   assert column > heat.shape[1] / 2
   assert heat[-1, 0] < 0.5
-  drawn = overlay(picture[0], heat)
+  drawn = overlay(image[0], heat)
   assert drawn.shape == (131, 131, 3)
   assert drawn.dtype == np.uint8
 

@@ -258,7 +258,7 @@ def test_smallest_image(name):
       spec.check_image_size(smallest, smallest - 1)
 
 
-def test_pictures_need_not_be_square():
+def test_images_need_not_be_square():
   model = AlexNet(VARIANTS['torchvision'].scaled(1 / 16))
   images = jax.ShapeDtypeStruct((1, 67, 131, 3), jnp.float32)
   variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)

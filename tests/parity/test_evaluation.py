@@ -20,19 +20,19 @@ CLASSES = 5
 @pytest.fixture
 def photos(tmp_path, request):
   """Photographs in the folders of five classes: scikit-learn's two, and real ones where they are at hand."""
-  pictures = [Image.fromarray(picture) for picture in load_sample_images().images]
-  pictures += [
-    pictures[0].rotate(180),
-    pictures[1].rotate(90, expand=True),
-    pictures[0].crop((50, 20, 400, 427)),
+  images = [Image.fromarray(image) for image in load_sample_images().images]
+  images += [
+    images[0].rotate(180),
+    images[1].rotate(90, expand=True),
+    images[0].crop((50, 20, 400, 427)),
   ]
   folder = request.config.rootpath.parent / 'shared' / 'data' / 'imagenet_samples'
   if folder.is_dir():
-    pictures += [Image.open(path).convert('RGB') for path in sorted(folder.iterdir())[:15]]
-  for number, picture in enumerate(pictures):
+    images += [Image.open(path).convert('RGB') for path in sorted(folder.iterdir())[:15]]
+  for number, image in enumerate(images):
     place = tmp_path / 'photos' / 'test' / f'class {number % CLASSES}'
     place.mkdir(parents=True, exist_ok=True)
-    picture.save(place / f'{number:03}.jpg', quality=95)
+    image.save(place / f'{number:03}.jpg', quality=95)
   return tmp_path / 'photos'
 
 
@@ -74,7 +74,7 @@ def test_ten_crops(photos, tmp_path, agree):
       expected.append(torch.softmax(theirs(crops(Image.open(path))), 1).mean(0).numpy())
   assert np.ptp(expected, axis=0).max() > 0.1
   errors = {name: float(np.abs(a - b).max()) for name, a, b in zip(names, ours, expected, strict=True)}
-  what = 'averaged probabilities of a ten-crop evaluation, greatest |a - b| of each picture'
+  what = 'averaged probabilities of a ten-crop evaluation, greatest |a - b| of each image'
   agree(f'torchvision {torchvision.__version__}, PyTorch {torch.__version__}', what, errors)
 
   command = ['evaluate', '--weights', str(weights), '--variant', 'torchvision', '--protocol', 'ten-crop']

@@ -23,7 +23,7 @@ from alexnet_flax.diagnostics import verify_resume
 from alexnet_flax.errors import DivergedError, PreemptedError, UsageError
 from alexnet_flax.training import logger, loop, workdir
 from alexnet_flax.training import train as training
-from tests.helpers import SMALL, TINY, command, encode, replace, smooth_picture
+from tests.helpers import SMALL, TINY, command, encode, replace, smooth_image
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
 
@@ -296,7 +296,7 @@ def test_a_signal_on_a_full_disk_says_what_is_lost(tiny, small_disk, monkeypatch
 
 
 def poisoned(monkeypatch, *steps):
-  """Makes the pictures of some steps infinite on their way to the network."""
+  """Makes the images of some steps infinite on their way to the network."""
   from alexnet_flax.training import experiment
 
   original = experiment.train_step
@@ -438,7 +438,7 @@ def test_doctor_reads_what_is_evaluated(tmp_path, capsys):
     for number in range(4):
       folder = tmp_path / split / f'class {number % 2}'
       folder.mkdir(parents=True, exist_ok=True)
-      content = encode(smooth_picture(64, 64, number)) if split == 'train' else b'no picture'
+      content = encode(smooth_image(64, 64, number)) if split == 'train' else b'no image'
       (folder / f'{number}.jpg').write_bytes(content)
   flags = ['--config.data.dataset=image_folder', f'--config.data.data_dir={tmp_path}']
   batch = ['--config.data.batch_size=8', '--config.data.eval_batch_size=8', '--config.data.train_split=train']

@@ -209,7 +209,7 @@ def test_other_variants_and_settings_train(tiny, tmp_path, variant):
 
 
 def test_learning_on_the_digits(data_dir, tmp_path):
-  """The recipe in a fifth of its time: far above chance, on pictures that it has not seen."""
+  """The recipe in a fifth of its time: far above chance, on images that it has not seen."""
   config = replace(
     TINY,
     data={'data_dir': data_dir, 'train_split': 'train', 'eval_split': 'test', 'batch_size': 32},
@@ -239,7 +239,7 @@ def test_is_time():
     ({'data': {'eval_split': 'test[90%:10%]'}}, 'has no examples'),
     ({'data': {'data_dir': '/dev/null/data'}}, 'cannot write to data_dir'),
     ({'data': {'dataset': 'mnist:9.9.9'}}, "data set 'mnist:9.9.9'"),
-    ({'data': {'dataset': 'image_folder', 'data_dir': 'configs'}}, 'no pictures in configs'),
+    ({'data': {'dataset': 'image_folder', 'data_dir': 'configs'}}, 'no images in configs'),
     ({'optimizer': {'warmup_steps': 10}}, 'set optimizer.warmup_steps'),
   ],
 )

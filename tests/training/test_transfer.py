@@ -87,7 +87,7 @@ def test_what_is_taken_over_and_what_is_left():
     ),
     (VARIANTS['batchnorm'].scaled(1 / 16, 99), r'params/fc6/kernel of the weights has shape'),
     (VARIANTS['torchvision'].scaled(1 / 16, 67), 'another network .torchvision.: conv1 is'),
-    (VARIANTS['caffe'].scaled(1 / 16, 67), 'the weights take pictures with'),
+    (VARIANTS['caffe'].scaled(1 / 16, 67), 'the weights take images with'),
   ],
 )
 def test_what_does_not_fit_is_an_error_unless_it_is_the_head(other, message):
@@ -125,7 +125,7 @@ def test_a_few_of_each_class(data_dir):
   few = few_per_class(source, 3, seed=1)
   assert few.num_examples == 30
   np.testing.assert_array_equal(np.bincount(read_labels(few)), [3] * 10)
-  record = lambda s: sorted(bytes(one.picture) for one in s.read(np.arange(s.num_examples)))  # noqa: E731
+  record = lambda s: sorted(bytes(one.image) for one in s.read(np.arange(s.num_examples)))  # noqa: E731
   assert record(few) == record(few_per_class(source, 3, seed=1))
   assert record(few) != record(few_per_class(source, 3, seed=2))
   assert set(record(few)) <= set(record(source))

@@ -98,10 +98,10 @@ def address(data_dir):
   thread.join()
 
 
-def test_the_page_to_drop_a_picture_on(page, address, tmp_path):
+def test_the_page_to_drop_an_image_on(page, address, tmp_path):
   photo = tmp_path / 'photo.jpg'
   Image.fromarray(load_sample_images().images[1]).save(photo)
-  (tmp_path / 'text.jpg').write_text('no picture')
+  (tmp_path / 'text.jpg').write_text('no image')
   page.goto(address)
   assert_it_fits(page)
   page.set_input_files('#file', photo)
@@ -109,14 +109,14 @@ def test_the_page_to_drop_a_picture_on(page, address, tmp_path):
   assert page.locator('.answer .bar').count() == 5
   assert_it_fits(page)
   details = page.locator('details', has_text='relu5')
-  picture = details.locator('img')
-  assert not picture.is_visible()
+  image = details.locator('img')
+  assert not image.is_visible()
   details.locator('summary').click()
-  assert picture.is_visible()
-  assert picture.evaluate('image => image.naturalWidth') > 8
+  assert image.is_visible()
+  assert image.evaluate('image => image.naturalWidth') > 8
   page.set_input_files('#file', tmp_path / 'text.jpg')
   page.wait_for_selector('#answer .error')
-  assert 'This cannot be read: no picture' in page.locator('.error').inner_text()
+  assert 'This cannot be read: no image' in page.locator('.error').inner_text()
   # Dropped, and not chosen.
   page.evaluate(
     """async () => {

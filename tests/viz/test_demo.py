@@ -19,7 +19,7 @@ from alexnet_flax.inference.predict import predict
 from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.pretrained import Trained
 from alexnet_flax.viz import demo
-from tests.helpers import digits_run, encode, random_variables, smooth_picture
+from tests.helpers import digits_run, encode, random_variables, smooth_image
 
 testclient = pytest.importorskip('starlette.testclient', reason='Starlette is not installed')
 
@@ -47,7 +47,7 @@ def photo():
 def test_the_page(client):
   response = client.get('/')
   assert response.status_code == 200
-  assert 'What is in your picture?' in response.text
+  assert 'What is in your image?' in response.text
   assert "default-src 'none'" in response.headers['content-security-policy']
   assert not re.search(r'(src|href)="(?!data:)', response.text)
 
@@ -55,7 +55,7 @@ def test_the_page(client):
 def test_an_answer_is_the_networks(client, network, tmp_path):
   (tmp_path / 'photo.jpg').write_bytes(photo())
   (expected,) = predict(network, [str(tmp_path / 'photo.jpg')])
-  response = client.post('/answer', files={'picture': ('photo.jpg', photo())})
+  response = client.post('/answer', files={'image': ('photo.jpg', photo())})
   assert response.status_code == 200
   for answer in expected.best:
     assert f'{100 * answer.probability:.1f} %' in response.text
@@ -70,16 +70,16 @@ def test_an_answer_is_the_networks(client, network, tmp_path):
 @pytest.mark.parametrize(
   ('content', 'reason'),
   [
-    (b'no picture', 'no picture'),
-    (b'', 'no picture'),
+    (b'no image', 'no image'),
+    (b'', 'no image'),
     (photo()[:2000], 'truncated'),
-    (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'no picture'),  # a kind that is not asked for
+    (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'no image'),  # a kind that is not asked for
     (encode(np.zeros((10001, 10000), np.uint8), 'PNG'), 'are more than 100,000,000 pixels'),
   ],
   ids=['text', 'nothing', 'truncated', 'postscript', 'bomb'],
 )
-def test_what_is_no_picture(client, content, reason):
-  response = client.post('/answer', files={'picture': ('a.jpg', content)})
+def test_what_is_no_image(client, content, reason):
+  response = client.post('/answer', files={'image': ('a.jpg', content)})
   assert response.status_code == 422
   assert reason in response.text
 
@@ -88,7 +88,7 @@ def test_limits_of_size(client, monkeypatch):
   monkeypatch.setattr(demo, 'MAX_BYTES', 100_000)
   noise = encode(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8), 'PNG')
   assert len(noise) > 110_000
-  response = client.post('/answer', files={'picture': ('a.png', noise)})
+  response = client.post('/answer', files={'image': ('a.png', noise)})
   assert response.status_code == 422
   assert 'is larger than' in response.text
   chunked = client.post('/answer', content=iter([b'x']), headers={'content-type': 'multipart/form-data'})
@@ -100,22 +100,22 @@ def test_limits_of_size(client, monkeypatch):
   'data',
   [
     {'files': {'other': ('a.jpg', b'x')}},
-    {'data': {'picture': 'text'}},
+    {'data': {'image': 'text'}},
     {'content': b'x'},
   ],
 )
 def test_other_requests(client, data):
   response = client.post('/answer', **data)
   assert response.status_code == 422
-  assert 'no picture was sent' in response.text
+  assert 'no image was sent' in response.text
 
 
-def test_broken_forms_and_thin_pictures(client):
+def test_broken_forms_and_thin_images(client):
   broken = client.post('/answer', content=b'x', headers={'content-type': 'multipart/form-data'})
   assert broken.status_code == 422
   assert 'Missing boundary' in broken.text
   thin = encode(np.zeros((1, 200_000), np.uint8), 'PNG')
-  response = client.post('/answer', files={'picture': ('a.png', thin)})
+  response = client.post('/answer', files={'image': ('a.png', thin)})
   assert response.status_code == 422
   assert 'too thin' in response.text
 
@@ -127,8 +127,8 @@ def test_other_methods_paths_and_hosts(client):
 
 
 def test_greyscale_and_odd_sides(client):
-  for picture in (np.full((1, 200), 90, np.uint8), smooth_picture(3, 400, 0)):
-    assert client.post('/answer', files={'picture': ('a.png', encode(picture, 'PNG'))}).status_code == 200
+  for image in (np.full((1, 200), 90, np.uint8), smooth_image(3, 400, 0)):
+    assert client.post('/answer', files={'image': ('a.png', encode(image, 'PNG'))}).status_code == 200
 
 
 def test_a_port_that_is_in_use(data_dir, capsys):

@@ -187,7 +187,7 @@ def test_neighbours_are_the_nearest_by_the_last_hidden_layer(run, data_dir):
 
 def test_the_worst_mistakes_come_first(run, data_dir):
   subject = load_subject(str(run), data_dir)
-  shown = content(subject).pictures
+  shown = content(subject).images
   answers = subject.answers
   assert shown.mistakes
   assert len(shown.mistakes) == min(8, (~answers.hits[:, 0]).sum())
@@ -213,7 +213,7 @@ def test_filters_are_tiles_in_rgb():
   np.testing.assert_array_equal(first_kernel(spec, params), params['conv1']['kernel'][:, :, ::-1])
 
 
-def test_tiles_have_every_picture_once():
+def test_tiles_have_every_image_once():
   sheet = tiles(np.stack([np.full((3, 2, 3), value, np.uint8) for value in range(1, 8)]))
   counts = {value: int((sheet[..., 0] == value).sum()) for value in range(1, 8)}
   assert set(counts.values()) == {6}

@@ -89,14 +89,12 @@ def test_the_order_of_colours_is_met_by_turning_conv1_around(tmp_path):
     ),
   )
   variables = random_variables(bgr)
-  picture = np.random.default_rng(0).uniform(0, 255, (1, 227, 227, 3)).astype(np.float32)
-  expected = AlexNet(bgr).apply(
-    variables, picture[..., ::-1] - np.float32(bgr.preprocessing.mean), train=False
-  )
+  image = np.random.default_rng(0).uniform(0, 255, (1, 227, 227, 3)).astype(np.float32)
+  expected = AlexNet(bgr).apply(variables, image[..., ::-1] - np.float32(bgr.preprocessing.mean), train=False)
   for path in (tmp_path / 'a.caffemodel', tmp_path / 'a.safetensors'):
     save_weights(path, bgr, variables)
     turned = load_weights(path, rgb)
-    logits = AlexNet(rgb).apply(turned, picture - np.float32(rgb.preprocessing.mean), train=False)
+    logits = AlexNet(rgb).apply(turned, image - np.float32(rgb.preprocessing.mean), train=False)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
   save_weights(tmp_path / 'b.caffemodel', rgb, turned)
   np.testing.assert_array_equal(
@@ -126,7 +124,7 @@ def test_the_norm_on_the_input_is_turned_around_with_conv1(tmp_path):
   ('name', 'ending', 'preprocessing', 'message'),
   [
     ('torchvision', '.safetensors', Preprocessing(mean=(0.5, 0.5, 0.5)), r'mean \(0.485, 0.456, 0.406\)'),
-    ('caffe', '.caffemodel', Preprocessing(), 'pictures are 0..255 less a mean'),
+    ('caffe', '.caffemodel', Preprocessing(), 'images are 0..255 less a mean'),
   ],
 )
 def test_another_mean_is_refused(name, ending, preprocessing, message, tmp_path):
@@ -272,7 +270,7 @@ def test_formats_refuse_what_they_cannot_hold(tmp_path):
     ('paper', '.keras', 'Keras has no layer as conv1 of paper'),
     ('caffe', '.weights.h5', 'Keras has no layer as norm1 of caffe'),
     ('original_code', '.caffemodel', 'Caffe has no layer as conv1 of original_code'),
-    ('batchnorm', '.caffemodel', 'pictures are 0..255'),
+    ('batchnorm', '.caffemodel', 'images are 0..255'),
     ('batchnorm', '.onnxx', 'unknown ending; choose from .safetensors'),
   ]:
     spec = tiny(name)

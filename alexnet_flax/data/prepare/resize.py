@@ -1,4 +1,4 @@
-"""`alexnet-flax prepare NAME --side 256`: a data set with smaller pictures, which decode in a fraction.
+"""`alexnet-flax prepare NAME --side 256`: a data set with smaller images, which decode in a fraction.
 
 The result is a TFDS data set of its own name and version in TFRecord files. Each file (a shard) is
 written beside its place and then moved there, and the data set's description, by which TFDS finds it,
@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from alexnet_flax.data.bad_images import BadPictures, Policy
+from alexnet_flax.data.bad_images import BadImages, Policy
 from alexnet_flax.data.prepare.color_pca import principal_components, write_components
 from alexnet_flax.data.prepare.shards import Form, write_shard, write_whole
 from alexnet_flax.data.source import Source
@@ -27,7 +27,7 @@ from alexnet_flax.errors import UsageError
 
 VERSION = '1.0.0'
 _SHARD_BYTES = 256 << 20
-_PLAN = 'prepared_from.json'  # which pictures, and how: a run that goes on must go on with the same
+_PLAN = 'prepared_from.json'  # which images, and how: a run that goes on must go on with the same
 
 
 def prepare_smaller(
@@ -38,14 +38,14 @@ def prepare_smaller(
   out_dir: str | None = None,
   on_bad_image: Policy = 'error',
 ) -> str:
-  """Writes a data set anew with its pictures resized; labels, class names and file names stay.
+  """Writes a data set anew with its images resized; labels, class names and file names stay.
 
   The principal components of its colours are computed on the way from the split 'train', for the colour
   noise of `augment.py`.
 
   Args:
     name: of a prepared TFDS data set, or 'image_folder'.
-    form: of the pictures.
+    form: of the images.
     data_dir: where that lies.
     out_dir: where to write; `data_dir` if None, or TFDS's own folder for an 'image_folder'.
     on_bad_image: 'skip' leaves out what cannot be decoded.
@@ -54,7 +54,7 @@ def prepare_smaller(
     The new data set's name.
 
   Raises:
-    UsageError: the data set is not prepared, a picture cannot be decoded, or the disk is full.
+    UsageError: the data set is not prepared, an image cannot be decoded, or the disk is full.
   """
   is_folder = name == IMAGE_FOLDER
   base = pathlib.Path(data_dir or '').resolve().name if is_folder else name.partition(':')[0]
@@ -63,7 +63,7 @@ def prepare_smaller(
     new_name = f'd_{new_name}'
   root = out_dir or (None if is_folder else data_dir)
   folder = pathlib.Path(root or tfds.core.constants.DATA_DIR).expanduser() / new_name / VERSION
-  bad = BadPictures(on_bad_image, lambda line: tqdm.write(line), '--on_bad_image=skip')
+  bad = BadImages(on_bad_image, lambda line: tqdm.write(line), '--on_bad_image=skip')
   sources = {split: open_dataset(name, split, data_dir) for split in split_names(name, data_dir)}
   plan = {
     'splits': {split: [source.identity, source.num_examples] for split, source in sources.items()},
@@ -77,7 +77,7 @@ def prepare_smaller(
         print(f'{new_name} is in {folder} already')
         return new_name
       total = sum(source.num_examples for source in sources.values())
-      with tqdm(total=total, unit='picture', desc=new_name) as bar:
+      with tqdm(total=total, unit='image', desc=new_name) as bar:
         splits = [
           _write_split(folder, new_name, split, source, form, bad, bar) for split, source in sources.items()
         ]
@@ -87,7 +87,7 @@ def prepare_smaller(
   counts = ', '.join(f'{info.name} ({info.num_examples:,})' for info in splits)
   print(f'{new_name} is in {folder}: {counts}')
   if left_out:
-    print(f'{left_out} pictures cannot be decoded and were left out')
+    print(f'{left_out} images cannot be decoded and were left out')
   return new_name
 
 
@@ -111,7 +111,7 @@ def _is_done(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
   found = json.loads(path.read_text()) if path.exists() else None
   if (folder / 'dataset_info.json').exists():
     if found != plan:
-      raise UsageError(f'{folder} was made of other pictures; remove it, or give another --out_dir')
+      raise UsageError(f'{folder} was made of other images; remove it, or give another --out_dir')
     return True
   if found != plan:
     for old in folder.iterdir():
@@ -122,7 +122,7 @@ def _is_done(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
 
 
 def _write_split(
-  folder: pathlib.Path, name: str, split: str, source: Source, form: Form, bad: BadPictures, bar: tqdm
+  folder: pathlib.Path, name: str, split: str, source: Source, form: Form, bad: BadImages, bar: tqdm
 ) -> Any:
   size = form.side * form.side * 4  # the long side is some 4 / 3 of the short one
   per_shard = max(_SHARD_BYTES // (size if form.encoding == 'raw' else size // 8), 1)
@@ -139,7 +139,7 @@ def _write_split(
       write_shard(path, noted, source, numbers, form, bad, bar)
     else:
       bar.update(len(numbers))
-    lengths.append(json.loads(noted.read_text())['pictures'])
+    lengths.append(json.loads(noted.read_text())['images'])
     written += path.stat().st_size
   return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=written, filename_template=template)
 
@@ -148,7 +148,7 @@ def _write_description(folder: pathlib.Path, form: Form, source: Source, splits:
   """The statistics, and the files by which TFDS finds the data set, last of all.
 
   Returns:
-    How many pictures were left out.
+    How many images were left out.
   """
   every = {path.name: json.loads(path.read_text()) for path in sorted(folder.glob('.statistics-*.json'))}
   notes = [note for name, note in every.items() if name.startswith('.statistics-train-')]

@@ -1,4 +1,4 @@
-"""Files of resized pictures, each written whole or not at all, with notes of their colours."""
+"""Files of resized images, each written whole or not at all, with notes of their colours."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from alexnet_flax.data import decode_eval
-from alexnet_flax.data.bad_images import BadPictures
+from alexnet_flax.data.bad_images import BadImages
 from alexnet_flax.data.image_header import Encoded
 from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.data.loader import HostBatch, Plan, Reader
@@ -27,12 +27,12 @@ Encoding = Literal['jpeg', 'raw']
 Center = Literal['none', 'center']
 
 _LONGEST = 65_500  # of libjpeg
-_CHUNK = 64  # pictures that are decoded together
+_CHUNK = 64  # images that are decoded together
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """How pictures are stored.
+  """How images are stored.
 
   Attributes:
     side: of the short side, in pixels.
@@ -70,25 +70,25 @@ def write_shard(
   source: Source,
   numbers: np.ndarray,
   form: Form,
-  bad: BadPictures,
+  bad: BadImages,
   bar: tqdm,
 ) -> None:
   """Writes the examples with some numbers, resized, as TFRecords.
 
   Args:
     path: the file, which appears when it is whole.
-    noted: a JSON file beside it: pictures, pixels, and sums of their values and products.
+    noted: a JSON file beside it: images, pixels, and sums of their values and products.
     source: of the examples.
     numbers: of those to write.
-    form: of the pictures.
-    bad: what to do with pictures that cannot be decoded.
+    form: of the images.
+    bad: what to do with images that cannot be decoded.
     bar: is moved on.
 
   Raises:
     OSError: the disk is full, or not to be written to.
   """
   partial = path.with_name(f'partial-{os.getpid()}.{path.name}')
-  pictures, pixels, sums, products = 0, 0, np.zeros(3), np.zeros((3, 3))
+  images, pixels, sums, products = 0, 0, np.zeros(3), np.zeros((3, 3))
   try:
     with _system_errors(), tf.io.TFRecordWriter(str(partial)) as writer:
       for chosen, batch in _resized(source, numbers, form, bad):
@@ -97,12 +97,12 @@ def write_shard(
           writer.write(
             _record(batch['image'][row], batch['size'][row], int(batch['label'][row]), names[row], form)
           )
-          pictures += 1
+          images += 1
           pixels += int(batch['size'][row].prod())
           sums += batch['sums'][row]
           products += batch['products'][row]
         bar.update(len(chosen))
-    note = {'pictures': pictures, 'left_out': len(numbers) - pictures, 'pixels': pixels}
+    note = {'images': images, 'left_out': len(numbers) - images, 'pixels': pixels}
     write_whole(noted, json.dumps(note | {'sums': sums.tolist(), 'products': products.tolist()}))
     partial.replace(path)
   finally:
@@ -130,14 +130,14 @@ def _system_errors() -> Iterator[None]:
 
 
 def _short_name(name: str) -> str:
-  """CLASS/picture of a file's path; TFDS's own names as they are."""
+  """CLASS/image of a file's path; TFDS's own names as they are."""
   return '/'.join(pathlib.PurePath(name).parts[-2:]) if os.path.isfile(name) else name
 
 
 def _resized(
-  source: Source, numbers: np.ndarray, form: Form, bad: BadPictures
+  source: Source, numbers: np.ndarray, form: Form, bad: BadImages
 ) -> Iterator[tuple[np.ndarray, HostBatch]]:
-  """(numbers, their resized pictures), some at a time."""
+  """(numbers, their resized images), some at a time."""
   chunks = [numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK)]
 
   def plan(step: int) -> Plan:
@@ -145,12 +145,12 @@ def _resized(
     weights = (np.arange(_CHUNK) < len(chunks[step])).astype(np.float32)
     return Plan(filled, weights, np.zeros((_CHUNK, 0), np.float32))
 
-  def accept(picture: Encoded) -> None:
-    sides = sorted((picture.height, picture.width))
+  def accept(image: Encoded) -> None:
+    sides = sorted((image.height, image.width))
     longest = form.side if form.crop == 'center' else form.side * sides[1] // sides[0]
     if longest > _LONGEST:
       raise UnreadableError(
-        f'{picture.height}x{picture.width} would become {longest:,} pixels long; JPEG ends at {_LONGEST:,}'
+        f'{image.height}x{image.width} would become {longest:,} pixels long; JPEG ends at {_LONGEST:,}'
       )
 
   reader = Reader(source, _decoder(form), None, bad, accept)
@@ -170,15 +170,15 @@ def _decoder(form: Form) -> Callable[[Sequence[Encoded], np.ndarray], HostBatch]
 
 
 def _encode(form: Form, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-  picture = decode_eval.decode_resized(example)
+  image = decode_eval.decode_resized(example)
   if form.encoding == 'raw':
-    encoded = tf.io.serialize_tensor(picture)
+    encoded = tf.io.serialize_tensor(image)
   else:
-    encoded = tf.io.encode_jpeg(picture, quality=form.quality)
-  values = tf.reshape(tf.cast(picture, tf.float64), [-1, 3])
+    encoded = tf.io.encode_jpeg(image, quality=form.quality)
+  values = tf.reshape(tf.cast(image, tf.float64), [-1, 3])
   return {
     'image': encoded,
-    'size': tf.shape(picture)[:2],
+    'size': tf.shape(image)[:2],
     'sums': tf.reduce_sum(values, 0),
     'products': tf.matmul(values, values, transpose_a=True),
   }
