@@ -52,7 +52,7 @@ _EXTRAS = {
 
 
 def install_command(extra: str) -> str:
-  """The command that installs an extra: from this checkout, if the package lies in one, else from an index."""
+  """The command that installs an extra: from this checkout, if there is one, else from an index."""
   root = pathlib.Path(__file__).resolve().parents[1]
   in_checkout = (root / 'pyproject.toml').is_file()
   return f"pip install -e '{root}[{extra}]'" if in_checkout else f"pip install 'alexnet_flax[{extra}]'"
