@@ -1,9 +1,13 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and files of JSON lines."""
 
 import contextlib
+import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from alexnet_flax.errors import UsageError
 
 
 @contextlib.contextmanager
@@ -30,3 +34,26 @@ def write_text(path: pathlib.Path, text: str) -> None:
     file.write(text)
     file.flush()
     os.fsync(file.fileno())
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the objects of a file of JSON lines; a last line that a kill cut short is left out.
+
+  Raises:
+    UsageError: Another line is broken.
+  """
+  if not path.exists():
+    return []
+  lines = []
+  for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(keepends=True), start=1):
+    if line[-1] == '\n':
+      try:
+        lines.append(json.loads(line))
+      except ValueError:
+        raise UsageError(f'line {number} of {path} is broken; remove it, and nothing else is lost') from None
+  return lines
+
+
+def rewrite_lines(path: pathlib.Path, lines: Iterable[dict[str, Any]]) -> None:
+  """Replaces a file of JSON lines."""
+  write_text(path, ''.join(json.dumps(line) + '\n' for line in lines))

@@ -1,18 +1,96 @@
-"""SGD with momentum, its schedules, and the per-layer multipliers of the specs."""
+"""Optimizers by name, learning-rate schedules, and the per-layer multipliers of the specs."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal
 
 import jax
 import optax
 
 from alexnet_flax.models.spec import Multipliers, Spec
 
-SCHEDULES = ('constant', 'step', 'cosine', 'polynomial')
+ScheduleName = Literal['constant', 'step', 'cosine', 'polynomial']
+Transformations = tuple[optax.GradientTransformation, ...]
+
+
+def _sgd(settings: 'OptimizerConfig', rate: optax.ScalarOrSchedule, decay: Any) -> Transformations:
+  return decay, optax.sgd(rate, momentum=settings.momentum, nesterov=settings.nesterov)
+
+
+def _adamw(settings: 'OptimizerConfig', rate: optax.ScalarOrSchedule, decay: Any) -> Transformations:
+  scale = optax.scale_by_adam(b1=settings.momentum, nesterov=settings.nesterov)
+  return scale, decay, optax.scale_by_learning_rate(rate)
+
+
+# Each turns settings, a learning rate and the weight decay (which reads the specs' multipliers) into a chain.
+OPTIMIZERS: dict[str, Callable[['OptimizerConfig', optax.ScalarOrSchedule, Any], Transformations]] = {
+  'sgd': _sgd,
+  'adamw': _adamw,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """The optimizer and its learning rate. A number of steps, where set, replaces the same duration in epochs.
+
+  Attributes:
+    name: 'sgd' (with momentum), or 'adamw' (Loshchilov and Hutter 2017; `momentum` is its beta1).
+    learning_rate: The peak rate, at the end of the warm-up.
+    schedule: The course after the warm-up; see `learning_rate_schedule`.
+    warmup_epochs, warmup_steps: The length of the linear warm-up.
+    boundary_epochs: The epochs at which the schedule 'step' multiplies the rate by `decay_factor`.
+    decay_factor: See `boundary_epochs`.
+    decay_power: The power of the schedule 'polynomial'; 1 is linear.
+    end_learning_rate: The rate at the end of 'cosine' and 'polynomial'.
+    momentum, nesterov, weight_decay, clip_norm: See `sgd`.
+    accumulate_steps: The number of micro-batches of a step.
+    ema_decay: The decay of the weights' exponential moving averages; None for none.
+  """
+
+  name: str = dataclasses.field(default='sgd', metadata={'choices': OPTIMIZERS})
+  learning_rate: float = 0.01
+  schedule: ScheduleName = 'cosine'
+  warmup_epochs: float = 0.0
+  warmup_steps: int | None = None
+  boundary_epochs: tuple[float, ...] = ()
+  decay_factor: float = 0.1
+  decay_power: float = 1.0
+  end_learning_rate: float = 0.0
+  momentum: float = dataclasses.field(default=0.9, metadata={'below': 1})
+  nesterov: bool = False
+  weight_decay: float = 5e-4
+  clip_norm: float | None = dataclasses.field(default=None, metadata={'above': 0})
+  accumulate_steps: int = dataclasses.field(default=1, metadata={'at_least': 1})
+  ema_decay: float | None = dataclasses.field(default=None, metadata={'below': 1})
+
+  def __post_init__(self) -> None:
+    boundaries = self.boundary_epochs
+    if self.schedule == 'step' and not boundaries:
+      raise ValueError("schedule='step' needs boundary_epochs, for example (30, 60)")
+    if any(epoch <= 0 for epoch in boundaries) or list(boundaries) != sorted(boundaries):
+      raise ValueError(f'boundary_epochs (={boundaries}) must be positive and ascending')
+
+  def rate_by_step(self, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
+    """Returns the learning rate as a function of the step.
+
+    Raises:
+      ValueError: The warm-up is not shorter than the run.
+    """
+    warmup = round(self.warmup_epochs * steps_per_epoch) if self.warmup_steps is None else self.warmup_steps
+    return learning_rate_schedule(
+      self.schedule,
+      self.learning_rate,
+      total_steps,
+      warmup_steps=warmup,
+      boundaries=[round(epoch * steps_per_epoch) for epoch in self.boundary_epochs],
+      factor=self.decay_factor,
+      power=self.decay_power,
+      end=self.end_learning_rate,
+    )
 
 
 def learning_rate_schedule(
-  name: str,
+  name: ScheduleName,
   peak: float,
   total_steps: int,
   *,
@@ -22,19 +100,19 @@ def learning_rate_schedule(
   power: float = 1.0,
   end: float = 0.0,
 ) -> optax.Schedule:
-  """Learning rate by step: a linear rise from 0 over `warmup_steps`, then a named course.
+  """Returns the learning rate by step: a linear rise from 0 over `warmup_steps`, then a named course.
 
   Args:
-    name: 'constant'; 'step' (times `factor` at each of `boundaries`); 'cosine' or 'polynomial'
-      (of `power`; 1 is linear), which fall from `peak` to `end` at `total_steps`.
-    peak: the rate at the end of the warm-up.
-    total_steps: the run's length, warm-up included.
-    warmup_steps: length of the rise.
-    boundaries: steps, counted from the run's start.
-    factor, power, end: as above.
+    name: 'constant'; 'step' (times `factor` at each of `boundaries`); 'cosine' or 'polynomial' (of `power`; 1
+      is linear), which fall from `peak` to `end` at `total_steps`.
+    peak: The rate at the end of the warm-up.
+    total_steps: The length of the run, warm-up included.
+    warmup_steps: The length of the warm-up.
+    boundaries: Steps, counted from the start of the run.
+    factor, power, end: See `name`.
 
   Raises:
-    ValueError: an unknown name, or a warm-up that is not shorter than the run.
+    ValueError: The name is unknown, or the warm-up is not shorter than the run.
   """
   if warmup_steps >= total_steps:
     raise ValueError(f'warm-up (of {warmup_steps} steps) must be shorter than the run (of {total_steps})')
@@ -53,14 +131,14 @@ def learning_rate_schedule(
     case 'polynomial':
       course = optax.polynomial_schedule(peak, end, power, rest)
     case _:
-      raise ValueError(f'unknown schedule {name!r}; choose from {", ".join(SCHEDULES)}')
+      raise ValueError(f'unknown schedule {name!r}; choose from constant, step, cosine, polynomial')
   if not warmup_steps:
     return course
   return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), course], [warmup_steps])
 
 
 def sgd(
-  learning_rate: float | optax.Schedule,
+  learning_rate: optax.ScalarOrSchedule,
   *,
   spec: Spec | None = None,
   momentum: float = 0.9,
@@ -68,15 +146,32 @@ def sgd(
   weight_decay: float = 0.0,
   clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
-  """Stochastic gradient descent, v = momentum * v + (g + weight_decay * w), w = w - rate * v.
+  """Returns stochastic gradient descent: v = momentum * v + (g + weight_decay * w), w = w - rate * v.
 
-  The gradient g is first clipped to a global norm of `clip_norm`, if that is given. Only kernels
-  decay; a bias or a norm's scale does not, unless the spec says so.
+  The gradient g is first clipped to a global norm of `clip_norm`, if given. Only kernels decay; biases
+  and norms' scales do not, unless the spec says so.
 
   Args:
-    learning_rate: a number, or a schedule by step.
-    spec: layers may multiply rate and decay (`Multipliers`); without a spec all are 1 for kernels.
-    momentum, nesterov, weight_decay, clip_norm: as above.
+    learning_rate: A number, or a schedule by step.
+    spec: The network, whose layers may multiply rate and decay (`Multipliers`); without one, only kernels
+      decay and all rates are equal.
+    momentum, nesterov, weight_decay, clip_norm: See above.
+  """
+  settings = OptimizerConfig(
+    momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, clip_norm=clip_norm
+  )
+  return optimizer(settings, learning_rate, spec)
+
+
+def optimizer(
+  settings: OptimizerConfig, learning_rate: optax.ScalarOrSchedule, spec: Spec | None = None
+) -> optax.GradientTransformation:
+  """Returns the optimizer `settings.name`, with clipping, weight decay and the spec's multipliers.
+
+  Args:
+    settings: The optimizer's settings; those of its learning rate are not read.
+    learning_rate: A number, or a schedule by step.
+    spec: See `sgd`.
   """
 
   def multiplier(kind: str, default: Callable[[str], float]) -> Callable[[Any], Any]:
@@ -99,14 +194,27 @@ def sgd(
   rate = multiplier('rate', lambda name: 1.0)
 
   def add_decay(updates: Any, params: Any) -> Any:
+    weight_decay = settings.weight_decay
     return jax.tree.map(lambda g, w, m: g + weight_decay * m * w if m else g, updates, params, decay(params))
 
   def scale_rate(updates: Any, params: Any) -> Any:
     return jax.tree.map(lambda g, m: g if m == 1 else g * m, updates, rate(params))
 
-  return optax.chain(
-    optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
-    optax.stateless(add_decay) if weight_decay else optax.identity(),
-    optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
-    optax.stateless(scale_rate),
-  )
+  clip = optax.identity() if settings.clip_norm is None else optax.clip_by_global_norm(settings.clip_norm)
+  decays = optax.stateless(add_decay) if settings.weight_decay else optax.identity()
+  chain = OPTIMIZERS[settings.name](settings, learning_rate, decays)
+  return optax.chain(clip, *chain, optax.stateless(scale_rate))
+
+
+def freeze(tx: optax.GradientTransformation, layers: Collection[str]) -> optax.GradientTransformation:
+  """Returns the optimizer that leaves the parameters of some layers unchanged, and keeps no state for them.
+
+  Gradient norms, for clipping, are those of the other layers alone.
+  """
+  if not layers:
+    return tx
+
+  def labels(params: Any) -> Any:
+    return {name: 'frozen' if name in layers else 'trained' for name in params}
+
+  return optax.partition({'trained': tx, 'frozen': optax.set_to_zero()}, labels)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from alexnet_flax import checkpoint
-from alexnet_flax.config import Config, from_config_dict, network
+from alexnet_flax.config import Config, build_spec, from_dict
 from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.models.spec import Spec
@@ -78,7 +78,7 @@ def run_config(folder: str | os.PathLike[str]) -> Config:
   """
   path = pathlib.Path(folder).expanduser() / 'config.json'
   try:
-    return from_config_dict(json.loads(path.read_text()))
+    return from_dict(json.loads(path.read_text()))
   except (OSError, ValueError) as error:
     raise UsageError(f"{folder} is no run's folder: {path.name}: {error}") from None
 
@@ -86,7 +86,7 @@ def run_config(folder: str | os.PathLike[str]) -> Config:
 def _of_run(folder: pathlib.Path) -> tuple[Spec, dict[str, Any]]:
   config = run_config(folder)
   _, variables = checkpoint.restore_variables(folder / 'checkpoints')
-  return network(config), variables
+  return build_spec(config), variables
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What several tests use: images, networks with random weights, tiny configurations, one trained run."""
 
-import dataclasses
 import functools
 import io
 import pathlib
@@ -11,27 +10,30 @@ import jax
 import numpy as np
 from PIL import Image
 
-from alexnet_flax.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from alexnet_flax.cli.train import train_and_report
+from alexnet_flax.config import Config, with_values
 from alexnet_flax.data.decode_eval import eval_decoder
 from alexnet_flax.data.image_header import read_header
-from alexnet_flax.training import train
 from alexnet_flax.weights.layout import variable_shapes, variables_of
 
-TINY = Config(
-  model=ModelConfig(width=1 / 16, image_size=57, batch_norm_momentum=0.9),
-  data=DataConfig(
-    train_split='train[:80]',
-    eval_split='test[:37]',
-    batch_size=16,
-    eval_batch_size=24,
-    crop_scale=(0.7, 1.0),
-    crop_ratio=(0.9, 1.1),
-    flip=False,
-    num_threads=1,
-  ),
-  optimizer=OptimizerConfig(learning_rate=0.02),
-  total_epochs=2.0,
-  report=False,
+TINY = with_values(
+  Config(),
+  {
+    'model.width': 1 / 16,
+    'model.image_size': 57,
+    'model.batch_norm_momentum': 0.9,
+    'data.train_split': 'train[:80]',
+    'data.eval_split': 'test[:37]',
+    'data.batch_size': 16,
+    'data.eval_batch_size': 24,
+    'data.crop_scale': (0.7, 1.0),
+    'data.crop_ratio': (0.9, 1.1),
+    'data.flip': False,
+    'data.num_threads': 1,
+    'optimizer.learning_rate': 0.02,
+    'total_epochs': 2.0,
+    'report': False,
+  },
 )
 
 SMALL = (
@@ -48,10 +50,13 @@ SMALL = (
 
 def replace(config, **groups):
   """A configuration with changed keys: replace(TINY, data={'batch_size': 8}, seed=1)."""
+  values = {}
   for name, value in groups.items():
     if isinstance(value, dict):
-      groups[name] = dataclasses.replace(getattr(config, name), **value)
-  return dataclasses.replace(config, **groups)
+      values |= {f'{name}.{key}': item for key, item in value.items()}
+    else:
+      values[name] = value
+  return with_values(config, values)
 
 
 def encode(image: np.ndarray, kind: str = 'JPEG', **options) -> bytes:
@@ -103,7 +108,7 @@ def _input_deviation(spec, name):
 
 @functools.cache
 def digits_run(data_dir: str, seed: int = 0) -> pathlib.Path:
-  """The folder of a run of 20 steps, with its report."""
+  """The folder of a run of 20 steps, trained once for each process of a test run; seed 0 has a report."""
   folder = pathlib.Path(tempfile.mkdtemp()) / f'digits-{seed}'
   config = replace(
     TINY,
@@ -115,5 +120,5 @@ def digits_run(data_dir: str, seed: int = 0) -> pathlib.Path:
     report=seed == 0,
   )
   with jax.numpy_dtype_promotion('standard'):
-    train.train(config, folder)
+    train_and_report(config, str(folder))
   return folder

@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from alexnet_flax import config as configuration
-from alexnet_flax.config import Config, from_config_dict
+from alexnet_flax.config import Config, from_dict
 from alexnet_flax.errors import DivergedError, PreemptedError, UsageError, unknown_name
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.training import distributed
@@ -76,13 +76,32 @@ def _main(argv: list[str], run: Callable[[Config, str], object] | None) -> int:
 
     show_batch(config, values.show_batch)
     return 0
-  if run is None:
-    from alexnet_flax.training.train import train
-
-    run = train
   with distributed.lost_processes(cluster):
-    run(config, workdir)
+    (run or train_and_report)(config, workdir)
   return 0
+
+
+def train_and_report(config: Config, workdir: str) -> None:
+  """Trains, then draws report.html if the configuration asks for it; a failure there is only a warning."""
+  import jax
+
+  from alexnet_flax.training.train import train
+
+  train(config, workdir)
+  if not config.report or jax.process_index():
+    return
+  if jax.process_count() > 1:  # the others would wait for this one, and take it for lost
+    print(f'alexnet-flax report {workdir} draws what it learned')
+    return
+  try:
+    from alexnet_flax.viz.report import FILE, write_report
+    from alexnet_flax.viz.report_run import load_subject
+
+    path = pathlib.Path(workdir).expanduser() / FILE
+    write_report([load_subject(workdir, config.data.data_dir)], path)
+    print(f'{path} shows what it learned', flush=True)
+  except Exception as error:
+    print(f'warning: no report: {error}', flush=True)
 
 
 def parse(argv: list[str]) -> tuple[Config, str]:
@@ -99,7 +118,7 @@ def parse(argv: list[str]) -> tuple[Config, str]:
   if values.config is None:
     raise UsageError(f'{recipe}: get_config returned None; it must return the configuration')
   tree = values.config.to_dict() if hasattr(values.config, 'to_dict') else values.config
-  return from_config_dict(tree), values.workdir or f'runs/{recipe.stem}'
+  return from_dict(tree), values.workdir or f'runs/{recipe.stem}'
 
 
 def flags_of(argv: list[str]) -> flags.FlagValues:

@@ -1,9 +1,10 @@
-"""Arithmetic on images on the device, inside the step: bytes in, the network's input out.
+"""Image operations on the device, inside the step: uint8 images in, the network's input out.
 
 Every random choice is drawn from the step's key, so it is a function of the run's seed and the step.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,44 +18,49 @@ Batch = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """What is done to pixels in training; 0 is nothing.
+  """Augmentation of training images; 0 switches an operation off.
 
   Attributes:
-    pca_noise: of the standard deviation of the principal components' weights (Krizhevsky et al. 2012,
-      section 4.1: 0.1); `components` are needed for it.
-    brightness, contrast, saturation: x, for factors drawn evenly from 1 - x ... 1 + x (torchvision's
+    pca_noise: The standard deviation of the principal components' weights (Krizhevsky et al. 2012, section
+      4.1: 0.1).
+    brightness, contrast, saturation: x, for factors drawn uniformly from 1 - x ... 1 + x (torchvision's
       ColorJitter, in this order).
-    hue: x, for turns of the colour circle drawn evenly from -x ... x.
-    erasing: share of the images of which a rectangle is set to the mean (Zhong et al. 2017).
-    mixup: alpha of the Beta distribution from which a batch's share is drawn (Zhang et al. 2017).
-    cutmix: the same (Yun et al. 2019); with both, each batch takes one of them at random.
-    components: of the data set.
+    hue: x, for rotations of the colour circle drawn uniformly from -x ... x, in turns.
+    erasing: The probability with which a rectangle is set to the mean (Zhong et al. 2017).
+    mixup: Alpha of the Beta distribution from which a batch's share is drawn (Zhang et al. 2017).
+    cutmix: The same (Yun et al. 2019); with both, each batch takes one of them at random.
+    components: The principal components of the data set's colours, for `pca_noise`.
   """
 
   pca_noise: float = 0.0
-  brightness: float = 0.0
-  contrast: float = 0.0
-  saturation: float = 0.0
-  hue: float = 0.0
-  erasing: float = 0.0
+  brightness: float = dataclasses.field(default=0.0, metadata={'at_most': 1})
+  contrast: float = dataclasses.field(default=0.0, metadata={'at_most': 1})
+  saturation: float = dataclasses.field(default=0.0, metadata={'at_most': 1})
+  hue: float = dataclasses.field(default=0.0, metadata={'at_most': 0.5})
+  erasing: float = dataclasses.field(default=0.0, metadata={'at_most': 1})
   mixup: float = 0.0
   cutmix: float = 0.0
-  components: PrincipalComponents = IMAGENET
+  components: PrincipalComponents = dataclasses.field(default=IMAGENET, metadata={'derived': True})
+
+  @property
+  def is_on(self) -> bool:
+    """Whether any operation is switched on."""
+    return dataclasses.replace(self, components=IMAGENET) != Augmentation()
 
 
 def normalize(batch: Batch, key: jax.Array | None = None, *, preprocessing: Preprocessing) -> Batch:
   """Turns 'image' from uint8 RGB [B, H, W, 3] into the float32 input that a spec asks for.
 
   Args:
-    batch: with 'image'; other entries pass through.
-    key: unused; every preprocessing has this signature.
-    preprocessing: of the spec.
+    batch: A batch with 'image'; other entries pass through.
+    key: Unused; every preprocessing function has this signature.
+    preprocessing: The spec's preprocessing.
 
   Raises:
-    TypeError: the images are not uint8, so have perhaps been preprocessed already.
+    TypeError: The images are not uint8, so may have been preprocessed already.
   """
   del key
-  return batch | {'image': _standardized(_bytes(batch), preprocessing)}
+  return batch | {'image': _standardize(_as_float(batch), preprocessing)}
 
 
 def augment(
@@ -65,45 +71,50 @@ def augment(
   augmentation: Augmentation,
   num_classes: int,
 ) -> Batch:
-  """Colours, erasing and mixing, and then what `normalize` does.
+  """Applies colour operations, `normalize`, erasing and mixing.
 
   Args:
     batch: 'image' uint8 RGB [B, H, W, 3], 'label' int32 [B].
-    key: of the step; None for `normalize` alone.
-    preprocessing: of the spec.
-    augmentation: what to do.
-    num_classes: C, of the distributions that mixed labels are.
+    key: The step's key; None for `normalize` alone.
+    preprocessing: The spec's preprocessing.
+    augmentation: The operations.
+    num_classes: C, the length of mixed labels.
 
   Returns:
-    The batch, whose 'label' is float32 [B, C] if images are mixed.
+    The batch; its 'label' is float32 [B, C] if images are mixed.
 
   Raises:
-    TypeError: the images are not uint8.
+    TypeError: The images are not uint8.
   """
   if key is None:
     return normalize(batch, preprocessing=preprocessing)
   color_key, pca_key, erasing_key, mixing_key = jax.random.split(key, 4)
-  images = _jittered(_bytes(batch) / 255.0, color_key, augmentation)
+  images = _as_float(batch) / 255.0
+  keys = jax.random.split(color_key, len(COLOR_OPERATIONS))
+  for operation_key, (name, operation) in zip(keys, COLOR_OPERATIONS.items(), strict=True):
+    if x := getattr(augmentation, name):
+      factors = jax.random.uniform(operation_key, (len(images), 1, 1, 1), minval=1.0 - x, maxval=1.0 + x)
+      images = operation(images, factors)
   if augmentation.pca_noise:
     images += _pca_noise(pca_key, len(images), augmentation.pca_noise, augmentation.components)
-  images = _standardized(images * 255.0, preprocessing)
+  images = _standardize(images * 255.0, preprocessing)
   if augmentation.erasing:
-    images = _erased(images, erasing_key, augmentation.erasing)
+    images = _erase(images, erasing_key, augmentation.erasing)
   batch = batch | {'image': images}
   if augmentation.mixup or augmentation.cutmix:
-    batch = _mixed(batch, mixing_key, augmentation.mixup, augmentation.cutmix, num_classes)
+    batch = _mix(batch, mixing_key, augmentation.mixup, augmentation.cutmix, num_classes)
   return batch
 
 
-def _bytes(batch: Batch) -> jax.Array:
-  """The images in 0 ... 255, as float32."""
+def _as_float(batch: Batch) -> jax.Array:
+  """Returns the images in 0 ... 255 as float32."""
   if batch['image'].dtype != jnp.uint8:
     raise TypeError(f'images (of dtype {batch["image"].dtype}) must be uint8')
   return batch['image'].astype(jnp.float32)
 
 
-def _standardized(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
-  """What the network is given of RGB in 0 ... 255."""
+def _standardize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
+  """Turns RGB in 0 ... 255 into the network's input."""
   if preprocessing.channel_order == 'BGR':
     images = images[..., ::-1]
   mean, std = (jnp.array(x) for x in (preprocessing.mean, preprocessing.std))
@@ -111,24 +122,16 @@ def _standardized(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
   return (images * preprocessing.scale - mean.reshape(shape)) / std.reshape(shape)
 
 
-def _jittered(images: jax.Array, key: jax.Array, augmentation: Augmentation) -> jax.Array:
-  """Brightness, contrast, saturation and hue, each clipped to 0 ... 1."""
-  keys, shape = jax.random.split(key, 4), (len(images), 1, 1, 1)
+def _brightness(images: jax.Array, factors: jax.Array) -> jax.Array:
+  return _blend(images, jnp.zeros_like(images), factors)
 
-  def factors(key: jax.Array, x: float) -> jax.Array:
-    return jax.random.uniform(key, shape, minval=1.0 - x, maxval=1.0 + x)
 
-  if augmentation.brightness:
-    images = _blend(images, jnp.zeros_like(images), factors(keys[0], augmentation.brightness))
-  if augmentation.contrast:
-    means = jnp.mean(_gray(images), axis=(1, 2, 3), keepdims=True)
-    images = _blend(images, means, factors(keys[1], augmentation.contrast))
-  if augmentation.saturation:
-    images = _blend(images, _gray(images), factors(keys[2], augmentation.saturation))
-  if augmentation.hue:
-    turns = factors(keys[3], augmentation.hue) - 1.0
-    images = _hue_turned(images, turns[..., 0])
-  return images
+def _contrast(images: jax.Array, factors: jax.Array) -> jax.Array:
+  return _blend(images, jnp.mean(_gray(images), axis=(1, 2, 3), keepdims=True), factors)
+
+
+def _saturation(images: jax.Array, factors: jax.Array) -> jax.Array:
+  return _blend(images, _gray(images), factors)
 
 
 def _blend(images: jax.Array, others: jax.Array, factors: jax.Array) -> jax.Array:
@@ -140,8 +143,8 @@ def _gray(images: jax.Array) -> jax.Array:
   return jnp.sum(images * jnp.array([0.2989, 0.587, 0.114]).reshape(1, 1, 1, 3), axis=-1, keepdims=True)
 
 
-def _hue_turned(images: jax.Array, turns: jax.Array) -> jax.Array:
-  """RGB to hue, saturation and value (Smith 1978), the hue turned, and back."""
+def _hue(images: jax.Array, factors: jax.Array) -> jax.Array:
+  """Rotates the hue by factors - 1 turns, by way of hue, saturation and value (Smith 1978)."""
   value, least = jnp.max(images, axis=-1), jnp.min(images, axis=-1)
   chroma = value - least
   red, green, blue = jnp.moveaxis(images, -1, 0)
@@ -151,20 +154,30 @@ def _hue_turned(images: jax.Array, turns: jax.Array) -> jax.Array:
     (green - blue) / safe,
     jnp.where(value == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
   )
-  turned = sector + 6.0 * turns
-  channels = [jnp.mod(offset + turned, 6.0) for offset in (5.0, 3.0, 1.0)]
+  rotated = sector + 6.0 * (factors - 1.0)[..., 0]
+  channels = [jnp.mod(offset + rotated, 6.0) for offset in (5.0, 3.0, 1.0)]
   return jnp.stack([value - chroma * jnp.clip(jnp.minimum(k, 4.0 - k), 0.0, 1.0) for k in channels], axis=-1)
 
 
+# Colour operations in the order in which they are applied. Each is a key of `Augmentation` and takes RGB in
+# 0 ... 1, [B, H, W, 3], and factors [B, 1, 1, 1] about 1.
+COLOR_OPERATIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+  'brightness': _brightness,
+  'contrast': _contrast,
+  'saturation': _saturation,
+  'hue': _hue,
+}
+
+
 def _pca_noise(key: jax.Array, count: int, stddev: float, components: PrincipalComponents) -> jax.Array:
-  """One colour an image, [B, 1, 1, 3]: sum of components times eigenvalue times N(0, stddev)."""
+  """Draws one colour per image, [B, 1, 1, 3]: the sum of components times eigenvalue times N(0, stddev)."""
   weights = stddev * jax.random.normal(key, (count, 3))
   scaled = np.array(components.eigenvalues)[:, None] * np.array(components.eigenvectors)
   return jnp.matmul(weights, scaled.astype(np.float32), precision='highest')[:, None, None, :]
 
 
-def _erased(images: jax.Array, key: jax.Array, share: float) -> jax.Array:
-  """A rectangle of 2 ... 33 % of the area, its shape between 0.3 and 1 / 0.3, set to 0."""
+def _erase(images: jax.Array, key: jax.Array, share: float) -> jax.Array:
+  """Sets a rectangle of 2 ... 33 % of the area, of an aspect ratio between 0.3 and 1 / 0.3, to 0."""
   count, height, width, _ = images.shape
   chosen_key, area_key, ratio_key, place_key = jax.random.split(key, 4)
   chosen = jax.random.bernoulli(chosen_key, share, (count,))
@@ -178,8 +191,8 @@ def _erased(images: jax.Array, key: jax.Array, share: float) -> jax.Array:
   return jnp.where(inside[..., None], 0.0, images)
 
 
-def _mixed(batch: Batch, key: jax.Array, mixup: float, cutmix: float, num_classes: int) -> Batch:
-  """Each image with the one before it in the batch, and their labels likewise."""
+def _mix(batch: Batch, key: jax.Array, mixup: float, cutmix: float, num_classes: int) -> Batch:
+  """Mixes each image with the one before it in the batch, and their labels likewise."""
   share_key, place_key, which_key = jax.random.split(key, 3)
   images = batch['image']
   others, (height, width) = jnp.roll(images, 1, axis=0), images.shape[1:3]
@@ -199,7 +212,7 @@ def _mixed(batch: Batch, key: jax.Array, mixup: float, cutmix: float, num_classe
 
 
 def _inside(first: jax.Array, last: jax.Array, height: int, width: int) -> jax.Array:
-  """Which pixels lie in boxes [first, last), each float [B, 2]: bool [B, H, W]."""
+  """Returns which pixels lie in the boxes [first, last), each float [B, 2]: bool [B, H, W]."""
   rows = jnp.arange(height, dtype=jnp.float32)[None]
   columns = jnp.arange(width, dtype=jnp.float32)[None]
   within_rows = (rows >= first[:, :1]) & (rows < last[:, :1])

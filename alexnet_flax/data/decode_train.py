@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from alexnet_flax.data.image_header import Encoded, pixels
 from alexnet_flax.data.images import UnreadableError
-from alexnet_flax.data.views import TrainView, turned
+from alexnet_flax.data.views import TrainView, rotated
 
 # libjpeg decodes at a half, quarter or eighth for far less.
 _RATIOS = (1, 2, 4, 8)
@@ -40,7 +40,7 @@ def decode_train(view: TrainView, encoded: Sequence[Encoded], numbers: np.ndarra
   sizes = np.array([(image.height, image.width) for image in encoded], np.int64)
   windows = view.windows(sizes, numbers)
   ratios = _ratios(encoded, windows.boxes, size)
-  boxes, maps = turned(windows, sizes, size, ratios) if view.rotation else (windows.boxes, None)
+  boxes, maps = rotated(windows, sizes, size, ratios) if view.rotation else (windows.boxes, None)
   chosen = zip(encoded, _scaled(boxes, sizes, ratios).tolist(), ratios.tolist(), strict=True)
   images = np.empty((len(encoded), size, size, 3), np.uint8)
   for row, (image, box, ratio) in enumerate(chosen):
@@ -48,7 +48,7 @@ def decode_train(view: TrainView, encoded: Sequence[Encoded], numbers: np.ndarra
     if maps is None:
       _resize(crop, images[row], mirror=windows.mirrored[row])
     else:
-      images[row] = _turn(crop, maps[row], size, view.fill)
+      images[row] = _turn(crop, maps[row], size, view.rotation_fill)
   return {'image': images}
 
 
@@ -137,7 +137,7 @@ def _resize(crop: np.ndarray, image: np.ndarray, *, mirror: bool) -> None:
 
 
 def _turn(crop: np.ndarray, mapping: np.ndarray, size: int, fill: tuple[float, float, float]) -> np.ndarray:
-  """What the map, float32 [2, 3], takes from the crop, as `views.turned` says: uint8 [S, S, 3]."""
+  """What the map, float32 [2, 3], takes from the crop, as `views.rotated` says: uint8 [S, S, 3]."""
 
   def transformed(values: np.ndarray, interpolation: str, fill_mode: str) -> np.ndarray:
     return tf.raw_ops.ImageProjectiveTransformV3(

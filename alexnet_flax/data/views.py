@@ -1,7 +1,7 @@
-"""Which part of each image the network sees, and how it lies: arithmetic on sizes, in NumPy.
+"""Crops, flips and rotations as arithmetic on image sizes, in NumPy.
 
-A view is a function of an image's size and of numbers drawn beforehand (`order.view_numbers`); nothing
-here is random, and no pixel is touched (`decoding.py` does that).
+A view is a function of an image's size and of numbers drawn beforehand (`sampling.view_numbers`). Nothing
+here is random, and no pixel is touched: `decode_train.py` and `decode_eval.py` do that.
 """
 
 import dataclasses
@@ -12,19 +12,19 @@ import numpy as np
 Crop = Literal['random_resized_crop', 'random_crop']
 Resize = Literal['pil', 'tf']
 
-# Numbers of a view: each attempt at a random crop takes two; then top, left, mirror, angle.
+# The numbers of a view: two for each attempt at a random crop, then top, left, flip, angle.
 CROP_ATTEMPTS = 10
 VIEW_NUMBERS = 32
-_TOP, _LEFT, _MIRROR, _ANGLE = range(2 * CROP_ATTEMPTS, 2 * CROP_ATTEMPTS + 4)
+_TOP, _LEFT, _FLIP, _ANGLE = range(2 * CROP_ATTEMPTS, 2 * CROP_ATTEMPTS + 4)
 
 
 class Windows(NamedTuple):
-  """Where the views of some images lie.
+  """The windows of a batch of images.
 
   Attributes:
     boxes: int32 [B, 4], (top, left, height, width) in pixels of the image.
     mirrored: bool [B].
-    degrees: float32 [B], by which the image is turned about the box's centre, counter-clockwise.
+    degrees: float32 [B], the counter-clockwise rotation about the box's centre.
   """
 
   boxes: np.ndarray
@@ -34,73 +34,83 @@ class Windows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TrainView:
-  """A random view of an image in training.
+  """A random view of a training image.
 
   Attributes:
-    image_size: the view's side S in pixels.
-    crop: 'random_resized_crop' (Szegedy et al. 2014, section 6; torchvision's rule): an area and a shape
-      are drawn, and what lies within is resized. 'random_crop' (Krizhevsky et al. 2012, section 4.1): a
+    image_size: The view's side S in pixels.
+    crop: 'random_resized_crop' (Szegedy et al. 2014, section 6; torchvision's rule) draws an area and an
+      aspect ratio, and resizes what lies within. 'random_crop' (Krizhevsky et al. 2012, section 4.1) takes a
       window of S by S of the image whose short side is `resize_side`.
-    crop_scale: least and greatest area of the resized crop, as shares of the image's.
-    crop_ratio: its least and greatest width over height, drawn evenly in the logarithm.
-    resize_side: of the random crop.
-    flip: mirror every second view.
-    rotation: degrees by which the image is turned at most, either way.
-    fill: RGB of what lies outside of a turned image.
+    crop_scale: The least and greatest area of the resized crop, as shares of the image's.
+    crop_ratio: Its least and greatest width over height, drawn uniformly in the logarithm.
+    resize_side: The short side for 'random_crop'.
+    flip: Whether to mirror every second view.
+    rotation: The greatest rotation either way, in degrees.
+    rotation_fill: RGB, 0 ... 255, of what lies outside a rotated image.
+
+  Raises:
+    ValueError: A range or a colour is impossible.
   """
 
-  image_size: int
+  image_size: int = dataclasses.field(default=224, metadata={'derived': True})
   crop: Crop = 'random_resized_crop'
   crop_scale: tuple[float, float] = (0.08, 1.0)
   crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-  resize_side: int = 256
+  resize_side: int = dataclasses.field(default=256, metadata={'derived': True})
   flip: bool = True
-  rotation: float = 0.0
-  fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
+  rotation: float = dataclasses.field(default=0.0, metadata={'at_most': 180})
+  rotation_fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+  def __post_init__(self) -> None:
+    for name, (low, high) in (('crop_scale', self.crop_scale), ('crop_ratio', self.crop_ratio)):
+      if not 0 < low <= high or (name == 'crop_scale' and high > 1):
+        raise ValueError(f'{name} (={(low, high)}) must be (least, greatest), positive, and shares at most 1')
+    if not all(0 <= value <= 255 for value in self.rotation_fill):
+      raise ValueError(f'rotation_fill (={self.rotation_fill}) must be RGB in 0 ... 255')
 
   def windows(self, sizes: np.ndarray, numbers: np.ndarray) -> Windows:
-    """The views of images with the given sizes.
+    """Returns the windows of a batch of images.
 
     Args:
-      sizes: int [B, 2], height and width.
-      numbers: float32 [B, VIEW_NUMBERS] in [0, 1).
+      sizes: int [B, 2], heights and widths.
+      numbers: float32 [B, VIEW_NUMBERS], uniform in [0, 1).
     """
     if self.crop == 'random_crop':
       boxes = _random_crops(sizes, numbers, self.image_size, self.resize_side)
     else:
       boxes = _random_resized_crops(sizes, numbers, self.crop_scale, self.crop_ratio)
     degrees = (2 * numbers[:, _ANGLE] - 1) * np.float32(self.rotation)
-    return Windows(boxes, (numbers[:, _MIRROR] < 0.5) & self.flip, degrees)
+    return Windows(boxes, (numbers[:, _FLIP] < 0.5) & self.flip, degrees)
 
 
-def turned(
+def rotated(
   windows: Windows, sizes: np.ndarray, image_size: int, ratios: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Turned, mirrored and resized views in one: which pixels they need, and the map to them.
+  """Rotation, mirroring and resizing as one affine map: the pixels that it needs, and the map.
 
   Args:
-    windows: of images with the given sizes.
-    sizes: int [B, 2].
-    image_size: the views' side S.
-    ratios: int [B], by which the images shrink when they are decoded.
+    windows: The windows of a batch of images.
+    sizes: int [B, 2], the images' heights and widths.
+    image_size: The views' side S.
+    ratios: int [B], the factors by which decoding shrinks the images.
 
   Returns:
-    int32 [B, 4], the smallest boxes in the images that hold the turned windows; and float32 [B, 2, 3],
-    which take (x, y, 1) of a view to (x, y) in such a box as it is decoded. Pixels' centres are whole.
+    int32 [B, 4], the smallest boxes in the images that hold the rotated windows; and float32 [B, 2, 3], the
+    maps from (x, y, 1) of a view to (x, y) of the decoded box. Pixel centres have whole coordinates.
   """
   radians = np.deg2rad(windows.degrees.astype(np.float64))
   cos, sin = np.cos(radians), np.sin(radians)
   height, width = shape = windows.boxes[:, 2:].T
   center = windows.boxes[:, :2] + shape.T / 2
   reach = np.abs([cos * height, cos * width]) + np.abs([sin * width, sin * height])
-  ratio = ratios[:, None]  # whole pixels of the image as it is decoded, and one more
+  ratio = ratios[:, None]  # whole pixels of the decoded image, and one more
   first = np.clip((np.floor((center - reach.T / 2) / ratio) - 1) * ratio, 0, sizes - 1).astype(np.int32)
   last = np.clip((np.ceil((center + reach.T / 2) / ratio) + 1) * ratio, first + 1, sizes).astype(np.int32)
 
   x_step = np.where(windows.mirrored, -width, width) / image_size
   y_step = height / image_size
   linear = np.stack([cos * x_step, -sin * y_step, sin * x_step, cos * y_step], 1).reshape(-1, 2, 2)
-  origin = first // ratio * ratio  # where a pixel of the shrunk image begins
+  origin = first // ratio * ratio  # where a pixel of the decoded image begins
   shift = (center - origin)[:, ::-1] - linear.sum(axis=2) * ((image_size - 1) / 2)
   scaled = np.concatenate([linear, shift[:, :, None]], axis=2) / ratios[:, None, None]
   scaled[:, :, 2] -= 0.5
@@ -112,27 +122,27 @@ class EvalView:
   """The view of an image in evaluation: its short side is resized, then squares are cut out.
 
   Attributes:
-    image_size: the view's side S in pixels.
-    resize_side: what the short side becomes.
-    resize: 'pil' (bilinear and antialiased, as Pillow and torchvision) or 'tf' (`tf.image.resize` as it
-      stands: bilinear between four pixels, whatever the scale).
-    ten_crop: four corners and the centre, and the same mirrored (Krizhevsky et al. 2012, section 4.1).
+    image_size: The view's side S in pixels.
+    resize_side: The resized short side.
+    resize: 'pil' (bilinear and antialiased, as Pillow and torchvision) or 'tf' (`tf.image.resize`'s default:
+      bilinear between four pixels, whatever the scale).
+    ten_crop: Four corners and the centre, and the same mirrored (Krizhevsky et al. 2012, section 4.1).
   """
 
-  image_size: int
-  resize_side: int = 256
+  image_size: int = dataclasses.field(default=224, metadata={'derived': True})
+  resize_side: int = dataclasses.field(default=256, metadata={'derived': True})
   resize: Resize = 'pil'
   ten_crop: bool = False
 
   def resized(self, sizes: np.ndarray) -> np.ndarray:
-    """Heights and widths after resizing, int32 [B, 2]: the long side is cut, not rounded."""
+    """Returns heights and widths after resizing, int32 [B, 2]; the long side is truncated, not rounded."""
     return (self.resize_side * sizes // sizes.min(axis=1, keepdims=True)).astype(np.int32)
 
   def corners(self, sizes: np.ndarray) -> np.ndarray:
-    """Top and left of each square in the resized images, int32 [B, 1 or 6, 2].
+    """Returns top and left of each square in the resized images, int32 [B, 1 or 6, 2].
 
-    Of ten crops these are the four corners, the centre, and the centre that is mirrored: of the mirrored
-    image, so that it lies a pixel beside the other where what is cut off is odd (torchvision's TenCrop).
+    For ten crops: the four corners, the centre, and the centre of the mirrored image, which lies a pixel
+    beside the other where an odd number of pixels is cut off (torchvision's TenCrop).
     """
     spare = self.resized(sizes) - self.image_size
     # Half pixels are rounded to even, as torchvision's CenterCrop does.
@@ -147,7 +157,7 @@ class EvalView:
 def _random_resized_crops(
   sizes: np.ndarray, numbers: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> np.ndarray:
-  """The first of ten drawn boxes that lies in the image; failing that, the largest central one."""
+  """Returns the first of ten drawn boxes that lies in the image; failing that, the largest central one."""
   height, width = sizes[:, :1], sizes[:, 1:]
   areas, ratios = numbers[:, :CROP_ATTEMPTS], numbers[:, CROP_ATTEMPTS : 2 * CROP_ATTEMPTS]
   area = height * width * (scale[0] + areas * (scale[1] - scale[0]))
@@ -167,7 +177,7 @@ def _random_resized_crops(
 
 
 def _random_crops(sizes: np.ndarray, numbers: np.ndarray, image_size: int, resize_side: int) -> np.ndarray:
-  """Squares of image_size / resize_side of the short side, anywhere: of S by S pixels if that fits."""
+  """Returns squares of image_size / resize_side of the short side, anywhere in the image."""
   short = sizes.min(axis=1, keepdims=True)
   side = np.maximum(np.round(short * (image_size / resize_side)), 1).astype(np.int64)
   corner = _choose(numbers[:, [_TOP, _LEFT]], sizes - side)
@@ -175,5 +185,5 @@ def _random_crops(sizes: np.ndarray, numbers: np.ndarray, image_size: int, resiz
 
 
 def _choose(numbers: np.ndarray, last: np.ndarray) -> np.ndarray:
-  """One of 0 ... last, evenly."""
+  """Returns one of 0 ... last, uniformly."""
   return np.minimum((numbers * (last + 1.0)).astype(np.int64), last)

@@ -19,11 +19,11 @@ from alexnet_flax.errors import UsageError
 from alexnet_flax.inference.layer_stats import layer_statistics
 from alexnet_flax.losses import LOSSES
 from alexnet_flax.models.spec import Activation
-from alexnet_flax.optim import sgd
+from alexnet_flax.optim import freeze, sgd
 from alexnet_flax.steps import Batch, TrainState, train_step
-from alexnet_flax.training.experiment import Run, check_devices, eval_batches, prepare_run, train_batches
-from alexnet_flax.training.initialize import start
-from alexnet_flax.training.transfer import freeze
+from alexnet_flax.training.batches import eval_batches, train_batches
+from alexnet_flax.training.experiment import Experiment, build_experiment, check_devices
+from alexnet_flax.training.initialize import initial_state
 from alexnet_flax.training.workdir import versions
 
 _OVERFIT_STEPS = 20
@@ -58,24 +58,25 @@ def findings(config: Config, workdir: str) -> Iterator[Finding]:
   try:
     yield from devices()
     yield _tensorflow()
-    run = prepare_run(config)
-    batches = train_batches(dataclasses.replace(run, total_steps=1 << 30), 0)  # however long we look
+    experiment = build_experiment(config)
+    batches = train_batches(experiment, 0, 1 << 30)  # however long we look
     batch = next(batches)
-    next(eval_batches(run))
-    state, _ = start(run)
+    next(eval_batches(experiment))
+    state, _ = initial_state(experiment)
   except UsageError as error:
     yield Finding('bad', str(error), 'mend this first; what follows needs a device and a batch')
     return
-  counts = f'{run.train_source.num_examples:,} and {run.eval_source.num_examples:,}'
+  counts = f'{experiment.data.train.num_examples:,} and {experiment.data.evaluated.num_examples:,}'
   yield Finding(
-    'ok', f'data: {run.train_source.name} and {run.eval_source.name}, {counts} examples, readable'
+    'ok',
+    f'data: {experiment.data.train.name} and {experiment.data.evaluated.name}, {counts} examples, readable',
   )
-  yield disk(run, pathlib.Path(workdir).expanduser())
-  if run.preprocess is None:
+  yield disk(experiment, pathlib.Path(workdir).expanduser())
+  if experiment.learner.preprocess is None:
     yield Finding('look', 'a linear probe: the network itself is not trained, and not examined')
     return
-  yield _starving(run, itertools.chain([batch], batches))
-  yield from first_aid(run, state, batch)
+  yield _starving(experiment, itertools.chain([batch], batches))
+  yield from first_aid(experiment, state, batch)
 
 
 def _versions() -> Finding:
@@ -111,11 +112,11 @@ def _tensorflow() -> Finding:
   return Finding('ok', what)
 
 
-def disk(run: Run, folder: pathlib.Path) -> Finding:
+def disk(experiment: Experiment, folder: pathlib.Path) -> Finding:
   """Whether the checkpoints of a run find room."""
   existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
-  size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.state))
-  needed = size * (run.config.keep_checkpoints + 2)  # the best, and the one that is being written
+  size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(experiment.state))
+  needed = size * (experiment.config.keep_checkpoints + 2)  # the best, and the one that is being written
   free = shutil.disk_usage(existing).free
   what = f'disk: {free / 1e9:,.1f} GB free in {folder}; checkpoints may take {needed / 1e9:,.1f} GB'
   if needed > free:
@@ -123,18 +124,18 @@ def disk(run: Run, folder: pathlib.Path) -> Finding:
   return Finding('ok', what)
 
 
-def _starving(run: Run, batches: Iterator[Batch]) -> Finding:
+def _starving(experiment: Experiment, batches: Iterator[Batch]) -> Finding:
   """Images a second of the input against those of the step."""
-  images = run.config.data.batch_size
+  images = experiment.config.data.batch_size
   next(batches)
   input_rate = images / _seconds_each(lambda: jax.block_until_ready(next(batches)))
-  state, batch, key = run.make_state(), next(batches), jax.random.key(0)
-  going = jax.device_put(np.array(True), run.replicated)
-  stops = jax.device_put(np.zeros(jax.device_count(), bool), run.sharding)
+  state, batch, key = experiment.steps.init(), next(batches), jax.random.key(0)
+  going = jax.device_put(np.array(True), experiment.steps.replicated)
+  stops = jax.device_put(np.zeros(jax.device_count(), bool), experiment.steps.sharding)
 
   def step() -> None:
     nonlocal state
-    state, *_ = jax.block_until_ready(run.train_step(state, batch, key, going, stops))
+    state, *_ = jax.block_until_ready(experiment.steps.train(state, batch, key, going, stops))
 
   step()  # compiles
   step_rate = images / _seconds_each(step)
@@ -148,18 +149,18 @@ def _starving(run: Run, batches: Iterator[Batch]) -> Finding:
   return Finding('ok', f'{what}: the step is the limit')
 
 
-def first_aid(run: Run, state: TrainState, batch: Batch) -> Iterator[Finding]:
+def first_aid(experiment: Experiment, state: TrainState, batch: Batch) -> Iterator[Finding]:
   """A network's first aid: its loss at the start, whether it can learn one batch, and its dead units."""
-  count = min(_OVERFIT_IMAGES, run.config.data.batch_size)
+  count = min(_OVERFIT_IMAGES, experiment.config.data.batch_size)
   small = {name: jax.device_put(np.asarray(part)[:count]) for name, part in batch.items()}
-  classes = run.config.model.num_classes or run.model.spec.num_classes
+  classes = experiment.config.model.num_classes or experiment.spec.num_classes
   state = jax.device_put(jax.device_get(state), jax.devices()[0])
-  losses, state = _overfit(run, state, small)
+  losses, state = _overfit(experiment, state, small)
   expected = math.log(classes)
   what = (
     f'loss at the start: {losses[0]:.3f}; guessing among {classes} classes has ln({classes}) = {expected:.3f}'
   )
-  if run.config.loss.name != 'cross_entropy':
+  if experiment.config.loss.name != 'cross_entropy':
     yield Finding('ok', f'loss at the start: {losses[0]:.4f}')
   elif not losses[0] < 1.5 * expected:
     yield Finding('look', what, 'the initialisation is too wide, or the images are not normalised')
@@ -173,18 +174,22 @@ def first_aid(run: Run, state: TrainState, batch: Batch) -> Iterator[Finding]:
     yield Finding('look' if math.isfinite(losses[-1]) else 'bad', what, advice)
   else:
     yield Finding('ok', what)
-  if any(layer == Activation('relu') for layer in run.model.spec.layers):
-    yield dead_units(run, state, small)
+  if any(layer == Activation('relu') for layer in experiment.spec.layers):
+    yield dead_units(experiment, state, small)
 
 
-def _overfit(run: Run, state: TrainState, batch: Batch) -> tuple[list[float], TrainState]:
+def _overfit(experiment: Experiment, state: TrainState, batch: Batch) -> tuple[list[float], TrainState]:
   """The losses of some steps on one batch, at the recipe's full rate, without augmentation."""
-  assert run.preprocess is not None
-  prepared = run.preprocess(batch, None)
-  tx = sgd(run.config.optimizer.learning_rate, spec=run.model.spec, momentum=run.config.optimizer.momentum)
-  tx = freeze(tx, run.frozen)
+  assert experiment.learner.preprocess is not None
+  prepared = experiment.learner.preprocess(batch, None)
+  tx = sgd(
+    experiment.config.optimizer.learning_rate,
+    spec=experiment.spec,
+    momentum=experiment.config.optimizer.momentum,
+  )
+  tx = freeze(tx, experiment.learner.frozen)
   state = dataclasses.replace(state, tx=tx, opt_state=tx.init(state.params), ema=None, ema_decay=None)
-  step = jax.jit(functools.partial(train_step, loss=LOSSES[run.config.loss.name]))
+  step = jax.jit(functools.partial(train_step, loss=LOSSES[experiment.config.loss.name]))
   losses = []
   for _ in range(_OVERFIT_STEPS):
     state, metrics = step(state, prepared, jax.random.key(0))
@@ -192,11 +197,11 @@ def _overfit(run: Run, state: TrainState, batch: Batch) -> tuple[list[float], Tr
   return losses, state
 
 
-def dead_units(run: Run, state: TrainState, batch: Batch) -> Finding:
+def dead_units(experiment: Experiment, state: TrainState, batch: Batch) -> Finding:
   """The share of channels of each ReLU that no image of a batch makes positive."""
-  names = [name for name, layer in run.model.spec.named_layers() if layer == Activation('relu')]
+  names = [name for name, layer in experiment.spec.named_layers() if layer == Activation('relu')]
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  measured = layer_statistics(run.model, variables, batch['image'])
+  measured = layer_statistics(experiment.learner.model, variables, batch['image'])
   shares = {layer.name: layer.dead for layer in measured if layer.name in names}
   what = 'units that are dead for these images: ' + ', '.join(f'{name} {x:.0%}' for name, x in shares.items())
   worst = max(shares.values(), default=0.0)

@@ -12,7 +12,8 @@ from alexnet_flax.data import sampling
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.spec import Preprocessing
 from alexnet_flax.steps import Batch, Preprocess, micro_batches
-from alexnet_flax.training.experiment import prepare_run, train_batches
+from alexnet_flax.training.batches import train_batches
+from alexnet_flax.training.experiment import build_experiment
 
 _MOST = 16
 _SIDE = 160  # of a tile, in pixels
@@ -29,28 +30,28 @@ def show_batch(config: Config, path: str) -> None:
   Raises:
     UsageError: the path cannot be written, or the run could not begin.
   """
-  run = prepare_run(config)
-  if run.preprocess is None:
+  experiment = build_experiment(config)
+  if experiment.learner.preprocess is None:
     raise UsageError('a linear probe trains on features; there are no images to show')
   from alexnet_flax.data import loader
   from alexnet_flax.data.views import EvalView
 
-  size, preprocessing = run.model.spec.image_size, run.model.spec.preprocessing
-  batch = next(train_batches(run, 0))
+  size, preprocessing = experiment.spec.image_size, experiment.spec.preprocessing
+  batch = next(train_batches(experiment, 0))
   # The key of the first step, as the training loop and `train_step` derive it.
-  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(run.config.seed), 1), 0)
-  seen = seen_in_step(run.preprocess, batch, key, run.config.optimizer.accumulate_steps)
+  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(experiment.config.seed), 1), 0)
+  seen = seen_in_step(experiment.learner.preprocess, batch, key, experiment.config.optimizer.accumulate_steps)
   after = _as_bytes(np.asarray(seen['image'][:_MOST]), preprocessing)
   chosen = sampling.batch_indices(
-    run.config.seed, 0, run.config.data.batch_size, run.train_source.num_examples
+    experiment.config.seed, 0, experiment.config.data.batch_size, experiment.data.train.num_examples
   )
   before = []
   for number in chosen[:_MOST].tolist():
     try:
-      before.append(loader.image(run.train_source, number, EvalView(size, size)))
+      before.append(loader.image(experiment.data.train, number, EvalView(size, size)))
     except UsageError:  # left out by request, or `train_batches` would have raised it
       before.append(np.full((size, size, 3), 128, np.uint8))
-  names = [_label(label, run.train_source.class_names) for label in np.asarray(seen['label'][:_MOST])]
+  names = [_label(label, experiment.data.train.class_names) for label in np.asarray(seen['label'][:_MOST])]
   try:
     _sheet(before, list(after), names).save(pathlib.Path(path).expanduser())
   except (OSError, ValueError) as error:

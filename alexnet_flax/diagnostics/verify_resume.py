@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 
 from alexnet_flax import checkpoint
 from alexnet_flax.errors import UsageError
-from alexnet_flax.training.logger import read_lines, read_metrics
+from alexnet_flax.files import read_lines
+from alexnet_flax.training.logger import read_metrics
 
 # What is not said on the command line: enough steps for several checkpoints and evaluations.
 _SHORT = {

@@ -56,13 +56,13 @@ def _origin(source: str) -> list[str]:
   data = config.data
   evaluated = [line for line in metrics if line['split'] != 'train' and line['name'] in ('top1', 'top5')]
   last = [line for line in evaluated if line['step'] == evaluated[-1]['step']]
-  crops = 'ten crops' if data.ten_crop else 'one central crop'
+  crops = 'ten crops' if data.eval_view.ten_crop else 'one central crop'
   accuracy = ', '.join(f'{line["name"]} {line["value"]:.2%}'.replace('%', ' %') for line in last)
   steps = metrics[-1]['step'] if metrics else 0
   rows = [
     f'| trained on | `{data.dataset}`, split `{data.train_split}`, {steps:,} steps of {data.batch_size} |',
     f'| protocol | `{data.dataset}`, split `{data.eval_split}`, {crops}, resized by'
-    f' TensorFlow{", antialiased as Pillow does" if data.resize == "pil" else ""} |',
+    f' TensorFlow{", antialiased as Pillow does" if data.eval_view.resize == "pil" else ""} |',
     f'| accuracy | {accuracy}, over {last[0]["images"]:,} images at step {last[0]["step"]:,} |'
     if last
     else '| accuracy | not measured |',

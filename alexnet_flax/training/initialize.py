@@ -1,4 +1,4 @@
-"""The state before a run's first step, with what it takes over from a trained network."""
+"""Initialises a run's state: random parameters, or those of a trained network."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,30 +6,30 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from alexnet_flax import config as configuration
+from alexnet_flax.config import base_spec
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.pretrained import load_pretrained
 from alexnet_flax.steps import TrainState
-from alexnet_flax.training.experiment import Run
+from alexnet_flax.training.experiment import Experiment
 from alexnet_flax.training.transfer import count, graft
 
-RANDOM = 'random'  # the source of nothing, to compare with
+RANDOM = 'random'  # a source that loads nothing, to compare with
 
 
-def start(run: Run) -> tuple[TrainState, list[str]]:
-  """The state, and lines that say what was loaded and what was left out.
+def initial_state(experiment: Experiment) -> tuple[TrainState, list[str]]:
+  """Returns the state before the first step, and lines that say what was loaded and what was not used.
 
   Raises:
-    UsageError: the source cannot be read, or does not fit.
+    UsageError: The source of a transfer cannot be read, or does not fit.
   """
-  state, transfer = run.make_state(), run.config.transfer
+  state, transfer = experiment.steps.init(), experiment.config.transfer
   if transfer.source in (None, RANDOM):
     return state, [] if transfer.source is None else ['loaded nothing: the parameters are random']
-  spec = run.model.spec
+  spec = experiment.spec
   try:
-    whole = configuration.whole_network(run.config)
-    # Files of other programs are for the variant's own images most often, whatever the size of this run's.
+    whole = base_spec(experiment.config)
+    # Files of other programs are mostly for the variant's own image size, whatever that of this run.
     published = dataclasses.replace(whole, image_size=VARIANTS[whole.name].image_size)
     try:
       theirs, pretrained = load_pretrained(transfer.source, published)
@@ -54,17 +54,18 @@ def start(run: Run) -> tuple[TrainState, list[str]]:
   return state, lines
 
 
-def training_lines(run: Run, state: TrainState) -> list[str]:
-  """Lines that say what is trained and what is frozen."""
-  if not run.frozen and run.config.transfer.source is None:
+def training_lines(experiment: Experiment, state: TrainState) -> list[str]:
+  """Returns lines that say what is trained and what is frozen."""
+  learner = experiment.learner
+  if not learner.frozen and experiment.config.transfer.source is None:
     return []
-  names = [name for name, _ in run.model.spec.named_layers()]
-  trained = [name for name in names if name in state.params and name not in run.frozen]
+  names = [name for name, _ in experiment.spec.named_layers()]
+  trained = [name for name in names if name in state.params and name not in learner.frozen]
   variables = {'params': state.params}
-  statistics = ', their statistics too' if run.model.fixed_norms else ''
+  statistics = ', their statistics too' if learner.model.fixed_norms else ''
   return [
     f'trained: {_named(trained, count(variables, trained))}',
-    f'frozen: {_named(run.frozen, count(variables, run.frozen))}{statistics}',
+    f'frozen: {_named(learner.frozen, count(variables, learner.frozen))}{statistics}',
   ]
 
 

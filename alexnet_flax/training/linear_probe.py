@@ -1,4 +1,4 @@
-"""A linear probe: the features of every image once, then steps of the head alone on them."""
+"""A linear probe: computes the features of every image once, and trains the head alone on them."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 from jax.experimental import multihost_utils
 
 from alexnet_flax.data import sampling
@@ -14,23 +15,40 @@ from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.steps import Batch
 
 
+class Head(nn.Module):
+  """A network's head alone, on features [B, D]; it takes the variables of the whole network.
+
+  Attributes:
+    head: The head's name, such as 'fc8'.
+    num_classes: The length of the logits.
+  """
+
+  head: str
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
+    del train
+    return nn.Dense(self.num_classes, name=self.head)(features)
+
+
 @dataclasses.dataclass(frozen=True)
 class FeatureSet:
-  """What the head is to see of a split: float32 [N, D], and int32 [N]."""
+  """The head's inputs for a split, float32 [N, D], and the labels, int32 [N]."""
 
   features: np.ndarray
   labels: np.ndarray
 
 
 def compute_features(model: AlexNet, variables: Any, batches: Iterable[Batch]) -> FeatureSet:
-  """What the head sees of each image, in evaluation.
+  """Computes the head's input for each image, in evaluation mode.
 
   Args:
-    model: the network.
-    variables: its variables.
-    batches: 'image' uint8 [B, S, S, 3], 'label' [B], and 'weight' [B], 0 for what fills up a batch.
+    model: The network.
+    variables: Its variables.
+    batches: 'image' uint8 [B, S, S, 3], 'label' [B], and 'weight' [B], 0 for padding.
   """
-  last = list(model.spec.named_layers())[-2][0]
+  last = model.spec.named_layers()[-2][0]
 
   @jax.jit
   def head_input(variables: Any, batch: Batch) -> jax.Array:
@@ -49,14 +67,14 @@ def compute_features(model: AlexNet, variables: Any, batches: Iterable[Batch]) -
 def train_batches(
   feature_set: FeatureSet, *, seed: int, batch_size: int, first_step: int, last_step: int
 ) -> Iterator[dict[str, np.ndarray]]:
-  """The batches of steps `first_step` ... `last_step` - 1, in the order of all training."""
+  """Yields the batches of steps `first_step` ... `last_step` - 1, in the order of all training."""
   for step in range(first_step, last_step):
     chosen = sampling.batch_indices(seed, step, batch_size, len(feature_set.labels))
     yield _batch(feature_set, chosen, np.ones(batch_size, np.float32))
 
 
 def eval_batches(feature_set: FeatureSet, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-  """Every example once; the last batch is filled up with examples of weight 0."""
+  """Yields every example once; the last batch is padded with examples of weight 0."""
   count = len(feature_set.labels)
   for start in range(0, count, batch_size):
     numbers = np.arange(start, start + batch_size)

@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl, TensorBoard events, and a progress bar or plain lines."""
+"""Logs a run: metrics.jsonl, TensorBoard events, and a progress bar or plain lines."""
 
 import json
 import pathlib
@@ -9,15 +9,15 @@ from typing import Any
 import tensorboardX
 from tqdm import tqdm
 
-from alexnet_flax.errors import UsageError
+from alexnet_flax.files import read_lines, rewrite_lines
 from alexnet_flax.metrics import Metrics
 
 
-class RunLog:
+class Logger:
   """Writes to a run's folder and to the terminal.
 
-  metrics.jsonl has one object a line: step, epoch, split, name, value, seconds (of training and
-  evaluating, start-up and pauses left out) and images (how many the value was counted over).
+  metrics.jsonl has one object a line: step, epoch, split, name, value, seconds (of training and evaluation,
+  without start-up and pauses) and images (the number that the value was measured over).
   """
 
   def __init__(
@@ -28,9 +28,9 @@ class RunLog:
     steps_per_epoch: float,
     is_writer: bool = True,
   ):
-    """Continues the folder's log after `first_step`; what was logged beyond it is cut off.
+    """Continues the folder's log after `first_step`; later lines are removed.
 
-    Of several processes one `is_writer`; the others write and say nothing.
+    Of several processes one `is_writer`; the others write and print nothing.
     """
     self._is_writer = is_writer
     lines = [line for line in read_metrics(folder) if line['step'] <= first_step]
@@ -50,7 +50,7 @@ class RunLog:
     )
 
   def write(self, step: int, split: str, metrics: Metrics, **others: float) -> dict[str, float]:
-    """Records the means of `metrics` and `others` at a step; returns them all."""
+    """Logs the means of `metrics` and `others` at a step; returns them all."""
     values = metrics.means() | others
     if not self._is_writer:
       return values
@@ -66,7 +66,7 @@ class RunLog:
     return values
 
   def _flush(self) -> None:
-    """Writes what is pending; what a full disk does not take is kept for the next time."""
+    """Writes pending lines; those that a full disk does not take are kept for the next time."""
     try:
       while self._pending:
         self._pending = self._pending[self._file.write(self._pending) :]
@@ -80,7 +80,7 @@ class RunLog:
     self._bar.update(step - self._bar.n)
 
   def show(self, step: int, split: str, values: dict[str, float]) -> None:
-    """Shows a step's values: beside the bar, or as a line where there is no terminal."""
+    """Prints a step's values: beside the bar, or as a line where there is no terminal."""
     text = f'{split}: {format_values(values)}'
     if self._bar.disable:
       done = max(step - self._first_step, 1)
@@ -93,7 +93,7 @@ class RunLog:
       self.say(f'step {step} {text}')
 
   def say(self, text: str) -> None:
-    """Prints a line without breaking the bar."""
+    """Prints a line without breaking the progress bar."""
     if not self._is_writer:
       return
     if self._bar.disable:
@@ -102,7 +102,7 @@ class RunLog:
       self._bar.write(text)
 
   def close(self) -> None:
-    """Ends the bar and the files."""
+    """Closes the progress bar and the files."""
     self._bar.close()
     if self._is_writer:
       self._flush()
@@ -110,38 +110,13 @@ class RunLog:
       self._file.close()
 
 
-def rewrite_lines(path: pathlib.Path, lines: list[dict[str, Any]]) -> None:
-  """Writes a file of JSON lines, whole or not at all."""
-  partial = path.with_suffix('.partial')
-  partial.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-  partial.replace(path)
-
-
 def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of a run's metrics.jsonl."""
+  """Returns the lines of a run's metrics.jsonl."""
   return read_lines(folder / 'metrics.jsonl')
 
 
-def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The whole lines of a file of JSON lines; a last one that a kill cut short is left out.
-
-  Raises:
-    UsageError: another line is broken.
-  """
-  if not path.exists():
-    return []
-  lines = []
-  for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
-    if line[-1] == '\n':
-      try:
-        lines.append(json.loads(line))
-      except ValueError:
-        raise UsageError(f'line {number} of {path} is broken; remove it, and nothing else is lost') from None
-  return lines
-
-
 def format_values(values: dict[str, float]) -> str:
-  """Metrics for people: loss 0.123, top1 97.53 %, 1,234 images/s."""
+  """Formats metrics for people: loss 0.123, top1 97.53 %, 1,234 images/s."""
   shown = []
   for name, value in values.items():
     if name in ('top1', 'top5'):

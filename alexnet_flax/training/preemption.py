@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request to finish the step and save; the second one stops at once."""
+"""Graceful shutdown: the first signal checkpoints and exits, the second exits immediately."""
 
 import os
 import signal
@@ -11,15 +11,15 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SAME_SECONDS = 1.0  # schedulers send a signal to a process and to its group
 
 
-class StopRequest:
-  """Within it, signals ask for an end instead of ending the process.
+class GracefulShutdown:
+  """A context in which SIGTERM and SIGINT request the end of training instead of ending the process.
 
   Attributes:
-    asked: whether one has come.
+    requested: Whether a signal has come.
   """
 
   def __init__(self) -> None:
-    self.asked = False
+    self.requested = False
     self._since = 0.0
     self._before: dict[int, object] = {}
 
@@ -37,8 +37,8 @@ class StopRequest:
   def _handle(self, number: int, frame: FrameType | None) -> None:
     del frame
     now = time.monotonic()
-    if self.asked and now - self._since > _SAME_SECONDS:
+    if self.requested and now - self._since > _SAME_SECONDS:
       os._exit(128 + number)  # as a shell reports the signal
-    if not self.asked:
-      self.asked, self._since = True, now
+    if not self.requested:
+      self.requested, self._since = True, now
       os.write(2, f'{signal.Signals(number).name}: finishing the step; once more ends at once\n'.encode())

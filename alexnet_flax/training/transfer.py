@@ -1,4 +1,4 @@
-"""Starting from what another run has learned: what is taken over, what is new, what stays as it is."""
+"""Transfer learning: the variables of a trained network in the place of a new one's."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -6,8 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
-from flax import linen as nn
 from flax import traverse_util
 
 from alexnet_flax.errors import UsageError
@@ -21,8 +19,8 @@ class Grafted:
 
   Attributes:
     variables: {'params', 'batch_stats'}.
-    loaded, new: layers with variables that were taken over, or not.
-    left_out: the other network's layers that have no place here.
+    loaded, new: The layers whose variables were loaded, or are newly initialised.
+    left_out: The other network's layers that were not used.
   """
 
   variables: dict[str, Any]
@@ -39,24 +37,23 @@ def graft(
   *,
   new_head: bool = True,
 ) -> Grafted:
-  """The fresh variables of a network with those of another in their place, layer by layer.
+  """Replaces the initial variables of a network by those of another, layer by layer.
 
   Args:
-    fresh: variables of `spec`, as initialised.
-    spec: the network to train.
-    pretrained: variables of `theirs`.
-    theirs: the network they were trained in; it may have more layers.
-    new_head: leave the head as it was initialised.
+    fresh: The initial variables of `spec`.
+    spec: The network to train.
+    pretrained: The variables of `theirs`.
+    theirs: The network that they were trained in; it may have more layers.
+    new_head: Whether to keep the head's initial variables.
 
   Raises:
-    UsageError: a layer is missing there, or computes something else, or a shape does not fit; all but
-      the head must.
+    UsageError: A layer other than the head is missing there, computes something else, or has another shape.
   """
-  head = list(spec.named_layers())[-1][0]
+  head = spec.head
   mine, other = dict(spec.named_layers()), dict(theirs.named_layers())
   ours, stored = _by_layer(fresh), _by_layer(pretrained)
   if _pixels(theirs) != _pixels(spec):
-    raise UsageError(f'the weights take images with {_pixels(theirs)}, and not with {_pixels(spec)}')
+    raise UsageError(f'the weights expect images with {_pixels(theirs)}, not with {_pixels(spec)}')
   taken: dict[str, Any] = {}
   for name, layer in mine.items():
     if name == head and (new_head or not _fits(ours[name], stored.get(name, {}))):
@@ -75,7 +72,7 @@ def graft(
           f' {np.shape(value)} is needed; only the head may differ (same model.width and model.image_size?)'
         )
     taken |= stored[name]
-  flat = traverse_util.flatten_dict(dict(fresh), sep='/') | taken
+  flat = traverse_util.flatten_dict(dict(fresh), sep='/', keep_empty_nodes=True) | taken
   loaded = {path.split('/')[1] for path in taken}
   return Grafted(
     variables=traverse_util.unflatten_dict(flat, sep='/'),
@@ -85,44 +82,13 @@ def graft(
   )
 
 
-def freeze(tx: optax.GradientTransformation, layers: Collection[str]) -> optax.GradientTransformation:
-  """The optimiser that leaves the parameters of some layers as they are, and keeps no state for them.
-
-  Norms of gradients, for clipping, are those of the other layers alone.
-  """
-  if not layers:
-    return tx
-
-  def labels(params: Any) -> Any:
-    return {name: 'frozen' if name in layers else 'trained' for name in params}
-
-  return optax.partition({'trained': tx, 'frozen': optax.set_to_zero()}, labels)
-
-
-class Head(nn.Module):
-  """A network's head alone, on features [B, D]; it takes the whole network's variables.
-
-  Attributes:
-    head: its name, such as 'fc8'.
-    num_classes: length of the logits.
-  """
-
-  head: str
-  num_classes: int
-
-  @nn.compact
-  def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
-    del train
-    return nn.Dense(self.num_classes, name=self.head)(features)
-
-
 def count(variables: Mapping[str, Any], layers: Collection[str]) -> int:
-  """How many parameters the layers have."""
+  """Returns the number of the layers' parameters."""
   return sum(leaf.size for name in layers for leaf in jax.tree.leaves(variables['params'].get(name, {})))
 
 
 def _by_layer(variables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """Layer -> {'params/conv1/kernel': array, ...}."""
+  """Returns layer -> {'params/conv1/kernel': array, ...}."""
   layers: dict[str, dict[str, Any]] = {}
   for path, value in traverse_util.flatten_dict(dict(variables), sep='/').items():
     layers.setdefault(path.split('/')[1], {})[path] = value
@@ -136,7 +102,7 @@ def _fits(ours: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
 
 
 def _of_any_size(layer: Any) -> Any:
-  """What a layer computes; its number of features shows in the shapes."""
+  """Returns what a layer computes, whatever its number of features, which shows in the shapes."""
   layer = computation(layer)
   return dataclasses.replace(layer, features=None) if hasattr(layer, 'features') else layer
 

@@ -1,8 +1,6 @@
-"""The folder of a run, and its config.json."""
+"""The folder of a run: its lock, config.json and environment.json (versions, devices, commit, command)."""
 
 import contextlib
-import dataclasses
-import fcntl
 import json
 import pathlib
 import platform
@@ -14,19 +12,21 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
+import filelock
 import jax
 
-from alexnet_flax.config import Config
+from alexnet_flax.config import Config, all_keys, from_dict, to_dict, value_of, with_values
 from alexnet_flax.errors import UsageError
+from alexnet_flax.files import write_text
 
 _ROOM = 1 << 16  # bytes without which nothing can begin
 
 
 def make_folder(folder: pathlib.Path) -> None:
-  """Makes the folder where it is missing.
+  """Creates the folder where it is missing.
 
   Raises:
-    UsageError: it cannot be written to.
+    UsageError: It is not writable.
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,56 +39,50 @@ def make_folder(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def sole_writer(folder: pathlib.Path) -> Iterator[None]:
-  """Keeps a second run out of the folder; a kill frees it.
+  """Locks the folder against a second run; a kill frees it.
 
   Raises:
-    UsageError: another process trains in it.
+    UsageError: Another process trains in it.
   """
-  with (folder / '.lock').open('a') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      message = f'another process trains in {folder}; wait for its end, or use another --workdir'
-      raise UsageError(message) from None
-    except OSError:  # a filesystem without locks
-      pass
+  lock = filelock.FileLock(folder / '.lock')
+  try:
+    with contextlib.suppress(NotImplementedError, OSError):  # a file system without locks
+      lock.acquire(blocking=False)
+  except filelock.Timeout:
+    message = f'another process trains in {folder}; wait for its end, or use another --workdir'
+    raise UsageError(message) from None
+  try:
     yield
+  finally:
+    lock.release()
 
 
 def write_config(folder: pathlib.Path, config: Config, resumed: bool) -> None:
   """Writes config.json; when resuming, says first which keys differ from the run so far."""
   path = folder / 'config.json'
-  new = json.loads(json.dumps(dataclasses.asdict(_without_private(config))))
+  new = _without_private(config)
   if resumed and path.exists():
     try:
-      old = _flat(json.loads(path.read_text()))
-    except ValueError:
-      old = {}
+      old = from_dict(json.loads(path.read_text(encoding='utf-8')))
+    except (ValueError, UsageError):
       print(f'note: {path} was broken, and is written anew')
-    for key, value in _flat(new).items():
-      if old and old.get(key) != value:
-        print(f'note: {key} was {old.get(key)!r} in this run so far, and is {value!r} from here on')
-  partial = path.with_suffix('.partial')
-  partial.write_text(json.dumps(new, indent=2) + '\n')
-  partial.replace(path)
+    else:
+      for key in all_keys():
+        was, now = value_of(old, key), value_of(new, key)
+        if was != now:
+          print(f'note: {key} was {was!r} in this run so far, and is {now!r} from here on')
+  write_text(path, json.dumps(to_dict(new), indent=2) + '\n')
 
 
 def _without_private(config: Config) -> Config:
-  """The configuration for others to read: where the user's files lie is nobody else's business."""
+  """Returns the configuration for others to read, without the paths of the user's folders."""
   place, source = config.data.data_dir, config.transfer.source
-  data = dataclasses.replace(config.data, data_dir=place and public(place))
-  transfer = dataclasses.replace(config.transfer, source=source and public(source))
-  return dataclasses.replace(config, data=data, transfer=transfer)
+  return with_values(
+    config, {'data.data_dir': place and public(place), 'transfer.source': source and public(source)}
+  )
 
 
-def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat: dict[str, Any] = {}
-  for key, value in tree.items():
-    flat |= _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
-  return flat
-
-
-FILE = 'environment.json'  # in a run's folder
+ENVIRONMENT = 'environment.json'
 _PACKAGES = (
   'alexnet_flax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'chex', 'tensorflow-datasets',
   'numpy',
@@ -96,7 +90,7 @@ _PACKAGES = (
 
 
 def public(place: str) -> str:
-  """The last part of a path that leads out of the current folder; a URL without user, password and query.
+  """Shortens a path out of the current folder to its last part, and a URL to scheme, host and path.
 
   >>> public('/home/ada/data/pets'), public('https://ada:secret@host/a.pth?token=1'), public('runs/a')
   ('.../pets', 'https://host/a.pth', 'runs/a')
@@ -112,7 +106,7 @@ def public(place: str) -> str:
 
 
 def public_command(argv: list[str]) -> str:
-  """A command line for others to read.
+  """Returns a command line for others to read.
 
   >>> public_command(['/home/ada/train.py', '--config=configs/digits.py', '--workdir=/home/ada/runs/a'])
   'python train.py --config=configs/digits.py --workdir=.../a'
@@ -125,7 +119,7 @@ def public_command(argv: list[str]) -> str:
 
 
 def versions() -> dict[str, str]:
-  """Python's version, and those of the packages that a run's figures may depend on."""
+  """Returns the versions of Python and of the packages that a run's figures may depend on."""
   found = {'python': platform.python_version()}
   for package in _PACKAGES:
     try:
@@ -136,7 +130,7 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-  """Versions, devices, commit and command of this process."""
+  """Returns versions, devices, commit and command of this process."""
   devices = jax.devices()
   return {
     'command': public_command(sys.argv),
@@ -148,21 +142,21 @@ def environment() -> dict[str, Any]:
 
 
 def write_environment(folder: pathlib.Path) -> None:
-  """Writes what this process is into a run's folder."""
-  (folder / FILE).write_text(json.dumps(environment(), indent=2) + '\n')
+  """Writes environment.json."""
+  write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + '\n')
 
 
 def read_environment(folder: pathlib.Path) -> dict[str, Any]:
-  """What was written; empty for a run that has none."""
+  """Returns environment.json's content; empty for a run that has none."""
   try:
-    return json.loads((folder / FILE).read_text())
+    return json.loads((folder / ENVIRONMENT).read_text())
   except (OSError, ValueError):
     return {}
 
 
 def _commit() -> str | None:
-  """The commit of the checkout that this package lies in, with '+' if files differ from it."""
-  folder = pathlib.Path(__file__).resolve().parents[1]
+  """Returns the commit of this package's checkout, with '+' if files differ from it."""
+  folder = pathlib.Path(__file__).resolve().parents[2]
   if not (folder / '.git').exists():
     return None
   command = ['git', '-C', str(folder), 'describe', '--always', '--dirty=+', '--abbrev=12', '--exclude=*']

@@ -7,7 +7,6 @@ import pathlib
 import sys
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from alexnet_flax.config import Config
@@ -15,14 +14,11 @@ from alexnet_flax.data.image_header import pixels
 from alexnet_flax.data.images import UnreadableError, pillow_view
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.tfds_source import open_dataset
-from alexnet_flax.data.views import Resize
 from alexnet_flax.errors import UsageError
 from alexnet_flax.evaluation.evaluate import answer
 from alexnet_flax.evaluation.protocols import Protocol, protocol_of
 from alexnet_flax.evaluation.scores import Answers
-from alexnet_flax.pretrained import Trained, load_trained, run_config, trained
-from alexnet_flax.steps import TrainState
-from alexnet_flax.training.experiment import Run
+from alexnet_flax.pretrained import Trained, load_trained, run_config
 from alexnet_flax.training.logger import read_metrics
 from alexnet_flax.training.workdir import read_environment
 
@@ -57,9 +53,8 @@ class Subject:
   @functools.cached_property
   def protocol(self) -> Protocol:
     """How the run evaluates."""
-    data = self.config.data
-    resize: Resize = 'tf' if data.resize == 'tf' else 'pil'
-    return protocol_of([self.network], 'ten-crop' if data.ten_crop else '1-crop', resize)
+    view = self.config.data.eval_view
+    return protocol_of([self.network], 'ten-crop' if view.ten_crop else '1-crop', view.resize)
 
   @functools.cached_property
   def answers(self) -> Answers | None:
@@ -85,15 +80,6 @@ class Subject:
         views.append(pillow_view(pixels(example.image), view))
         kept.append(number)
     return np.array(kept, np.int64), np.array(views).reshape(-1, view.image_size, view.image_size, 3)
-
-
-def subject_of(run: Run, state: TrainState, folder: pathlib.Path) -> Subject:
-  """A run that has just ended."""
-  network = trained(str(folder), run.model.spec, jax.device_get(state.evaluated_variables()))
-  sources = Sources(run.train_source, run.eval_source)
-  name, metrics = folder.resolve().name, read_metrics(folder)
-  # The configuration as it is written: without the user's folders.
-  return Subject(name, run_config(folder), network, sources, metrics, read_environment(folder))
 
 
 def load_subject(folder: str, data_dir: str | None = None) -> Subject:

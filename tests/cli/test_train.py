@@ -10,7 +10,7 @@ from alexnet_flax import config
 from alexnet_flax.cli import main as __main__
 from alexnet_flax.cli import train
 from alexnet_flax.cli.train import main, parse
-from alexnet_flax.config import Config, config_dict, from_config_dict
+from alexnet_flax.config import Config, config_dict, from_dict
 from alexnet_flax.data import tfds_source
 from alexnet_flax.errors import DivergedError, UsageError
 
@@ -24,7 +24,7 @@ def parsed(*arguments):
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_every_recipe_is_complete_and_allowed(recipe):
   parsed_config = parsed(f'--config={recipe}')
-  assert from_config_dict(config_dict(parsed_config).to_dict()) == parsed_config
+  assert from_dict(config_dict(parsed_config).to_dict()) == parsed_config
   other = parsed(f'--config={recipe}:torchvision')
   assert other.model.variant == 'torchvision'
 
@@ -175,7 +175,7 @@ def test_divergence_is_exit_code_3(capsys):
 )
 def test_mappings_are_read_strictly(values):
   with pytest.raises(UsageError):
-    from_config_dict(values)
+    from_dict(values)
 
 
 def test_prepare(monkeypatch, capsys):

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_flax.config import Config, DataConfig, ModelConfig
+from alexnet_flax.cli.train import train_and_report
+from alexnet_flax.config import Config
 from alexnet_flax.data import image_header, loader, sampling
 from alexnet_flax.data.bad_images import BadImages
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.data.views import EvalView, TrainView
 from alexnet_flax.errors import UsageError
 from alexnet_flax.training import train
-from tests.helpers import encode, eval_view, smooth_image
+from tests.helpers import encode, eval_view, replace, smooth_image
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
 
@@ -215,18 +216,19 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
 
 def test_a_run_says_what_it_left_out(tmp_path, capsys):
   folder(tmp_path / 'data', BAD['truncated'], BAD['text'])
-  config = Config(
-    model=ModelConfig(width=1 / 16, image_size=57),
-    data=DataConfig(
-      dataset='image_folder',
-      data_dir=str(tmp_path / 'data'),
-      eval_split='train',
-      batch_size=8,
-      on_bad_image='skip',
-    ),
+  config = replace(
+    Config(),
+    model={'width': 1 / 16, 'image_size': 57},
+    data={
+      'dataset': 'image_folder',
+      'data_dir': str(tmp_path / 'data'),
+      'eval_split': 'train',
+      'batch_size': 8,
+      'on_bad_image': 'skip',
+    },
     total_steps=2,
   )
-  train.train(config, tmp_path / 'run')
+  train_and_report(config, str(tmp_path / 'run'))
   said = capsys.readouterr().out
   assert said.count('6.jpg cannot be decoded') == 1
   assert said.count('7.jpg cannot be decoded: no image') == 1

@@ -122,7 +122,7 @@ def test_the_papers_crop_is_any_window_of_224_of_256():
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
 def test_rotation_is_pillows(kind, angle, mirror):
   image = smooth_image(101, 101, seed=3)
-  view = TrainView(101, **WHOLE, rotation=30.0, fill=(255.0, 0.0, 10.0))
+  view = TrainView(101, **WHOLE, rotation=30.0, rotation_fill=(255.0, 0.0, 10.0))
   encoded = encode(image, kind, **({'quality': 100, 'subsampling': 0} if kind == 'JPEG' else {}))
   ours = train_view(encoded, view, numbers(angle=angle, mirror=mirror)).astype(int)
   degrees = (2 * angle - 1) * 30

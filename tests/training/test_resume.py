@@ -16,12 +16,11 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_flax import checkpoint
-from alexnet_flax import checkpoint as manifest
+from alexnet_flax import checkpoint, files
 from alexnet_flax.cli.main import main
 from alexnet_flax.diagnostics import verify_resume
 from alexnet_flax.errors import DivergedError, PreemptedError, UsageError
-from alexnet_flax.training import logger, loop, workdir
+from alexnet_flax.training import callbacks, experiment, logger, workdir
 from alexnet_flax.training import train as training
 from tests.helpers import SMALL, TINY, command, encode, replace, smooth_image
 
@@ -84,7 +83,7 @@ def test_a_signal_saves_and_ends_with_75(data_dir, tmp_path, number):
   assert f'{number.name}: finishing the step' in said
   assert 'as asked; the same command goes on from there' in said
   (step,) = checkpoint.steps_in(tmp_path / 'checkpoints')
-  assert manifest.damage(tmp_path / 'checkpoints' / str(step)) is None
+  assert checkpoint.damage(tmp_path / 'checkpoints' / str(step)) is None
   if number is signal.SIGINT:
     return  # the rest is the same
   again = subprocess.run(
@@ -101,8 +100,8 @@ def test_a_signal_saves_and_ends_with_75(data_dir, tmp_path, number):
 
 def test_a_second_signal_ends_at_once():
   program = (
-    'import time; from alexnet_flax.stopping import StopRequest\n'
-    'with StopRequest() as request:\n'
+    'import time; from alexnet_flax.stopping import GracefulShutdown\n'
+    'with GracefulShutdown() as request:\n'
     '  print("ready", flush=True)\n'
     '  while True: time.sleep(0.01)'
   )
@@ -134,7 +133,7 @@ def remove_a_file(folder):
 
 
 def remove_the_manifest(folder):
-  (folder / manifest.MANIFEST).unlink()
+  (folder / checkpoint.MANIFEST).unlink()
 
 
 @pytest.mark.parametrize('harm', [flip_a_byte, truncate, remove_a_file, remove_the_manifest])
@@ -155,20 +154,20 @@ def test_a_damaged_checkpoint_is_set_aside(tiny, tmp_path, capsys, harm):
 def test_the_best_checkpoint_outlives_restarts(tiny, tmp_path, monkeypatch):
   """Orbax must know after a restart what the checkpoints before it have scored."""
   scores = iter([0.5, 0.9, 0.4, 0.3, 0.2])
-  evaluate = loop.evaluate
+  evaluate = callbacks.evaluate
 
   def scored(run, state):
     metrics = evaluate(run, state)
     return dataclasses.replace(metrics, sums=metrics.sums | {'top1': next(scores) * metrics.images})
 
-  monkeypatch.setattr(loop, 'evaluate', scored)
+  monkeypatch.setattr(callbacks, 'evaluate', scored)
   config = replace(tiny, checkpoint_every_steps=1, eval_every_steps=1, keep_checkpoints=1)
   for steps in (1, 2, 3, 5):
     training.train(replace(config, total_steps=steps), tmp_path)
   assert checkpoint.steps_in(tmp_path / 'checkpoints') == [5, 2]
   # What the older one scored is unreadable: it is set aside, and the latest is used.
   (tmp_path / 'checkpoints' / '2' / 'metrics' / 'metrics').write_bytes(b'\xff')
-  monkeypatch.setattr(loop, 'evaluate', evaluate)
+  monkeypatch.setattr(callbacks, 'evaluate', evaluate)
   training.train(replace(config, total_steps=6), tmp_path)
   assert checkpoint.steps_in(tmp_path / 'checkpoints')[0] == 6
   assert [path.name for path in (tmp_path / 'damaged').iterdir()] == ['2-1']
@@ -176,8 +175,8 @@ def test_the_best_checkpoint_outlives_restarts(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('content', ['[]', '{"files": ["a"]}', '{"files": 3}', '{', ''])
 def test_manifests_that_are_none(tmp_path, content):
-  (tmp_path / manifest.MANIFEST).write_text(content)
-  assert manifest.damage(tmp_path) == f'no readable {manifest.MANIFEST}'
+  (tmp_path / checkpoint.MANIFEST).write_text(content)
+  assert checkpoint.damage(tmp_path) == f'no readable {checkpoint.MANIFEST}'
 
 
 def test_damaged_twice(tiny, tmp_path):
@@ -238,7 +237,7 @@ def test_a_full_disk(tiny, small_disk, capsys, policy):
     assert 'done: 3 steps' in said
   steps = checkpoint.steps_in(small_disk / 'run' / 'checkpoints')
   assert steps[0] < 3
-  assert manifest.damage(small_disk / 'run' / 'checkpoints' / str(steps[0])) is None
+  assert checkpoint.damage(small_disk / 'run' / 'checkpoints' / str(steps[0])) is None
   (small_disk / 'ballast').unlink()
   training.train(config, small_disk / 'run')
   assert checkpoint.steps_in(small_disk / 'run' / 'checkpoints')[0] == 3
@@ -287,7 +286,7 @@ def test_a_signal_on_a_full_disk_says_what_is_lost(tiny, small_disk, monkeypatch
   run_steps = training.run_steps
 
   def asked_later(*arguments):
-    arguments[-1].asked = True
+    arguments[-1].requested = True
     return run_steps(*arguments)
 
   monkeypatch.setattr(training, 'run_steps', asked_later)
@@ -297,8 +296,6 @@ def test_a_signal_on_a_full_disk_says_what_is_lost(tiny, small_disk, monkeypatch
 
 def poisoned(monkeypatch, *steps):
   """Makes the images of some steps infinite on their way to the network."""
-  from alexnet_flax.training import experiment
-
   original = experiment.train_step
 
   def poisoned_step(state, batch, key, **options):
@@ -351,7 +348,7 @@ def test_steps_that_are_not_finite_are_skipped(tiny, tmp_path, monkeypatch, caps
 def test_skipping_ends_after_many_in_a_row(tiny, tmp_path, monkeypatch):
   """However the log is cut into windows."""
   poisoned(monkeypatch, 1, 3, 4, 5)
-  monkeypatch.setattr(loop, '_SKIPPED_AT_MOST', 3)
+  monkeypatch.setattr(callbacks, '_MAX_SKIPPED_IN_A_ROW', 3)
   config = replace(tiny, total_steps=9, log_every_steps=1, on_nonfinite='skip')
   with pytest.raises(DivergedError, match=r'3 updates in a row were not finite at step 5 .*failures/5'):
     training.train(config, tmp_path)
@@ -379,7 +376,7 @@ def test_the_examples_of_a_broken_step_are_those_of_its_batch(tiny, tmp_path, mo
   poisoned(monkeypatch, 3)
   with pytest.raises(DivergedError):
     training.train(replace(tiny, total_steps=4, record_examples=True, log_every_steps=1), tmp_path)
-  recorded = {line['step']: line['examples'] for line in logger.read_lines(tmp_path / 'examples-0.jsonl')}
+  recorded = {line['step']: line['examples'] for line in files.read_lines(tmp_path / 'examples-0.jsonl')}
   found = json.loads((tmp_path / 'failures' / '3' / 'batch.json').read_text())
   assert [example['index'] for example in found['examples']] == recorded[3]
 
@@ -419,11 +416,11 @@ def test_doctor(data_dir, capsys, tmp_path):
 
 def test_doctor_sees_what_is_wrong(tiny, tmp_path, monkeypatch):
   from alexnet_flax.diagnostics import doctor
-  from alexnet_flax.training.experiment import train_batches
+  from alexnet_flax.training.batches import train_batches
 
-  run = training.prepare_run(replace(tiny, optimizer={'learning_rate': 1e6}))
+  run = experiment.build_experiment(replace(tiny, optimizer={'learning_rate': 1e6}))
   batch = next(train_batches(run, 0))
-  found = list(doctor.first_aid(run, run.make_state(), batch))
+  found = list(doctor.first_aid(run, run.steps.init(), batch))
   assert found[1].verdict == 'bad'
   assert '20 steps on 32 images alone' in found[1].what or '20 steps on 16 images alone' in found[1].what
   assert 'try a tenth of optimizer.learning_rate' in found[1].advice

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from alexnet_flax import checkpoint
-from alexnet_flax.config import Config, LossConfig
+from alexnet_flax.config import Config
 from alexnet_flax.errors import DivergedError, UsageError
 from alexnet_flax.metrics import Metrics
-from alexnet_flax.training import logger, loop, train
+from alexnet_flax.training import callbacks, logger, train
+from alexnet_flax.training.experiment import build_experiment
 from tests.helpers import TINY, replace
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
@@ -93,7 +94,7 @@ def test_lines_beyond_the_checkpoint_are_written_anew(tmp_path):
   lines = [{'step': step, 'split': 'train', 'name': 'loss', 'seconds': step / 2} for step in (1, 2, 3)]
   text = ''.join(json.dumps(line) + '\n' for line in lines) + '{"step": 4, "cut sho'
   (tmp_path / 'metrics.jsonl').write_text(text)
-  log = logger.RunLog(tmp_path, first_step=2, total_steps=5, steps_per_epoch=1)
+  log = logger.Logger(tmp_path, first_step=2, total_steps=5, steps_per_epoch=1)
   log.write(3, 'train', Metrics({'loss': np.float32(6.0)}, np.float32(4.0)))
   log.close()
   read = logger.read_metrics(tmp_path)
@@ -113,8 +114,8 @@ def test_a_run_that_has_ended_says_so(tiny, tmp_path, capsys):
 
 def test_the_latest_checkpoints_and_the_best_are_kept(tiny, tmp_path):
   """With accuracy that falls, Orbax's own `max_to_keep` with `best_fn` would drop the latest."""
-  run = train.prepare_run(tiny)
-  state = run.make_state()
+  run = build_experiment(tiny)
+  state = run.steps.init()
   manager = checkpoint.checkpoint_manager(tmp_path, keep=2)
   for step, top1 in ((1, 0.5), (2, 0.9), (3, 0.7), (4, 0.6), (5, None), (6, 0.4)):
     state = state.replace(step=state.step + 1)
@@ -183,8 +184,8 @@ def test_evaluating_the_training_split_is_told_from_training(tiny, tmp_path, cap
 def test_evaluation_is_the_same_for_any_batch_size(tiny):
   results = []
   for size in (8, 24, 40):
-    run = train.prepare_run(replace(tiny, data={'eval_batch_size': size}))
-    metrics = loop.evaluate(run, run.make_state())
+    run = build_experiment(replace(tiny, data={'eval_batch_size': size}))
+    metrics = callbacks.evaluate(run, run.steps.init())
     assert metrics.images == 37
     results.append(metrics.means())
   for other in results[1:]:
@@ -201,7 +202,7 @@ def test_other_variants_and_settings_train(tiny, tmp_path, variant):
   config = replace(
     tiny,
     model={'variant': variant, 'image_size': 67, 'dtype': 'bfloat16', 'activation': 'leaky_relu'},
-    loss=LossConfig('mean_squared_error', 0.1),
+    loss={'name': 'mean_squared_error', 'label_smoothing': 0.1},
     optimizer={'schedule': 'polynomial', 'warmup_steps': 1, 'nesterov': True, 'clip_norm': 1.0},
     total_steps=2,
   )
@@ -219,7 +220,7 @@ def test_learning_on_the_digits(data_dir, tmp_path):
 
 
 def test_is_time():
-  times = lambda period, last: [s for s in range(1, last + 1) if loop.is_time(s, period, last)]  # noqa: E731
+  times = lambda period, last: [s for s in range(1, last + 1) if callbacks.is_time(s, period, last)]  # noqa: E731
   assert times(3, 10) == [3, 6, 9, 10]
   assert times(10 / 3, 11) == [4, 7, 10, 11]
   assert times(0.5, 3) == [1, 2, 3]

@@ -24,7 +24,7 @@ from alexnet_flax.models.surgery import (
 from alexnet_flax.pretrained import load_pretrained
 from alexnet_flax.training import train
 from alexnet_flax.training.transfer import freeze, graft
-from tests.helpers import random_variables
+from tests.helpers import random_variables, replace
 
 SPEC = VARIANTS['batchnorm'].scaled(1 / 16, 57)
 
@@ -144,12 +144,16 @@ def standard_promotion():
 def tiny(tmp_path_factory, standard_promotion):
   """A run of a few steps on the digits, and its configuration."""
   data_dir = str(tmp_path_factory.mktemp('tfds'))
-  config = dataclasses.replace(
+  config = replace(
     Config(),
-    model=configuration.ModelConfig(width=1 / 16, image_size=57, batch_norm_momentum=0.9),
-    data=configuration.DataConfig(
-      data_dir=data_dir, batch_size=16, eval_batch_size=128, train_split='train[:160]', crop_scale=(0.9, 1.0)
-    ),
+    model={'width': 1 / 16, 'image_size': 57, 'batch_norm_momentum': 0.9},
+    data={
+      'data_dir': data_dir,
+      'batch_size': 16,
+      'eval_batch_size': 128,
+      'train_split': 'train[:160]',
+      'crop_scale': (0.9, 1.0),
+    },
     total_steps=4,
     checkpoint_every_steps=4,
     eval_every_steps=4,

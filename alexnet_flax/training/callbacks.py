@@ -1,0 +1,287 @@
+"""What happens at intervals during training: checks, logging, evaluation, checkpoints, profiling."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from alexnet_flax import checkpoint
+from alexnet_flax.checkpoint import SaveError
+from alexnet_flax.data import sampling
+from alexnet_flax.errors import DivergedError, UsageError
+from alexnet_flax.metrics import Metrics
+from alexnet_flax.steps import TrainState
+from alexnet_flax.training.batches import eval_batches
+from alexnet_flax.training.experiment import Experiment
+from alexnet_flax.training.logger import Logger
+
+AHEAD = 2  # steps that the host may be ahead of the devices
+_PROFILE_AFTER_STEPS = 10
+_MAX_SKIPPED_IN_A_ROW = 50
+
+
+class Window:
+  """The measurements of the steps since the last log line, still on the devices."""
+
+  def __init__(self, step: int, skipped_in_a_row: int = 0):
+    """Begins after `step`, up to which so many updates in a row were skipped."""
+    self.first_step, self.start = step + 1, time.monotonic()
+    self._skipped_before = skipped_in_a_row
+    self.metrics: list[Metrics] = []
+    self.going: list[jax.Array] = []
+
+  def add(self, metrics: Metrics, going: jax.Array) -> None:
+    """Records a step, and waits for an earlier one: the host must not enqueue without end."""
+    self.metrics.append(metrics)
+    self.going.append(going)
+    if len(self.metrics) > AHEAD:
+      jax.block_until_ready(self.metrics[-AHEAD - 1])
+
+  def first_failure(self) -> int | None:
+    """Returns the first step whose update was not finite."""
+    going = jax.device_get(self.going)
+    return next((self.first_step + i for i, went in enumerate(going) if not went), None)
+
+  def skipped(self) -> int:
+    """Returns the number of skipped updates."""
+    return sum(not went for went in jax.device_get(self.going))
+
+  def skipped_in_a_row(self) -> int:
+    """Returns the number of skipped updates in a row up to the end, with those before this window."""
+    row = self._skipped_before
+    for went in jax.device_get(self.going):
+      row = 0 if went else row + 1
+    return row
+
+
+@dataclasses.dataclass
+class Progress:
+  """What callbacks see of a run after a step, and may change.
+
+  Attributes:
+    experiment: The run.
+    state: After the step.
+    step: The number of steps made.
+    window: The measurements since the last log line.
+    values: What the last evaluation measured: loss, top1, top5.
+    evaluated_step: The step of that evaluation.
+  """
+
+  experiment: Experiment
+  state: TrainState
+  step: int
+  window: Window
+  values: dict[str, float] = dataclasses.field(default_factory=dict)
+  evaluated_step: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Callback:
+  """A function that is called at intervals.
+
+  Attributes:
+    function: Is given the `Progress`.
+    periods: In steps (not always whole). It is called when one of them is over, and after the last step.
+    steps: Further steps after which it is called.
+    on_shutdown: Whether it is called when the run is asked to end early.
+  """
+
+  function: Callable[[Progress], None]
+  periods: tuple[float, ...] = ()
+  steps: tuple[int, ...] = ()
+  on_shutdown: bool = False
+
+  def is_due(self, step: int, last_step: int, shutdown: bool) -> bool:
+    """Returns whether it is called after this step."""
+    if step in self.steps or (shutdown and self.on_shutdown):
+      return True
+    return any(is_time(step, period, last_step) for period in self.periods)
+
+
+def is_time(step: int, period: float, last_step: int) -> bool:
+  """Returns whether something due every `period` steps (not always whole) is due after this many steps.
+
+  >>> [step for step in range(1, 8) if is_time(step, 2.5, 7)]
+  [3, 5, 7]
+  """
+  # The tolerance is for periods such as 10 / 3, of which every third multiple is whole.
+  count, before = (math.floor(s / period + 1e-9) for s in (step, step - 1))
+  return count > before or step == last_step
+
+
+def default_callbacks(
+  experiment: Experiment, manager: ocp.CheckpointManager, logger: Logger, folder: pathlib.Path
+) -> list[Callback]:
+  """Returns the callbacks of every run, in their order: check, log, evaluate, save."""
+  schedule, log_period = experiment.schedule, float(experiment.config.log_every_steps)
+  every = (log_period, schedule.eval_period, schedule.checkpoint_period)
+  return [
+    Callback(lambda progress: logger.advance(progress.step), (1.0,)),
+    Callback(lambda progress: check_finite(progress, logger, folder), every, on_shutdown=True),
+    Callback(lambda progress: log_training(progress, logger), every, on_shutdown=True),
+    Callback(lambda progress: log_evaluation(progress, logger), (schedule.eval_period,)),
+    Callback(
+      lambda progress: save(progress, manager, logger), (schedule.checkpoint_period,), on_shutdown=True
+    ),
+    Callback(begin_window, every, on_shutdown=True),
+  ]
+
+
+def profiler(config_steps: int, first_step: int, last_step: int, folder: pathlib.Path) -> list[Callback]:
+  """Returns callbacks that trace some steps, from the tenth after the start, into `folder`/profile."""
+  start = max(min(first_step + _PROFILE_AFTER_STEPS, last_step - config_steps), first_step)
+  end = min(start + config_steps, last_step)
+  if start >= end:
+    return []
+
+  def begin(progress: Progress | None = None) -> None:
+    del progress
+    jax.profiler.start_trace(folder / 'profile')
+
+  def finish(progress: Progress) -> None:
+    jax.block_until_ready(progress.state)
+    jax.profiler.stop_trace()
+
+  if start > first_step:
+    return [Callback(begin, steps=(start,)), Callback(finish, steps=(end,))]
+  begin()
+  return [Callback(finish, steps=(end,))]
+
+
+def evaluate(experiment: Experiment, state: TrainState) -> Metrics:
+  """Measures loss, top-1 and top-5 over every image of the evaluated split, once each."""
+  return sum_metrics([experiment.steps.evaluate(state, batch) for batch in eval_batches(experiment)])
+
+
+def sum_metrics(parts: Iterable[Metrics]) -> Metrics:
+  """Adds up batches on the host in float64, in which counts are exact."""
+  host = [jax.tree.map(float, part) for part in jax.device_get(list(parts))]
+  return jax.tree.map(lambda *values: math.fsum(values), *host)
+
+
+def check_finite(progress: Progress, logger: Logger, folder: pathlib.Path) -> None:
+  """Ends the run at an update that was not finite, or says how many were skipped.
+
+  Raises:
+    DivergedError: An update was not finite, and the configuration does not skip it.
+  """
+  window, step = progress.window, progress.step
+  failed = window.first_failure()
+  if progress.experiment.config.on_nonfinite == 'skip':
+    count, row = window.skipped(), window.skipped_in_a_row()
+    if count:
+      logger.say(f'steps {window.first_step} to {step}: {count} updates were not finite and were left out')
+    if row < _MAX_SKIPPED_IN_A_ROW:
+      return
+    failed, what = step, f'{row} updates in a row were not finite'
+  elif failed is None:
+    return
+  else:
+    loss = float(window.metrics[failed - window.first_step]['loss'])
+    what = f'the loss is {loss}' if not math.isfinite(loss) else 'the update is not finite'
+  try:
+    where = f'; the state before it is in {record_failure(progress, failed, what, folder)}'
+  except (OSError, ValueError) as error:  # TensorStore's errors are ValueErrors
+    where = f'; the state before it cannot be written: {" ".join(str(error).split())[:200]}'
+  raise _diverged(f'{what} at step {failed}', failed, progress.experiment, where)
+
+
+def record_failure(progress: Progress, step: int, what: str, folder: pathlib.Path) -> pathlib.Path:
+  """Writes `folder`/failures/STEP: `state/` (Orbax), and `batch.json` with the step and its examples.
+
+  Args:
+    progress: Its state is that before the step.
+    step: The step that failed.
+    what: What was found.
+    folder: The run's folder.
+  """
+  config, source = progress.experiment.config, progress.experiment.data.train
+  chosen = sampling.batch_indices(config.seed, step - 1, config.data.batch_size, source.num_examples)
+  place = (folder / 'failures' / str(step)).resolve()
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(place / 'state', checkpoint.saved_tree(progress.state), force=True)
+  if jax.process_index() == 0:
+    names = [example.name for example in source.read(chosen)]
+    examples = [{'index': index, 'name': name} for index, name in zip(chosen.tolist(), names, strict=True)]
+    rate = float(progress.experiment.learner.learning_rate(step - 1))
+    found = {'step': step, 'what': what, 'learning_rate': rate, 'data': source.name, 'examples': examples}
+    (place / 'batch.json').write_text(json.dumps(found, indent=1) + '\n')
+  return folder / 'failures' / str(step)
+
+
+def log_training(progress: Progress, logger: Logger) -> None:
+  """Logs the means of the window; nothing if no step of it counts."""
+  experiment, window, step = progress.experiment, progress.window, progress.step
+  total = sum_metrics(window.metrics)
+  if not total.images:
+    return
+  others = {'learning_rate': float(experiment.learner.learning_rate(step - 1))}
+  if experiment.config.on_nonfinite == 'skip':
+    others['skipped_steps'] = float(window.skipped())
+  others['images_per_second'] = float(total.images) / (time.monotonic() - window.start)
+  logger.show(step, 'train', logger.write(step, 'train', total, **others))
+
+
+def log_evaluation(progress: Progress, logger: Logger) -> None:
+  """Evaluates and logs.
+
+  Raises:
+    DivergedError: The loss is not finite.
+  """
+  experiment, step, split = progress.experiment, progress.step, progress.experiment.eval_split
+  measured = evaluate(experiment, progress.state)
+  if not math.isfinite(measured['loss']):
+    raise _diverged(f'the evaluated loss is {measured["loss"]} after step {step}', step, experiment)
+  progress.values, progress.evaluated_step = logger.write(step, split, measured), step
+  logger.show(step, split, progress.values)
+  total = experiment.data.evaluated.num_examples
+  if int(measured.images) != total:  # an evaluation never leaves out images silently
+    logger.say(f'{split}: {int(measured.images):,} of {total:,} images were counted')
+
+
+def save(progress: Progress, manager: ocp.CheckpointManager, logger: Logger) -> None:
+  """Begins to save the state, with its scores if it has just been evaluated."""
+  finish_save(manager, progress.experiment, logger)  # if the save before did not succeed, this one still may
+  scores = progress.values if progress.evaluated_step == progress.step else None
+  try:
+    checkpoint.save(manager, progress.state, scores)
+  except SaveError as error:
+    _on_save_error(error, progress.experiment, logger)
+
+
+def finish_save(manager: ocp.CheckpointManager, experiment: Experiment, logger: Logger) -> None:
+  """Waits until the last save is complete.
+
+  Raises:
+    UsageError: It failed, and the configuration does not continue then.
+  """
+  try:
+    checkpoint.finish(manager)
+  except SaveError as error:
+    _on_save_error(error, experiment, logger)
+
+
+def begin_window(progress: Progress) -> None:
+  """Begins the next window of measurements."""
+  progress.window = Window(progress.step, progress.window.skipped_in_a_row())
+
+
+def _on_save_error(error: SaveError, experiment: Experiment, logger: Logger) -> None:
+  # Of several processes the others would wait for a save that never ends.
+  if experiment.config.on_save_error == 'stop' or jax.process_count() > 1:
+    raise UsageError(f'{error}; make room and start again: the checkpoints before it are whole') from None
+  logger.say(f'warning: {error}; the run goes on, and the checkpoints before it are whole')
+
+
+def _diverged(what: str, step: int, experiment: Experiment, where: str = '') -> DivergedError:
+  rate: Any = experiment.learner.learning_rate(step - 1)
+  return DivergedError(
+    f'{what} (learning rate {float(rate):.3g}){where}; lower optimizer.learning_rate, lengthen'
+    ' optimizer.warmup_epochs or set optimizer.clip_norm=1, and start again: the checkpoints are from before'
+  )
