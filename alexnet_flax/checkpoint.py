@@ -1,4 +1,4 @@
-"""Training states to Orbax and back, with digests of every file, since Orbax restores a flipped byte."""
+"""Saves and restores training states with Orbax, and digests of every file: Orbax restores a flipped byte."""
 
 import contextlib
 import dataclasses
@@ -24,13 +24,14 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from alexnet_flax.errors import UsageError
+from alexnet_flax.files import write_text
 from alexnet_flax.steps import TrainState
 
 PARTIAL = '.orbax-checkpoint-tmp'
 _FULL = os.strerror(errno.ENOSPC)
 
 
-# It logs a traceback of all that it raises besides, and warnings of no consequence.
+# Orbax logs a traceback of all that it raises, and warnings without consequence.
 logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
 
 
@@ -39,10 +40,10 @@ class SaveError(Exception):
 
 
 def checkpoint_manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager:
-  """Saves asynchronously to `folder`/STEP; keeps the last `keep`, and the best besides.
+  """Returns a manager that saves asynchronously to `folder`/STEP and keeps the last `keep` and the best.
 
-  The best is that of the greatest 'top1' among those that were saved with what they scored. A checkpoint
-  appears at its place when it is whole, with a manifest of its files' digests inside.
+  The best has the greatest 'top1' among those saved with scores. A checkpoint appears at its place when it is
+  whole, with a manifest of its files' digests inside.
   """
   _mute_echoes()
   # `max_to_keep` with `best_fn` would drop the latest, from which a run resumes.
@@ -52,7 +53,7 @@ def checkpoint_manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager
   folder = folder.resolve()
   options = ocp.CheckpointManagerOptions(
     preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-    best_fn=lambda metrics: metrics['top1'],  # without it Orbax forgets what was scored before a restart
+    best_fn=lambda metrics: metrics['top1'],  # without it Orbax forgets the scores of before a restart
     create=True,
     cleanup_tmp_directories=True,  # of saves that a kill interrupted
     # Called when all files are written, just before the checkpoint is moved to its place.
@@ -64,12 +65,12 @@ def checkpoint_manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, float] | None = None) -> None:
-  """Begins to save the state as the checkpoint of its step, with what it scored if that is known.
+  """Begins to save the state as the checkpoint of its step, with its scores if they are known.
 
-  The one before must be finished.
+  The save before must be finished.
 
   Raises:
-    SaveError: it cannot begin.
+    SaveError: The save cannot begin.
   """
   step = int(state.step)
   with _failures(manager, step):
@@ -77,10 +78,10 @@ def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, f
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
-  """Waits until the save that has begun is whole.
+  """Waits until the save that has begun is complete.
 
   Raises:
-    SaveError: it did not succeed.
+    SaveError: It failed.
   """
   latest = manager.latest_step()
   with _failures(manager, latest):
@@ -88,15 +89,15 @@ def finish(manager: ocp.CheckpointManager) -> None:
 
 
 def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
-  """The checkpoint of a step.
+  """Restores the checkpoint of a step.
 
   Args:
-    manager: of the run's folder.
-    step: one of its steps.
-    like: shapes, types and shardings; its static fields are taken over.
+    manager: The manager of the run's folder.
+    step: One of its steps.
+    like: Shapes, types and shardings; its static fields are taken over.
 
   Raises:
-    UsageError: the checkpoint is of another network or optimiser; the message names what differs.
+    UsageError: The checkpoint is of another network or optimizer; the message names what differs.
   """
   target = saved_tree(like)
   _check_same_arrays(manager.item_metadata(step), target, manager.directory / str(step))
@@ -104,10 +105,11 @@ def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Trai
 
 
 def restore_variables(folder: pathlib.Path) -> tuple[int, dict[str, Any]]:
-  """What evaluation uses of the last whole checkpoint in a folder: its step, and {'params', 'batch_stats'}.
+  """Returns the step of the last whole checkpoint in a folder, and its {'params', 'batch_stats'} for
+  evaluation.
 
   Raises:
-    UsageError: the folder has no whole checkpoint.
+    UsageError: The folder has no whole checkpoint.
   """
   step = next((step for step in steps_in(folder) if damage(folder / str(step)) is None), None)
   if step is None:
@@ -117,7 +119,7 @@ def restore_variables(folder: pathlib.Path) -> tuple[int, dict[str, Any]]:
 
 
 def load_arrays(folder: pathlib.Path, step: int) -> dict[str, np.ndarray]:
-  """Everything in the checkpoint of a step, by name: 'params/conv1/kernel', ..."""
+  """Returns all arrays in the checkpoint of a step by name: 'params/conv1/kernel', ..."""
   leaves = jax.tree_util.tree_leaves_with_path(_restore_on_one_device(folder, step))
   return {_name(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -135,23 +137,23 @@ def _restore_on_one_device(folder: pathlib.Path, step: int) -> dict[str, Any]:
 
 
 def steps_in(folder: pathlib.Path) -> list[int]:
-  """The steps of the checkpoints in a folder, latest first."""
+  """Returns the steps of the checkpoints in a folder, latest first."""
   names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
   return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
 def latest_whole(folder: pathlib.Path, damaged: pathlib.Path, say: Callable[[str], None]) -> int | None:
-  """The step of the last checkpoint that is as it was written; damaged ones after it are set aside.
+  """Returns the step of the last undamaged checkpoint; damaged ones after it are set aside.
 
   Args:
-    folder: of checkpoints.
-    damaged: where damaged ones are moved to.
-    say: is given a line for each of those.
+    folder: The folder of checkpoints.
+    damaged: The folder to which damaged ones are moved.
+    say: Called with a line for each of those.
   """
   latest = None
   if jax.process_index() == 0:
     for step in steps_in(folder):
-      # Of those before the last whole one, Orbax reads what they scored.
+      # Of those before the last whole one, Orbax reads the scores alone.
       wrong = damage(folder / str(step), 'metrics/*' if latest else '*')
       if wrong is None:
         latest = latest or step
@@ -175,7 +177,7 @@ def _write_manifests(folder: pathlib.Path) -> None:
 
 @functools.cache
 def _mute_echoes() -> None:
-  """What a failed save raises is said by us; Orbax, asyncio and TensorStore's threads print it often."""
+  """Silences what Orbax, asyncio and TensorStore print of a failed save, besides the error that we raise."""
   logging.getLogger('asyncio').addFilter(lambda record: 'orbax' not in record.getMessage())
   warnings.filterwarnings('ignore', message='coroutine .*async_serialize', category=RuntimeWarning)
   before = sys.unraisablehook
@@ -189,7 +191,7 @@ def _mute_echoes() -> None:
 
 @contextlib.contextmanager
 def _failures(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None]:
-  """Turns what Orbax and TensorStore raise of a full or broken disk into a `SaveError`."""
+  """Turns what Orbax and TensorStore raise for a full or broken disk into a `SaveError`."""
   try:
     yield
   except (OSError, ValueError) as error:  # TensorStore's errors are ValueErrors
@@ -202,7 +204,7 @@ def _failures(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None
 
 
 def saved_tree(state: TrainState) -> dict[str, Any]:
-  """What is saved of a state: all but its static fields."""
+  """Returns what is saved of a state: all but its static fields."""
   saved = {
     'step': state.step,
     'params': state.params,
@@ -229,7 +231,7 @@ def _shapes(tree: Any) -> dict[str, str]:
 
 
 def _name(path: tuple[Any, ...]) -> str:
-  """A leaf's path, 'params/conv1/kernel', the same for named tuples and the dictionaries Orbax returns."""
+  """Returns a leaf's path, 'params/conv1/kernel', equal for named tuples and the dictionaries of Orbax."""
   return '/'.join(str(getattr(p, 'key', getattr(p, 'name', getattr(p, 'idx', p)))) for p in path)
 
 
@@ -238,11 +240,11 @@ _UNLISTED = (MANIFEST, '_CHECKPOINT_METADATA', 'commit_success.txt')  # Orbax wr
 
 
 def damage(checkpoint: pathlib.Path, which: str = '*') -> str | None:
-  """What is wrong with a checkpoint's files, or None if they are as they were written.
+  """Returns what is wrong with a checkpoint's files, or None if they are as they were written.
 
   Args:
-    checkpoint: its folder.
-    which: a pattern, to look at some of its files alone.
+    checkpoint: The checkpoint's folder.
+    which: A pattern, to check some of its files alone.
   """
   try:
     listed = dict(json.loads((checkpoint / MANIFEST).read_text())['files'])
@@ -269,12 +271,7 @@ def write_manifest(checkpoint: pathlib.Path) -> None:
     for path in sorted(checkpoint.rglob('*'))
     if path.is_file() and path.name not in _UNLISTED
   }
-  partial = checkpoint / f'{MANIFEST}.partial'
-  with partial.open('w') as file:
-    json.dump({'files': files}, file, indent=1)
-    file.flush()
-    os.fsync(file.fileno())
-  partial.replace(checkpoint / MANIFEST)
+  write_text(checkpoint / MANIFEST, json.dumps({'files': files}, indent=1))
 
 
 def _digest(path: pathlib.Path) -> str:

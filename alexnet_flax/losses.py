@@ -1,4 +1,6 @@
-"""Losses: logits and targets in, one number an example out."""
+"""Losses: functions of logits and labels that return one number per example."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -6,19 +8,19 @@ import optax
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
-  """-log softmax(logits) of the labels, in nats.
+  """Returns -log softmax(logits) of the labels, in nats.
 
   Args:
     logits: float [B, C].
     labels: int [B], or float [B, C] whose rows are distributions.
-    label_smoothing: the share of each label that is spread evenly over all classes
+    label_smoothing: The share of each label that is spread evenly over all classes
       (Szegedy et al. 2015, section 7).
 
   Returns:
     float [B].
 
   Raises:
-    ValueError: the labels' shape fits neither form.
+    ValueError: The labels' shape fits neither form.
 
   >>> round(float(cross_entropy(jnp.zeros([1, 1000]), jnp.array([3]))[0]), 3)
   6.908
@@ -28,7 +30,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
 
 
 def mean_squared_error(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
-  """Squared distance of softmax(logits) to the (smoothed) labels, averaged over the classes.
+  """Returns the squared distance of softmax(logits) to the (smoothed) labels, averaged over the classes.
 
   Arguments, result and errors as for `cross_entropy`. The mean over classes is Keras's definition.
   """
@@ -37,7 +39,7 @@ def mean_squared_error(logits: jax.Array, labels: jax.Array, *, label_smoothing:
 
 
 def target_distribution(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Labels as float [B, C]: one-hot rows of int [B], or the distributions as they are."""
+  """Returns labels as float [B, C]: one-hot rows of int [B], or the distributions themselves."""
   if labels.shape == logits.shape:
     return labels.astype(logits.dtype)
   if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -48,4 +50,7 @@ def target_distribution(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
 
 
-LOSSES = {'cross_entropy': cross_entropy, 'mean_squared_error': mean_squared_error}
+LOSSES: dict[str, Callable[..., jax.Array]] = {
+  'cross_entropy': cross_entropy,
+  'mean_squared_error': mean_squared_error,
+}

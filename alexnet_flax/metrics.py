@@ -1,4 +1,4 @@
-"""Weighted sums of what is measured, which add up exactly over batches, devices and processes."""
+"""Metrics as weighted sums, which add up exactly over batches, devices and processes."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ class Metrics:
   """Sums over images; `metrics['loss']` is the mean, and `+` merges.
 
   Attributes:
-    sums: weighted sums by name: 'loss' in the loss's units, 'top1' and 'top5' in images.
-    images: the summed weight, so the number of images counted where all weights are 0 or 1.
+    sums: Weighted sums by name: 'loss' in the loss's units, 'top1' and 'top5' in images.
+    images: The summed weight: the number of images counted, where all weights are 0 or 1.
 
   >>> a = Metrics({'top1': jnp.array(3.0)}, jnp.array(4.0))
   >>> b = Metrics({'top1': jnp.array(0.0)}, jnp.array(2.0))
@@ -31,7 +31,7 @@ class Metrics:
     return jax.tree.map(jnp.add, self, other)
 
   def means(self) -> dict[str, float]:
-    """The mean of everything measured, on the host; NaN where no image was counted."""
+    """Returns the means on the host; NaN where no image was counted."""
     host = jax.device_get(self)
     return {
       name: float(total) / float(host.images) if host.images else float('nan')
@@ -40,11 +40,11 @@ class Metrics:
 
 
 def measure(logits: jax.Array, labels: jax.Array, losses: jax.Array, weight: jax.Array) -> Metrics:
-  """Sums loss, top-1 and top-5 hits of one batch.
+  """Returns the sums of loss, top-1 and top-5 hits of one batch.
 
   Args:
     logits: float [B, C].
-    labels: int [B], or distributions [B, C], whose greatest entry then counts as the label.
+    labels: int [B], or distributions [B, C], whose greatest entry counts as the label.
     losses: float [B].
     weight: float [B]; 0 for padding.
   """

@@ -1,4 +1,4 @@
-"""One training step and one evaluation step, pure: put `jit`, `pmap` or `shard_map` around them."""
+"""One training step and one evaluation step, pure: wrap them in `jit`, `pmap` or `shard_map`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,14 +20,14 @@ Preprocess = Callable[[Batch, jax.Array | None], Batch]
 
 @struct.dataclass
 class TrainState:
-  """All that a step changes, and what it calls.
+  """The state of training.
 
   Attributes:
-    step: int32 [], updates made so far.
-    params, batch_stats: the model's collections (`batch_stats` is empty without BatchNorm).
-    opt_state: the optimiser's.
-    ema: exponential moving averages {'params', 'batch_stats'}, or None.
-    apply_fn, tx, ema_decay: static.
+    step: int32 [], the number of updates made.
+    params, batch_stats: The model's collections (`batch_stats` is empty without BatchNorm).
+    opt_state: The optimizer's state.
+    ema: The exponential moving averages {'params', 'batch_stats'}, or None.
+    apply_fn, tx, ema_decay: Static: the model's `apply`, the optimizer, the averages' decay.
   """
 
   step: jax.Array
@@ -40,7 +40,7 @@ class TrainState:
   ema_decay: float | None = struct.field(pytree_node=False, default=None)
 
   def evaluated_variables(self) -> dict[str, Any]:
-    """What `eval_step` evaluates: the moving averages where there are any."""
+    """Returns what `eval_step` evaluates: the moving averages where there are any."""
     return self.ema or {'params': self.params, 'batch_stats': self.batch_stats}
 
 
@@ -51,14 +51,15 @@ def create_train_state(
   image_shape: tuple[int, int, int],
   ema_decay: float | None = None,
 ) -> TrainState:
-  """The state before the first step.
+  """Returns the state before the first step.
 
   Args:
-    model: an `AlexNet`, or any module with its call signature.
-    tx: the optimiser.
-    key: draws the initial parameters.
-    image_shape: (H, W, 3), which fixes the size of the first fully connected layer.
-    ema_decay: keep exponential moving averages of parameters and statistics, and evaluate those.
+    model: An `AlexNet`, or any module with its call signature.
+    tx: The optimizer.
+    key: The key that draws the initial parameters.
+    image_shape: (H, W, 3), which determines the size of the first fully connected layer.
+    ema_decay: The decay of exponential moving averages of parameters and statistics, which are then
+      evaluated; None for none.
 
   Raises:
     ValueError: `ema_decay` is not between 0 and 1, or the image is too small for the network.
@@ -91,25 +92,25 @@ def train_step(
   accumulate_steps: int = 1,
   axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-  """One update of the parameters.
+  """Updates the parameters once.
 
   The gradient is that of the weighted mean of the losses over the whole batch: sums over examples,
   micro-batches and devices, divided by the summed weight.
 
-  With `accumulate_steps` = k the batch is worked through in k parts of B / k examples (part i holds
-  the examples i, i + k, ...), for 1/k of the memory; it remains one update and counts as one step.
-  Each part is normalised by its own moments, so BatchNorm sees batches of B / k, and its running
-  statistics advance k times a step.
+  With `accumulate_steps` = k the batch is processed in k parts of B / k examples (part i holds the examples
+  i, i + k, ...), for 1/k of the memory; it remains one update and counts as one step. Each part is normalised
+  by its own moments, so BatchNorm sees batches of B / k, and its running statistics advance k times a step.
 
   Args:
-    state: from `create_train_state`, or the step before. Donate it.
-    batch: 'image' [B, H, W, 3], 'label' int32 [B], 'weight' float32 [B] (1, or 0 for padding;
-      BatchNorm's moments count padding too).
-    key: the run's key, the same at every step: the step's number is folded in.
-    loss: logits [B, C], labels [B] -> float [B].
-    preprocess: batch, key -> batch, on the device: uint8 to normalised floats, augmentation.
-    accumulate_steps: number of micro-batches; must divide B.
-    axis_name: the mapped axis, under `pmap` or `shard_map`. Give it to the model as well.
+    state: The state from `create_train_state` or the step before. Donate it.
+    batch: 'image' [B, H, W, 3], 'label' int32 [B], 'weight' float32 [B] (1, or 0 for padding; BatchNorm's
+      moments count padding too).
+    key: The run's key, the same at every step: the step's number is folded in.
+    loss: A function of logits [B, C] and labels [B] that returns float [B].
+    preprocess: A function of a batch and a key that returns a batch, on the device: uint8 to normalised
+      floats, augmentation.
+    accumulate_steps: The number of micro-batches; must divide B.
+    axis_name: The mapped axis, under `pmap` or `shard_map`. Give it to the model as well.
 
   Returns:
     The next state, and the metrics of the whole batch.
@@ -182,10 +183,10 @@ def eval_step(
   preprocess: Preprocess | None = None,
   axis_name: str | None = None,
 ) -> Metrics:
-  """The metrics of one batch; arguments as for `train_step`, `preprocess` being given no key.
+  """Measures one batch; arguments as for `train_step`, with None as the key for `preprocess`.
 
-  'image' may be [B, V, H, W, 3], V views of each image: the network's answer is then the mean of its
-  softmax over them (Krizhevsky et al. 2012, section 4.1).
+  'image' may be [B, V, H, W, 3], V views of each image: the prediction is then the mean of the softmax over
+  them (Krizhevsky et al. 2012, section 4.1).
   """
   if preprocess is not None:
     batch = preprocess(batch, None)
@@ -202,12 +203,12 @@ def eval_step(
 
 
 def micro_batches(batch: Batch, key: jax.Array, accumulate_steps: int) -> tuple[Batch, jax.Array]:
-  """The parts that `train_step` works through, and the key of each; a single part has the step's own.
+  """Returns the parts that `train_step` processes, and the key of each; a single part has the step's own.
 
   Args:
-    batch: entries [B, ...].
-    key: of the step.
-    accumulate_steps: k.
+    batch: Entries [B, ...].
+    key: The step's key.
+    accumulate_steps: The number of parts, k.
 
   Returns:
     Entries [k, B / k, ...], each device's examples staying on that device, and the keys [k].
@@ -223,7 +224,7 @@ def micro_batches(batch: Batch, key: jax.Array, accumulate_steps: int) -> tuple[
 
 
 def _ema_decay(decay: float, step: jax.Array) -> jax.Array:
-  """The decay of the average at a step: at first lower, so that the initial weights are forgotten.
+  """Returns the decay of the average at a step: lower at first, so that the initial weights are forgotten.
 
   min(decay, (1 + n) / (10 + n)), as `tf.train.ExponentialMovingAverage` does with `num_updates`.
   """
@@ -236,21 +237,22 @@ GuardedStep = Callable[..., tuple[TrainState, Metrics, jax.Array, jax.Array]]
 
 
 def guarded(step: Step, policy: NonfinitePolicy) -> GuardedStep:
-  """A training step that leaves the state as it was where the loss or the update is not finite.
+  """Returns a training step that leaves the state unchanged where the loss or the update is not finite.
 
   An update is not finite when the norm of the new parameters and statistics is not: in float32 its squares
-  overflow long before the values do, when all is lost already.
+  overflow long before the values do, when all is lost already. Compares and selects on the device, so that
+  the host need not wait.
 
   Args:
     step: `train_step`, with its options.
-    policy: 'skip' counts the step as done, and its images as not seen. 'stop' does not count it, nor make
-      any other update after it: the state stays what it was before that step, to be looked into.
+    policy: 'skip' counts the step as made, and its images as not seen. 'stop' does not count it, nor make any
+      update after it: the state stays what it was before that step, for inspection.
 
   Returns:
-    state, batch, key, going, stops -> state, metrics, going, stop. `going`, bool [], is handed on from step
-    to step: whether the state was updated, and with 'stop' whether all have been so far. `stops`, bool
-    [devices], says where someone asked for the end; `stop`, bool [], whether anyone did, the same for all
-    processes.
+    A function (state, batch, key, going, stops) -> (state, metrics, going, stop). `going`, bool [], is handed
+    on from step to step: whether the state was updated, and with 'stop' whether all states have been so far.
+    `stops`, bool [devices], says on which devices the end was requested; `stop`, bool [], whether on any, the
+    same for all processes.
   """
 
   def guarded_step(

@@ -17,8 +17,9 @@ from alexnet_flax.cli import (
   report,
   verify_resume,
 )
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import UsageError, needs_extra
 
+# Each module has HELP, DESCRIPTION, `add_arguments` and `run`, and imports what it needs only when it runs.
 VERBS: dict[str, ModuleType] = {
   'prepare': prepare,
   'evaluate': evaluate,
@@ -33,7 +34,7 @@ VERBS: dict[str, ModuleType] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs a verb; returns the exit code, having printed one line for every foreseeable error."""
+  """Runs a verb and returns its exit code; a foreseeable error is one line."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   try:
@@ -43,8 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     if others and not getattr(verb, 'TAKES_FLAGS', False):
       parser.error(f'unrecognized arguments: {" ".join(others)}')
     arguments.flags = others
-    return verb.run(arguments)
-  except BrokenPipeError:  # whoever reads has enough
+    with needs_extra(f'alexnet-flax {arguments.verb}'):
+      return verb.run(arguments)
+  except BrokenPipeError:  # the reader has closed the pipe
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
   except UsageError as error:
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
   def error(self, message: str) -> NoReturn:
-    """argparse's message as a line, without its usage text."""
+    """Raises argparse's message as a line, without its usage text."""
     raise UsageError(f'{" ".join(message.split())}; see {self.prog} --help')
 
 

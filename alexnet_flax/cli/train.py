@@ -1,21 +1,22 @@
-"""`python train.py --config=FILE --workdir=DIR [--config.KEY=VALUE ...]`, to a checked configuration."""
+"""`python train.py --config=FILE --workdir=DIR [--config.KEY=VALUE ...]`: reads the flags and trains."""
 
 import difflib
 import os
 import pathlib
 import re
 import sys
+import typing
 from collections.abc import Callable
-
-from absl import flags
-from ml_collections import config_flags
 
 from alexnet_flax import config as configuration
 from alexnet_flax.config import Config, from_dict
-from alexnet_flax.errors import DivergedError, PreemptedError, UsageError, unknown_name
+from alexnet_flax.errors import DivergedError, PreemptedError, UsageError, needs_extra, unknown_name
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.training import distributed
 from alexnet_flax.training.distributed import Cluster
+
+if typing.TYPE_CHECKING:
+  from absl import flags
 
 USAGE = """\
 usage: python train.py --config=FILE[:VARIANT] [--workdir=DIR] [--show_batch=PNG] [--config.KEY=VALUE ...]
@@ -44,8 +45,13 @@ _FLAGS = (
 
 
 def main(argv: list[str], run: Callable[[Config, str], object] | None = None) -> int:
-  """Runs training; returns the exit code, having printed one line for every foreseeable error."""
-  # TensorFlow greets at length, of operations that decoding does not use.
+  """Trains and returns the exit code; a foreseeable error is one line.
+
+  Args:
+    argv: The program's name and its arguments.
+    run: Called with the configuration and the run's folder, instead of `train_and_report`.
+  """
+  # TensorFlow prints notes on operations that decoding does not use.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   if {'-h', '--help', '--helpfull'} & set(argv):
@@ -53,7 +59,8 @@ def main(argv: list[str], run: Callable[[Config, str], object] | None = None) ->
     return 0
   with distributed.told_to_parent() as tell:
     try:
-      return tell(_main(argv, run))
+      with needs_extra('train.py'):
+        return tell(_main(argv, run or train_and_report))
     except PreemptedError as error:
       print(error, file=sys.stderr)
       return tell(error.exit_code)
@@ -62,7 +69,7 @@ def main(argv: list[str], run: Callable[[Config, str], object] | None = None) ->
       return tell(error.exit_code)
 
 
-def _main(argv: list[str], run: Callable[[Config, str], object] | None) -> int:
+def _main(argv: list[str], run: Callable[[Config, str], object]) -> int:
   config, workdir = parse(argv)
   values = flags_of(argv)
   cluster = Cluster(values.coordinator, values.processes, values.process_id, values.lost_after)
@@ -77,7 +84,7 @@ def _main(argv: list[str], run: Callable[[Config, str], object] | None) -> int:
     show_batch(config, values.show_batch)
     return 0
   with distributed.lost_processes(cluster):
-    (run or train_and_report)(config, workdir)
+    run(config, workdir)
   return 0
 
 
@@ -105,13 +112,13 @@ def train_and_report(config: Config, workdir: str) -> None:
 
 
 def parse(argv: list[str]) -> tuple[Config, str]:
-  """The configuration and the run's folder.
+  """Returns the configuration and the run's folder.
 
   Args:
-    argv: the program's name and its arguments.
+    argv: The program's name and its arguments.
 
   Raises:
-    UsageError: a misspelt flag, key or name, a missing file, or values that are not allowed.
+    UsageError: A flag, key or name is misspelt, a file is missing, or values are not allowed.
   """
   values = flags_of(argv)
   recipe = _recipe(argv)
@@ -121,8 +128,8 @@ def parse(argv: list[str]) -> tuple[Config, str]:
   return from_dict(tree), values.workdir or f'runs/{recipe.stem}'
 
 
-def flags_of(argv: list[str]) -> flags.FlagValues:
-  """The flags, parsed by absl and ml_collections, whose errors become ours."""
+def flags_of(argv: list[str]) -> 'flags.FlagValues':
+  """Returns the flags as absl and ml_collections parse them; their errors become UsageErrors."""
   if len(argv) == 1:
     raise UsageError(_usage())
   for argument in argv[1:]:
@@ -134,6 +141,9 @@ def flags_of(argv: list[str]) -> flags.FlagValues:
     raise unknown_name('configuration file', str(recipe), recipes(), adjective='no')
   if not recipe.name and any(re.match(r'--?config[.=]', argument) for argument in argv[1:]):
     raise _no_recipe()
+  from absl import flags
+  from ml_collections import config_flags
+
   values = flags.FlagValues()
   try:
     config_flags.DEFINE_config_file('config', None, 'recipe', flag_values=values, sys_argv=argv)
@@ -161,14 +171,14 @@ def flags_of(argv: list[str]) -> flags.FlagValues:
 
 
 def _recipe(argv: list[str]) -> pathlib.Path:
-  """The path in --config=PATH[:ARGUMENT] or --config PATH; '.' if there is none."""
+  """Returns the path in --config=PATH[:ARGUMENT] or --config PATH; '.' if there is none."""
   joined = '\0'.join(argv[1:])
   match = re.search(r'(?:^|\0)--?config[=\0]([^:\0]*)', joined)
   return pathlib.Path(match[1] if match else '')
 
 
 def _unknown_key(key: str) -> UsageError:
-  """An error with the nearest key, be it only its last part that is meant ('batch_size')."""
+  """Returns an error with the nearest key, also where only its last part is given ('batch_size')."""
   known = list(configuration.all_keys())
   last = difflib.get_close_matches(key, [name.rpartition('.')[2] for name in known], n=1, cutoff=0.8)
   ends = [name for name in known if last and name.rpartition('.')[2] == last[0]]
@@ -182,7 +192,7 @@ def _no_recipe() -> UsageError:
 
 
 def _last_line(error: Exception) -> str:
-  """What an error says at last: ml_collections puts a whole traceback before it."""
+  """Returns the last line of an error's text: ml_collections puts a traceback before it."""
   lines = str(error).strip().splitlines()
   return lines[-1].strip() if lines else type(error).__name__
 
@@ -192,5 +202,5 @@ def _usage() -> str:
 
 
 def recipes() -> list[str]:
-  """The configuration files below the current folder."""
+  """Returns the configuration files below the current folder."""
   return sorted(path.as_posix() for path in pathlib.Path('configs').glob('*.py'))

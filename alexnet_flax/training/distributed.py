@@ -1,7 +1,7 @@
-"""Several processes as one run: JAX's own runtime, and a line instead of its abort when one is lost.
+"""Several processes as one run, by JAX's runtime; a line instead of its abort when a process is lost.
 
-JAX notices by missing heartbeats that a process is gone, and then aborts all others from a thread of its
-own. So the run proper is a child of the command: what it prints is passed on, and how it ended is said.
+JAX notices a lost process by missing heartbeats, and then aborts all others from a thread of its own. So the
+training process is a child of the command, which passes on what it prints and says how it ended.
 """
 
 import collections
@@ -24,26 +24,26 @@ from jax.experimental import multihost_utils
 from alexnet_flax.errors import PreemptedError, UsageError
 
 _CHILD = 'ALEXNET_FLAX_CHILD'
-_CODE = 'alexnet_flax: exit code '  # a line of the child's, not for people
-# What JAX's runtime and its transports say when another process does not answer.
+_CODE = 'alexnet_flax: exit code '  # a line from the child to its parent
+# What JAX's runtime and its transports print when another process does not answer.
 _CONNECTION = re.compile(
   r'UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|heartbeat|coordination service|PollForError|[Gg]loo|NCCL'
   r'|[Cc]onnection|[Ss]ocket'
 )
-# In these a scheduler says how many processes of one run it has started.
+# The variables in which a scheduler states the number of processes of a run.
 _COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE')
 _LOST = 76  # the child's exit code when a collective failed and JAX did not say which process was gone
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-  """Where this process stands among others; None where JAX is to find out.
+  """This process's place among the processes of a run; None where JAX is to find out.
 
   Attributes:
     coordinator: HOST:PORT of process 0.
-    processes: how many.
+    processes: The number of processes.
     process_id: 0 ... processes - 1.
-    lost_after: seconds without a sign of life after which a process counts as lost.
+    lost_after: The seconds without a heartbeat after which a process counts as lost.
   """
 
   coordinator: str | None = None
@@ -65,16 +65,17 @@ class Cluster:
 
   @property
   def is_given(self) -> bool:
+    """Whether the flags state it."""
     return self.coordinator is not None
 
 
 def initialize(cluster: Cluster) -> None:
-  """Joins the other processes, if there are any; before JAX touches a device.
+  """Joins the other processes, before JAX uses a device.
 
-  Without arguments JAX looks for SLURM, Open MPI, Kubernetes and Cloud TPU.
+  Without flags JAX looks for SLURM, Open MPI, Kubernetes and Cloud TPU.
 
   Raises:
-    UsageError: the other processes cannot be reached.
+    UsageError: The other processes cannot be reached.
   """
   seconds = cluster.lost_after
   # By default JAX's coordinator listens on all addresses.
@@ -94,7 +95,7 @@ def initialize(cluster: Cluster) -> None:
 
 @contextlib.contextmanager
 def first_process_first(what: str) -> Iterator[None]:
-  """Lets the others do something only when process 0 has done it, or could not."""
+  """A block that process 0 executes first, and the others when it has ended, whatever came of it."""
   several, first = jax.process_count() > 1, jax.process_index() == 0
   if several and not first:
     multihost_utils.sync_global_devices(what)
@@ -106,15 +107,15 @@ def first_process_first(what: str) -> Iterator[None]:
 
 
 def is_child() -> bool:
-  """Whether this process is the run proper, and not the one that watches over it."""
+  """Returns whether this is the training process, not the one that watches over it."""
   return _CHILD in os.environ
 
 
 def is_in_cluster() -> bool:
-  """Whether a scheduler started this process as one of several: what JAX itself looks for.
+  """Returns whether a scheduler started this process as one of several, by the rules of JAX.
 
   Raises:
-    UsageError: it did, and JAX does not see it.
+    UsageError: It did, and JAX does not recognise it.
   """
   for environment in ClusterEnv._cluster_types:  # there is no public way to ask
     try:
@@ -137,7 +138,8 @@ def is_in_cluster() -> bool:
 
 @contextlib.contextmanager
 def lost_processes(cluster: Cluster) -> Iterator[None]:
-  """When a collective fails, waits for JAX to say which process is gone, and to abort this one."""
+  """A block in which a failed collective waits for JAX to say which process is lost, and to abort this
+  one."""
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
@@ -151,9 +153,9 @@ def lost_processes(cluster: Cluster) -> Iterator[None]:
 
 @contextlib.contextmanager
 def told_to_parent() -> Iterator[Callable[[int], int]]:
-  """Gives a function by which this process tells its exit code to the one that watches over it.
+  """Gives a function that tells this process's exit code to the one that watches over it.
 
-  After it JAX may still wait for the other processes, and abort when they do not come.
+  After that JAX may still wait for the other processes, and abort when they do not come.
   """
 
   def tell(code: int) -> int:
@@ -170,7 +172,7 @@ def told_to_parent() -> Iterator[Callable[[int], int]]:
 
 
 def die_with_parent() -> None:
-  """Ends this process when the one that started it is gone, however that ended."""
+  """Ends this process when its parent has ended, in whatever way."""
 
   def wait() -> None:
     os.read(0, 1)  # never written to; ends with its other end
@@ -180,10 +182,10 @@ def die_with_parent() -> None:
 
 
 def supervise(argv: Sequence[str], cluster: Cluster) -> int:
-  """Runs the same command as a child, and returns its exit code.
+  """Runs the same command as a child and returns its exit code.
 
   Raises:
-    PreemptedError: another process was lost.
+    PreemptedError: Another process was lost.
   """
   command = [sys.executable, *argv]
   last: collections.deque[str] = collections.deque(maxlen=100)
@@ -230,7 +232,7 @@ def _is_trace(line: str) -> bool:
 
 
 def _lost(lines: list[str], cluster: Cluster) -> str:
-  """Which process JAX says is gone."""
+  """Returns which process JAX says is lost."""
   text = ' '.join(lines)
   match = re.search(r'stopped sending heartbeats\):\s+((?:[^\s]*task:)?[\d, ]+)', text)
   if match:
