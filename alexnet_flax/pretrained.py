@@ -1,103 +1,56 @@
-"""Networks that have been trained: of a run's folder, a weights file, a URL or a published name."""
+"""Trained networks: of a run's folder, a weights file, a URL or a published name."""
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import pathlib
 import re
 import sys
 from collections.abc import Sequence
-from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import numpy as np
+import scipy.special
 
-from alexnet_flax import checkpoint
-from alexnet_flax.config import Config, build_spec, from_dict
-from alexnet_flax.errors import UsageError, unknown_name
+from alexnet_flax.data.augment import normalize
+from alexnet_flax.errors import UsageError, needs_extra, unknown_name
+from alexnet_flax.files import write_text
 from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.models.spec import Spec
 from alexnet_flax.models.variants import VARIANTS
-from alexnet_flax.weights import load_weights, stored_class_names, stored_spec
+from alexnet_flax.weights import open_weights
 from alexnet_flax.weights.download import local_path
+from alexnet_flax.weights.format import WeightsFile
+
+if TYPE_CHECKING:
+  from alexnet_flax.config import Config
+
+FILE = 'classes.txt'  # in a run's folder
+# Keras's list: {"0": ["n01440764", "tench"], ...}.
+IMAGENET_INDEX = 'https://storage.googleapis.com/download.tensorflow.org/data/imagenet_class_index.json'
+_SYNSET = re.compile(r'n\d{8}')
 
 
-def load_pretrained(source: str | os.PathLike[str], spec: Spec | None = None) -> tuple[Spec, dict[str, Any]]:
-  """A trained network and its variables.
+class Classification(NamedTuple):
+  """A class of the network's, its name, and the probability that an image is of it."""
 
-  Args:
-    source: a run's folder (its last checkpoint; the moving averages, if it has them), or what
-      `load_weights` takes.
-    spec: the network of a weights file, unless the file itself says; if None, the variant that it can
-      be of.
-
-  Raises:
-    UsageError: there is no such source, it cannot be read, or it is not clear which network it is of.
-  """
-  folder = pathlib.Path(source).expanduser()
-  if folder.is_dir():
-    return _of_run(folder)
-  theirs = stored_spec(source, {} if spec else VARIANTS) or spec
-  if theirs is None:
-    raise UsageError(f'{source}: of none of the known networks; name its variant')
-  return theirs, load_weights(source, theirs)
-
-
-def load_variant(
-  source: str, variant: str | None, width: float = 1.0, image_size: int | None = None
-) -> tuple[Spec, dict[str, Any]]:
-  """The same, of a variant by name and scaled.
-
-  Raises:
-    UsageError: as above, or there is no such variant, or the source says itself that it is of another.
-  """
-  if variant is not None and variant not in VARIANTS:
-    raise unknown_name('variant', variant, VARIANTS)
-  asked = variant is not None or width != 1 or image_size is not None
-  if not asked or pathlib.Path(source).expanduser().is_dir():
-    spec, variables = load_pretrained(source)
-  else:
-    known = VARIANTS[variant] if variant else stored_spec(source, VARIANTS)
-    try:
-      spec, variables = load_pretrained(source, known and known.scaled(width, image_size))
-    except ValueError as error:
-      raise UsageError(str(error)) from None
-  if variant not in (None, spec.name):
-    raise UsageError(f'{source} holds {spec.name}, not --variant={variant}')
-  if image_size not in (None, spec.image_size):
-    raise UsageError(f'{source} is for {spec.image_size}x{spec.image_size}, not --image_size={image_size}')
-  return spec, variables
-
-
-def run_config(folder: str | os.PathLike[str]) -> Config:
-  """The configuration of a run's folder.
-
-  Raises:
-    UsageError: there is none.
-  """
-  path = pathlib.Path(folder).expanduser() / 'config.json'
-  try:
-    return from_dict(json.loads(path.read_text()))
-  except (OSError, ValueError) as error:
-    raise UsageError(f"{folder} is no run's folder: {path.name}: {error}") from None
-
-
-def _of_run(folder: pathlib.Path) -> tuple[Spec, dict[str, Any]]:
-  config = run_config(folder)
-  _, variables = checkpoint.restore_variables(folder / 'checkpoints')
-  return build_spec(config), variables
+  label: int
+  name: str
+  probability: float
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class PretrainedModel:
   """A trained network.
 
   Attributes:
-    source: the run's folder, file, URL or name it was loaded from.
-    model: the network.
+    source: The run's folder, file, URL or name that it was loaded from.
+    model: The network.
     variables: {'params', 'batch_stats'}.
-    class_names: of its logits, as the data set has them.
+    class_names: The names of its classes, as the data set has them.
   """
 
   source: str
@@ -107,76 +60,159 @@ class Trained:
 
   @property
   def spec(self) -> Spec:
-    """Of the network."""
+    """The spec of the network."""
     return self.model.spec
 
   @property
   def num_parameters(self) -> int:
-    """How many parameters it has; statistics are none."""
+    """The number of parameters, without BatchNorm's statistics."""
     return sum(leaf.size for leaf in jax.tree.leaves(self.variables['params']))
 
   @functools.cached_property
   def readable_names(self) -> tuple[str, ...]:
-    """The classes for people."""
+    """The names of the classes in words."""
     return readable(self.class_names)
 
+  def classify(self, images: Sequence[np.ndarray], top: int = 5) -> list[list[Classification]]:
+    """Classifies images, all in one batch.
 
-def load_trained(
-  source: str, variant: str | None = None, width: float = 1.0, image_size: int | None = None
-) -> Trained:
-  """Loads a trained network; arguments and errors as for `pretrained.load_variant`."""
-  return trained(source, *load_variant(source, variant, width, image_size))
+    Args:
+      images: uint8 RGB [H, W, 3] of any sizes. An image of exactly the network's size [S, S, 3] is taken as
+        it is; any other is resized and cropped as in evaluation.
+      top: How many classes to return.
+
+    Returns:
+      The most probable classes of each image, most probable first.
+
+    Raises:
+      UsageError: An image must be resized and Pillow is not installed.
+      ValueError: An image has another shape or type.
+    """
+    size = self.spec.image_size
+    views = [np.asarray(image) for image in images]
+    for index, image in enumerate(views):
+      if image.shape != (size, size, 3) or image.dtype != np.uint8:
+        with needs_extra('resizing images'):
+          from alexnet_flax.data.images import evaluation_view
+        views[index] = evaluation_view(image, self.spec)
+    if not views:
+      return []
+    logits = np.asarray(_logits(self.model)(self.variables, np.stack(views)))
+    return [top_classes(row, self.readable_names, top) for row in logits]
 
 
-def trained(source: str, spec: Spec, variables: dict[str, Any]) -> Trained:
-  """A network whose variables are at hand; its head has as many classes as they say."""
-  num_classes = variables['params'][spec.head]['bias'].shape[0]
-  return Trained(source, AlexNet(spec, num_classes), variables, class_names(source, num_classes))
-
-
-FILE = 'classes.txt'  # in a run's folder
-# Keras's list: {"0": ["n01440764", "tench"], ...}.
-IMAGENET_INDEX = 'https://storage.googleapis.com/download.tensorflow.org/data/imagenet_class_index.json'
-_SYNSET = re.compile(r'n\d{8}')
-
-
-def class_names(source: str, num_classes: int) -> tuple[str, ...]:
-  """The names of a trained network's classes as its data set has them.
+def load_pretrained(
+  source: str | os.PathLike[str] | WeightsFile,
+  spec: Spec | None = None,
+  *,
+  variant: str | None = None,
+  width: float = 1.0,
+  image_size: int | None = None,
+) -> PretrainedModel:
+  """Loads a trained network.
 
   Args:
-    source: a run's folder, a weights file, a URL or a published name.
-    num_classes: how many the network tells apart. 1000 without names are taken for ImageNet's.
+    source: A run's folder (its last checkpoint; the moving averages, if it has them), what
+      `load_weights` takes, or an open weights file.
+    spec: The network of a weights file that does not describe itself.
+    variant: The name of that network instead; if both are None, the variant that the file can be of.
+    width: The variant's scale, as for `Spec.scaled`.
+    image_size: The variant's image size, if not its own.
 
   Raises:
-    UsageError: the names that are stored are of another number.
+    UsageError: There is no such source or variant, it cannot be read, it is not clear which network it is
+      of, or it says itself that it is of another.
   """
-  path = pathlib.Path(source).expanduser()
-  if path.is_dir():
-    names = read_names(path / FILE) if (path / FILE).exists() else ()
+  if variant is not None and variant not in VARIANTS:
+    raise unknown_name('variant', variant, VARIANTS)
+  if not isinstance(source, WeightsFile) and (folder := pathlib.Path(source).expanduser()).is_dir():
+    found = _load_run(str(source), folder)
   else:
-    names = stored_class_names(source)
+    file = source if isinstance(source, WeightsFile) else open_weights(source)
+    source, theirs = file.source, file.spec or spec
+    if theirs is None:
+      known = VARIANTS[variant] if variant else file.find_spec(VARIANTS)
+      if known is None:
+        raise UsageError(f'{source}: of none of the known networks; name its variant')
+      try:
+        theirs = known.scaled(width, image_size)
+      except ValueError as error:
+        raise UsageError(str(error)) from None
+    found = _model(source, theirs, file.variables(theirs), file.class_names)
+  if variant not in (None, found.spec.name):
+    raise UsageError(f'{source} holds {found.spec.name}, not --variant={variant}')
+  if image_size not in (None, found.spec.image_size):
+    side = found.spec.image_size
+    raise UsageError(f'{source} is for {side}x{side}, not --image_size={image_size}')
+  return found
+
+
+def run_config(folder: str | os.PathLike[str]) -> 'Config':
+  """Returns the configuration of a run's folder.
+
+  Raises:
+    UsageError: There is none.
+  """
+  from alexnet_flax.config import from_dict
+
+  path = pathlib.Path(folder).expanduser() / 'config.json'
+  try:
+    return from_dict(json.loads(path.read_text()))
+  except (OSError, ValueError) as error:
+    raise UsageError(f"{folder} is no run's folder: {path.name}: {error}") from None
+
+
+def _load_run(source: str, folder: pathlib.Path) -> PretrainedModel:
+  with needs_extra("a run's folder"):
+    from alexnet_flax import checkpoint
+    from alexnet_flax.config import build_spec
+  config, names = run_config(folder), folder / FILE
+  _, variables = checkpoint.restore_variables(folder / 'checkpoints')
+  return _model(source, build_spec(config), variables, read_names(names) if names.exists() else ())
+
+
+def _model(source: str, spec: Spec, variables: dict[str, Any], names: tuple[str, ...]) -> PretrainedModel:
+  """Completes the class names; 1000 classes without names are taken for ImageNet's."""
+  num_classes = variables['params'][spec.head]['bias'].shape[0]
   if not names and num_classes == 1000:
     names = imagenet_synsets()
   if len(names) > num_classes:
     raise UsageError(f'{source}: names of {len(names)} classes for a network of {num_classes}')
-  return (*names, *unnamed(num_classes)[len(names) :])
+  names = (*names, *unnamed(num_classes)[len(names) :])
+  return PretrainedModel(source, AlexNet(spec, num_classes), variables, names)
+
+
+@functools.lru_cache(maxsize=4)
+def _logits(model: AlexNet) -> Any:
+  def logits(variables: Any, images: jax.Array) -> Any:
+    inputs = normalize({'image': images}, preprocessing=model.spec.preprocessing)['image']
+    return model.apply(variables, inputs, train=False)
+
+  return jax.jit(logits)
+
+
+def top_classes(logits: np.ndarray, names: Sequence[str], top: int = 5) -> list[Classification]:
+  """Returns the most probable classes of an image by its logits, float [C]; most probable first."""
+  probabilities = scipy.special.softmax(logits.astype(np.float64))
+  best = np.argsort(-probabilities, kind='stable')[:top].tolist()
+  return [Classification(label, names[label], float(probabilities[label])) for label in best]
 
 
 def unnamed(num_classes: int) -> tuple[str, ...]:
-  """What classes without names are called: 'class 0', 'class 1', ..."""
+  """Returns names for classes without names: 'class 0', 'class 1', ..."""
   return tuple(f'class {number}' for number in range(num_classes))
 
 
 def read_names(path: str | pathlib.Path, num_classes: int | None = None) -> tuple[str, ...]:
-  """The lines of a text file, one name each.
+  """Reads class names from a text file, one a line.
 
   Raises:
-    UsageError: it cannot be read, or does not have as many as asked for.
+    UsageError: It cannot be read, or does not have as many lines as asked for.
   """
   try:
     text = pathlib.Path(path).expanduser().read_text(encoding='utf-8')
   except (OSError, UnicodeDecodeError) as error:
-    raise UsageError(f'cannot read the names of classes in {path}: {error}') from None
+    raise UsageError(f'cannot read the class names in {path}: {error}') from None
   names = tuple(text.removesuffix('\n').split('\n'))
   if num_classes is not None and len(names) != num_classes:
     raise UsageError(f'{path} has {len(names)} lines; it must have one for each of {num_classes} classes')
@@ -184,19 +220,21 @@ def read_names(path: str | pathlib.Path, num_classes: int | None = None) -> tupl
 
 
 def write_names(folder: pathlib.Path, names: Sequence[str]) -> None:
-  """Writes the names of a run's classes."""
-  text = ''.join(name.replace('\n', ' ') + '\n' for name in names)
-  (folder / FILE).write_text(text, encoding='utf-8')
+  """Writes the class names of a run to its folder."""
+  write_text(folder / FILE, ''.join(name.replace('\n', ' ') + '\n' for name in names))
 
 
 def imagenet_synsets() -> tuple[str, ...]:
-  """ImageNet's 1,000 synsets ('n01440764', ...) in the order of their labels, as TFDS lists them."""
-  listed = resources.files('tensorflow_datasets') / 'datasets' / 'imagenet2012' / 'labels.txt'
+  """Returns ImageNet's 1,000 synsets ('n01440764', ...) by label, as TFDS lists them; () without TFDS."""
+  found = importlib.util.find_spec('tensorflow_datasets')  # does not import it
+  if found is None or found.origin is None:
+    return ()
+  listed = pathlib.Path(found.origin).parent / 'datasets' / 'imagenet2012' / 'labels.txt'
   return tuple(listed.read_text().split())
 
 
 def readable(names: Sequence[str]) -> tuple[str, ...]:
-  """The same names for people: synsets in words, where their list is at hand or can be downloaded.
+  """Returns class names in words: synsets by their list, if it is in the cache or can be downloaded.
 
   >>> readable(['cat', 'great_white_shark'])
   ('cat', 'great white shark')
@@ -208,5 +246,5 @@ def readable(names: Sequence[str]) -> tuple[str, ...]:
     except UsageError:
       print("note: ImageNet's classes stay synsets: their names cannot be downloaded", file=sys.stderr)
     except (ValueError, TypeError, AttributeError):
-      print(f'note: {local_path(IMAGENET_INDEX)} is no list of classes; remove it', file=sys.stderr)
+      print(f'note: {local_path(IMAGENET_INDEX)} is not a list of classes; remove it', file=sys.stderr)
   return tuple(name.replace('_', ' ') for name in names)

@@ -2,9 +2,9 @@
 
 import argparse
 
-from alexnet_flax.cli.options import add_network
+from alexnet_flax.cli.options import add_network, network_options
 
-HELP = "weights from one program's file to another's; networks for other programs to run"
+HELP = "convert weights between programs' formats; export networks as ONNX or StableHLO"
 DESCRIPTION = (
   "Reads a run's folder, a weights file, a URL or a published name, and writes SRC's weights in the format of"
   ' the ending: .safetensors, .pth, .caffemodel (and .prototxt), .weights.h5, .keras; or the whole network as'
@@ -13,7 +13,7 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """What the verb takes."""
+  """Adds the options."""
   parser.add_argument('source', metavar='SRC')
   parser.add_argument('destination', metavar='DST')
   add_network(parser)
@@ -31,9 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
   agrees = convert(
     arguments.source,
     arguments.destination,
-    variant=arguments.variant,
-    width=arguments.width,
-    image_size=arguments.image_size,
+    **network_options(arguments),
     names=arguments.names,
     verify=arguments.verify or bool(arguments.images),
     images=arguments.images,

@@ -3,14 +3,14 @@
 import argparse
 
 from alexnet_flax.cli.options import add_classes, add_weights, load
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import needs_extra
 
-HELP = 'a page to drop an image on'
-DESCRIPTION = 'Serves a page: five best answers, where the network looks, every layer. To this machine alone.'
+HELP = 'web demo'
+DESCRIPTION = 'Serves a page that classifies images: top-5, Grad-CAM, every layer. To this machine alone.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """What the verb takes."""
+  """Adds the options."""
   parser.add_argument('workdir', metavar='WORKDIR', nargs='?', help="a run's folder, instead of --weights")
   add_weights(parser)
   add_classes(parser)
@@ -24,10 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
   """Serves; returns the exit code."""
-  try:
+  with needs_extra('demo'):
     from alexnet_flax.viz.demo import serve
-  except ModuleNotFoundError as error:
-    raise UsageError(f"the page needs {error.name}; pip install 'alexnet_flax[demo]'") from None
   if arguments.workdir:
     arguments.weights = arguments.workdir
   serve(load(arguments), arguments.host, arguments.port)

@@ -2,18 +2,18 @@
 
 import argparse
 
-from alexnet_flax.cli.options import add_data_dir, add_network, check_batch_size
+from alexnet_flax.cli.options import add_data_dir, add_network, check_batch_size, network_options
 from alexnet_flax.errors import UsageError
 
 HELP = 'score trained networks on a data set'
 DESCRIPTION = (
-  'Accuracy with 95 %% intervals, loss, calibration, per class, confusion. Of several networks the answers'
-  ' are averaged. The data set imagenet2012_corrupted is the whole of ImageNet-C.'
+  'Accuracy with 95 %% intervals, loss, calibration, per class, confusion. The probabilities'
+  ' of several networks are averaged. The data set imagenet2012_corrupted is the whole of ImageNet-C.'
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """What the verb takes."""
+  """Adds the options."""
   parser.add_argument('workdirs', metavar='WORKDIR', nargs='*', help="runs' folders")
   parser.add_argument('--weights', nargs='+', default=[], help='files, URLs or published names')
   add_network(parser)
@@ -24,13 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--size', type=int, help="side of the crops, such as 227 (default: the network's own)")
   parser.add_argument('--batch_size', type=int, default=128)
   parser.add_argument('--any_count', action='store_true', help='score a published set that is not whole')
-  parser.add_argument('--json', metavar='FILE', help='where all figures go; - is the standard output')
+  parser.add_argument('--json', metavar='FILE', help='file for all figures; - is the standard output')
 
 
 def run(arguments: argparse.Namespace) -> int:
   """Evaluates; returns the exit code."""
   from alexnet_flax.evaluation.summary import check_writable, evaluate, write_json
-  from alexnet_flax.pretrained import load_trained, run_config
+  from alexnet_flax.pretrained import load_pretrained, run_config
 
   if not arguments.workdirs and not arguments.weights:
     raise UsageError("name what to evaluate: a run's folder, or --weights FILE --variant NAME")
@@ -43,9 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
       raise UsageError('--weights do not say what they were trained on; give --dataset NAME[:SPLIT]')
     data = run_config(arguments.workdirs[0]).data
     dataset = f'{data.dataset}:{data.eval_split}'
-  networks = [load_trained(folder) for folder in arguments.workdirs] + [
-    load_trained(weights, arguments.variant, arguments.width, arguments.image_size)
-    for weights in arguments.weights
+  networks = [load_pretrained(folder) for folder in arguments.workdirs] + [
+    load_pretrained(weights, **network_options(arguments)) for weights in arguments.weights
   ]
   figures = evaluate(
     networks,

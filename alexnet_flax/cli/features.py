@@ -2,8 +2,9 @@
 
 import argparse
 
-from alexnet_flax.cli.options import add_weights, check_batch_size
+from alexnet_flax.cli.options import add_weights, check_batch_size, network_options
 from alexnet_flax.errors import UsageError
+from alexnet_flax.weights import LAYER_NAMES
 
 HELP = 'activations of layers for image files'
 DESCRIPTION = (
@@ -13,14 +14,12 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """What the verb takes."""
+  """Adds the options."""
   parser.add_argument('images', metavar='IMAGES', nargs='+', help='files, folders and patterns')
   parser.add_argument('--layers', required=True, help='such as relu3,fc7')
   parser.add_argument('--out', required=True, help='F.h5 or F.npz')
   add_weights(parser)
-  parser.add_argument(
-    '--names', choices=['ours', 'torchvision', 'caffe'], default='ours', help='whose names of layers'
-  )
+  parser.add_argument('--names', choices=list(LAYER_NAMES), default='ours', help='whose names of layers')
   parser.add_argument('--pool', choices=['mean', 'max'], help='over space; else all of it')
   parser.add_argument('--half', action='store_true', help='float16 instead of float32')
   parser.add_argument('--batch_size', type=int, default=64)
@@ -36,9 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.layers.split(','),
     arguments.out,
     weights=arguments.weights,
-    variant=arguments.variant,
-    width=arguments.width,
-    image_size=arguments.image_size,
+    **network_options(arguments),
     names=arguments.names,
     pool=arguments.pool,
     half=arguments.half,

@@ -1,24 +1,29 @@
-"""Options by which verbs are told which network, of which classes, on which data."""
+"""Options that several verbs share: the network, its classes, the data."""
 
 import argparse
 import dataclasses
-import typing
+from typing import TYPE_CHECKING, Any
 
 from alexnet_flax.errors import UsageError
 
-if typing.TYPE_CHECKING:
-  from alexnet_flax.pretrained import Trained
+if TYPE_CHECKING:
+  from alexnet_flax.pretrained import PretrainedModel
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
-  """Which network a weights file is of."""
-  parser.add_argument('--variant', help='which network, where the file does not tell')
+  """Adds the options that say which network a weights file is of."""
+  parser.add_argument('--variant', help='the network, if the file does not describe it')
   parser.add_argument('--width', type=float, default=1.0, help="its width (default: the variant's own, 1)")
   parser.add_argument('--image_size', type=int, help="its images' side (default: the variant's own)")
 
 
+def network_options(arguments: argparse.Namespace) -> dict[str, Any]:
+  """Returns the options of `add_network` as arguments of `load_pretrained`."""
+  return {name: getattr(arguments, name) for name in ('variant', 'width', 'image_size')}
+
+
 def add_weights(parser: argparse.ArgumentParser) -> None:
-  """A trained network; torchvision's unless another is named."""
+  """Adds the options for a trained network; the default is torchvision's."""
   parser.add_argument(
     '--weights',
     default='torchvision',
@@ -28,26 +33,26 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
-  """Where data sets are looked for."""
-  parser.add_argument('--data_dir', help="where data sets lie (default: TFDS's own folder)")
+  """Adds the folder of the data sets."""
+  parser.add_argument('--data_dir', help="folder of the data sets (default: TFDS's own)")
 
 
 def check_batch_size(arguments: argparse.Namespace) -> None:
-  """Raises UsageError if no image would be in a batch."""
+  """Raises UsageError for an empty batch."""
   if arguments.batch_size < 1:
     raise UsageError(f'--batch_size (={arguments.batch_size}) must be at least 1')
 
 
 def add_classes(parser: argparse.ArgumentParser) -> None:
-  """What the classes are called."""
-  parser.add_argument('--classes', metavar='FILE', help='names of the classes, one a line')
+  """Adds the option for class names."""
+  parser.add_argument('--classes', metavar='FILE', help='class names, one a line')
 
 
-def load(arguments: argparse.Namespace) -> 'Trained':
-  """The network that `add_weights` and `add_classes` ask for."""
-  from alexnet_flax.pretrained import load_trained, read_names
+def load(arguments: argparse.Namespace) -> 'PretrainedModel':
+  """Loads the network of the options of `add_weights` and `add_classes`."""
+  from alexnet_flax.pretrained import load_pretrained, read_names
 
-  network = load_trained(arguments.weights, arguments.variant, arguments.width, arguments.image_size)
+  network = load_pretrained(arguments.weights, **network_options(arguments))
   if arguments.classes is None:
     return network
   names = read_names(arguments.classes, len(network.class_names))

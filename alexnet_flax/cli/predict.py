@@ -5,17 +5,19 @@ import argparse
 from alexnet_flax.cli.options import add_classes, add_weights, load
 from alexnet_flax.errors import UsageError
 
-HELP = 'what is in image files: the five most probable classes'
+HELP = 'classify image files: the five most probable classes'
 DESCRIPTION = 'The five most probable classes of each image, in the order given.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """What the verb takes."""
+  """Adds the options."""
   parser.add_argument('images', metavar='IMAGES', nargs='+', help='files, folders and patterns')
   add_weights(parser)
   add_classes(parser)
   parser.add_argument('--json', action='store_true', help='one JSON object a line')
-  parser.add_argument('--saliency', metavar='FOLDER', help='for images of where the network looks (Grad-CAM)')
+  parser.add_argument(
+    '--saliency', metavar='FOLDER', help='folder for Grad-CAM maps of the most probable class'
+  )
 
 
 def run(arguments: argparse.Namespace) -> int:

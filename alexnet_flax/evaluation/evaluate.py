@@ -1,4 +1,4 @@
-"""Trained networks scored on a data set by a named protocol."""
+"""PretrainedModel networks scored on a data set by a named protocol."""
 
 import concurrent.futures
 import functools
@@ -21,7 +21,7 @@ from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError
 from alexnet_flax.evaluation.protocols import Protocol
 from alexnet_flax.evaluation.scores import Answers
-from alexnet_flax.pretrained import Trained, unnamed
+from alexnet_flax.pretrained import PretrainedModel, unnamed
 
 _READ_AT_ONCE = 4096
 
@@ -38,7 +38,7 @@ def right_classes(source: Source) -> list[tuple[int, ...]]:
 
 
 def answer(
-  networks: Sequence[Trained],
+  networks: Sequence[PretrainedModel],
   source: Source,
   protocol: Protocol,
   *,
@@ -102,7 +102,7 @@ def answer(
 
 
 def _probabilities(
-  networks: Sequence[Trained],
+  networks: Sequence[PretrainedModel],
   source: Source,
   view: EvalView,
   allowed: np.ndarray | None,
@@ -197,7 +197,7 @@ def mean_probabilities(
   return total / len(models)
 
 
-def _check_classes(network: Trained, source: Source) -> None:
+def _check_classes(network: PretrainedModel, source: Source) -> None:
   theirs, ours = source.class_names, network.class_names
   if ours[: len(theirs)] == theirs and set(ours[len(theirs) :]) <= set(unnamed(len(ours))):
     return  # a head may be wider than the data set it was trained for

@@ -9,7 +9,7 @@ from alexnet_flax.data.tfds_source import open_dataset, split_names
 from alexnet_flax.data.views import EvalView, Resize
 from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.evaluation.imagenet import known_set
-from alexnet_flax.pretrained import Trained
+from alexnet_flax.pretrained import PretrainedModel
 
 PROTOCOLS = {'1-crop': False, 'ten-crop': True}
 
@@ -34,7 +34,7 @@ class Protocol:
 
 
 def protocol_of(
-  networks: Sequence[Trained],
+  networks: Sequence[PretrainedModel],
   name: str = '1-crop',
   resize: Resize = 'pil',
   size: int | None = None,

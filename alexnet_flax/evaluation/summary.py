@@ -23,14 +23,15 @@ from alexnet_flax.evaluation.imagenet import (
 )
 from alexnet_flax.evaluation.protocols import Protocol, open_evaluated, protocol_of, split_name
 from alexnet_flax.evaluation.scores import Answers, Estimate, most_confused
-from alexnet_flax.pretrained import Trained
+from alexnet_flax.files import write_text
+from alexnet_flax.pretrained import PretrainedModel
 
 _FEW_CLASSES = 20  # so many are shown whole
 _SHOWN = 10
 
 
 def evaluate(
-  networks: Sequence[Trained],
+  networks: Sequence[PretrainedModel],
   dataset: str,
   *,
   data_dir: str | None = None,
@@ -108,13 +109,17 @@ def write_json(path: str, figures: dict[str, Any]) -> None:
     sys.stdout.write(text)
     return
   try:
-    pathlib.Path(path).expanduser().write_text(text)
+    place = pathlib.Path(path).expanduser()
+    if place.exists() and not place.is_file():
+      place.write_text(text)  # a device or a pipe cannot be replaced
+    else:
+      write_text(place, text)
   except OSError as error:
     raise UsageError(f'cannot write --json={path}: {error.strerror}') from None
 
 
 def _evaluate_corrupted(
-  networks: Sequence[Trained],
+  networks: Sequence[PretrainedModel],
   data_dir: str | None,
   protocol: Protocol,
   batch_size: int,
@@ -146,7 +151,7 @@ def _evaluate_corrupted(
   return {'dataset': CORRUPTED, **_conditions(networks, protocol), 'errors': errors, **summary}
 
 
-def _conditions(networks: Sequence[Trained], protocol: Protocol) -> dict[str, Any]:
+def _conditions(networks: Sequence[PretrainedModel], protocol: Protocol) -> dict[str, Any]:
   view = protocol.view
   return {
     'networks': [
@@ -163,7 +168,7 @@ def _conditions(networks: Sequence[Trained], protocol: Protocol) -> dict[str, An
 
 
 def _figures(
-  networks: Sequence[Trained], source: Source, protocol: Protocol, answers: Answers
+  networks: Sequence[PretrainedModel], source: Source, protocol: Protocol, answers: Answers
 ) -> dict[str, Any]:
   num_classes = networks[0].model.num_classes or 0
   counts, hits = answers.per_class(num_classes)

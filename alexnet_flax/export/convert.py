@@ -1,26 +1,42 @@
-"""`alexnet-flax convert`: weights from one program to another, the proof that they are the same; programs."""
+"""`alexnet-flax convert`: weights from one program's format to another's, verified; networks as programs."""
 
 import importlib
 import math
-import os
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from alexnet_flax.data.images import UnreadableError, evaluation_view, read_image
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import UsageError, needs_extra
 from alexnet_flax.export import parity
 from alexnet_flax.export.model_card import write_card
 from alexnet_flax.inference.features import feature_batches
-from alexnet_flax.pretrained import Trained, load_trained
-from alexnet_flax.weights import WRITABLE_ENDINGS, load_weights, recognize, save_weights
-from alexnet_flax.weights.download import local_path, stated_digests
+from alexnet_flax.models.spec import Spec
+from alexnet_flax.pretrained import PretrainedModel, load_pretrained
+from alexnet_flax.weights import WRITABLE_ENDINGS, open_weights, save_weights
+from alexnet_flax.weights.download import stated_digests
+from alexnet_flax.weights.format import WeightsFile
 from alexnet_flax.weights.layout import tensors_of
 
 TOLERANCE = 1e-4
-_PROGRAMS = {
+
+
+class Program(Protocol):
+  """A module that exports networks as programs from images to logits."""
+
+  def write(
+    self, path: pathlib.Path, spec: Spec, variables: Mapping[str, Any], class_names: Sequence[str] = ()
+  ) -> list[pathlib.Path]:
+    """Writes a network; returns the files written, the program first."""
+
+  def run(self, path: pathlib.Path, images: np.ndarray) -> np.ndarray:
+    """Returns the logits [N, C] of a written program for images, uint8 RGB [N, S, S, 3]."""
+
+
+_PROGRAMS = {  # ending -> a `Program`
   '.stablehlo': 'alexnet_flax.export.stablehlo',
   '.onnx': 'alexnet_flax.export.onnx',
 }
@@ -41,59 +57,61 @@ def convert(
   """Reads weights, writes them, reads them back, and prints what they are.
 
   Args:
-    source: a run's folder, a weights file, a URL or a published name.
-    destination: a file whose ending names the format, as `save_weights` has them; or `.stablehlo` or
+    source: A run's folder, a weights file, a URL or a published name.
+    destination: A file whose ending names the format, as for `save_weights`; or `.stablehlo` or
       `.onnx`, programs from images to logits. A model card is written beside it.
-    variant, width, image_size: which network, where the file alone does not tell.
+    variant, width, image_size: The network, as for `load_pretrained`.
     names: 'torchvision', for safetensors in torchvision's names.
-    verify: print, layer by layer, how far the source's own program is from ours on `images`.
-    images: files; two photographs that come with scikit-learn if there are none.
+    verify: Print, layer by layer, how far the source's own program is from ours on `images`.
+    images: Files; two photographs that come with scikit-learn if there are none.
 
   Returns:
-    Whether all layers agree within `TOLERANCE`, if that was asked for.
+    Whether all layers agree within `TOLERANCE`; True if not verified.
 
   Raises:
-    UsageError: source, destination or images do not allow it.
+    UsageError: Source, destination or images do not allow it.
   """
   shown = _images(images) if verify else []
-  if verify and pathlib.Path(source).is_dir():
+  path, is_run = pathlib.Path(destination), pathlib.Path(source).expanduser().is_dir()
+  if verify and is_run:
     raise UsageError(f'{source} is our own: there is no other program to compare with')
-  if not pathlib.Path(destination).name.endswith(_ENDINGS):
+  if not path.name.endswith(_ENDINGS):
     raise UsageError(f'{destination}: unknown ending; choose from {", ".join(_ENDINGS)}')
-  network = load_trained(source, variant, width, image_size)
-  spec, variables = network.spec, network.variables
-  if verify:
-    path = local_path(source)
-    program, errors = parity.compare(path, recognize(path.read_bytes(), path), spec, variables, shown)
-  stated = stated_digests(pathlib.Path(destination))
+  file = source if is_run else open_weights(source)
+  network = load_pretrained(file, variant=variant, width=width, image_size=image_size)
+  spec = network.spec
+  if isinstance(file, WeightsFile) and verify:
+    program, errors = parity.compare(file, spec, network.variables, shown)
+  del file  # or its tensors would stay in memory beside the network's
+  stated = stated_digests(path)
   if stated:
     raise UsageError(
       f'{destination}: a file of this name must have the digest {stated[0]}; choose another, or remove the'
       ' .sha256 beside it'
     )
-  written, agreement = _write(pathlib.Path(destination), network, names)
+  written, agreement = _write(path, network, names)
   print(f'{source}: {spec.name}, {network.num_parameters:,} parameters, {spec.image_size}x{spec.image_size}')
-  card = pathlib.Path(f'{pathlib.Path(destination)}.md')
+  card = pathlib.Path(f'{path}.md')
   write_card(card, written, network)
   print(f'wrote {" and ".join(map(str, written))}; {agreement}')
-  print(f'{card} says what it is')
+  print(f'{card} describes it')
   if not verify:
     return True
   print(f'{program}, {len(shown)} images, greatest |a - b| / greatest |b|:')
   for name, error in errors.items():
     print(f'  {name:10} {error:.1e}')
   worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
-  agrees = errors[worst] <= TOLERANCE  # not so if it is NaN
+  agrees = errors[worst] <= TOLERANCE  # False for NaN
   print(f'{"the same" if agrees else "NOT the same"} within {TOLERANCE:g}: {errors[worst]:.1e} at {worst}')
   return agrees
 
 
-def _write(path: pathlib.Path, network: Trained, names: str | None) -> tuple[list[pathlib.Path], str]:
-  """Writes the files, reads them again, and says how they agree."""
+def _write(path: pathlib.Path, network: PretrainedModel, names: str | None) -> tuple[list[pathlib.Path], str]:
+  """Writes the files, reads them back, and says how well they agree."""
   spec, variables = network.spec, network.variables
   if path.suffix not in _PROGRAMS:
     written = save_weights(path, spec, variables, names=names, class_names=network.class_names)
-    again = tensors_of(load_weights(written[0], spec))
+    again = tensors_of(open_weights(written[0]).variables(spec))
     for name, tensor in tensors_of(variables).items():
       if not np.array_equal(again[name], tensor):
         raise AssertionError(f'{written[0]} does not hold what was written: {name}')
@@ -104,30 +122,31 @@ def _write(path: pathlib.Path, network: Trained, names: str | None) -> tuple[lis
   views = np.stack([evaluation_view(image, spec) for image in images])
   (ours,) = feature_batches(network.model, variables, views, [head], batch_size=len(views))
   try:
-    program = importlib.import_module(_PROGRAMS[path.suffix])
-    with tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as folder:
+    with (
+      needs_extra(path.suffix),
+      tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as folder,
+    ):
+      program = cast(Program, importlib.import_module(_PROGRAMS[path.suffix]))
       files = program.write(pathlib.Path(folder, path.name), spec, variables, network.class_names)
       theirs = program.run(files[0], views)
-      difference = float(np.abs(theirs - ours[head]).max() / max(np.abs(ours[head]).max(), 1e-30))
+      difference = parity.greatest_error(theirs, ours[head])
       if not difference <= TOLERANCE:
         raise AssertionError(f'{path} does not compute what it should: its logits differ by {difference:.1e}')
       written = [file.replace(path.with_name(file.name)) for file in files]
-  except ModuleNotFoundError as error:
-    raise UsageError(f"{path.suffix} needs {error.name}; pip install 'alexnet_flax[onnx]'") from None
   except OSError as error:
     raise UsageError(f'cannot write {path}: {error.strerror or error}') from None
   return written, f'run on {len(views)} images, its logits differ by {difference:.1e} of the greatest'
 
 
-def _images(paths: Sequence[str | os.PathLike[str]]) -> list[np.ndarray]:
+def _images(paths: Sequence[str]) -> list[np.ndarray]:
   if not paths:
-    from sklearn.datasets import load_sample_images
-
+    with needs_extra('convert without --images'):
+      from sklearn.datasets import load_sample_images
     return load_sample_images().images
   return [_read(path) for path in paths]
 
 
-def _read(path: str | os.PathLike[str]) -> np.ndarray:
+def _read(path: str) -> np.ndarray:
   try:
     return read_image(path)
   except UnreadableError as error:

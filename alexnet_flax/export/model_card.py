@@ -1,4 +1,4 @@
-"""A model card: what a file of weights is, and what is known of it."""
+"""Model cards: what a weights file holds, how it was trained, and how well it scores."""
 
 import pathlib
 from collections.abc import Sequence
@@ -6,21 +6,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.pretrained import Trained, run_config
+from alexnet_flax.files import write_text
+from alexnet_flax.pretrained import PretrainedModel, run_config
 from alexnet_flax.training.logger import read_metrics
 from alexnet_flax.training.workdir import public, read_environment
 
 
-def write_card(path: pathlib.Path, files: Sequence[pathlib.Path], network: Trained) -> None:
+def write_card(path: pathlib.Path, files: Sequence[pathlib.Path], network: PretrainedModel) -> None:
   """Writes a card in Markdown.
 
   Args:
-    path: of the card.
-    files: which it describes.
-    network: which they hold.
+    path: The card.
+    files: The files that it describes.
+    network: The network that they hold.
 
   Raises:
-    UsageError: it cannot be written.
+    UsageError: It cannot be written.
   """
   spec, names = network.spec, network.readable_names
   pre = spec.preprocessing
@@ -42,13 +43,13 @@ def write_card(path: pathlib.Path, files: Sequence[pathlib.Path], network: Train
     *_origin(network.source),
   ]
   try:
-    path.write_text('\n'.join(lines) + '\n')
+    write_text(path, '\n'.join(lines) + '\n')
   except OSError as error:
     raise UsageError(f'cannot write {path}: {error.strerror}') from None
 
 
 def _origin(source: str) -> list[str]:
-  """Training data, protocol and accuracy where they are known."""
+  """Training data, protocol and accuracy, if known."""
   folder = pathlib.Path(source).expanduser()
   if not folder.is_dir():
     return [f'| weights from | {public(source)} |', '| accuracy | not measured by this program |']

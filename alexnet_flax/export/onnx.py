@@ -25,10 +25,10 @@ def write(
   """Writes the network.
 
   Args:
-    path: of the file.
-    spec: the network.
-    variables: its variables.
-    class_names: kept in the file's metadata, as JSON.
+    path: The file.
+    spec: The network.
+    variables: Its variables.
+    class_names: The class names, which the file's metadata keep as JSON.
 
   Returns:
     The file.
@@ -62,7 +62,7 @@ def write(
 
 
 def run(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
-  """The logits [N, C] that ONNX Runtime gives of images, uint8 RGB [N, S, S, 3]."""
+  """Returns the logits [N, C] of ONNX Runtime for images, uint8 RGB [N, S, S, 3]."""
   import onnxruntime
 
   session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
@@ -70,7 +70,7 @@ def run(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
 
 
 class Graph:
-  """Nodes in the order of the layers; `last` is the name of the value so far, [N, C, H, W] or [N, C]."""
+  """Nodes in the order of the layers; `last` names the last value, [N, C, H, W] or [N, C]."""
 
   def __init__(self, tensors: Mapping[str, np.ndarray]):
     self.tensors = tensors
@@ -79,7 +79,7 @@ class Graph:
     self.last = 'images'
 
   def add(self, kind: str, constants: Sequence[np.ndarray], name: str, **attributes: Any) -> None:
-    """An operation on the value so far and some constants."""
+    """Adds an operation on the last value and some constants."""
     inputs = [self.last, *(self._constant(value, f'{name}/{i}') for i, value in enumerate(constants))]
     self.nodes.append(helper.make_node(kind, inputs, [name], name, **attributes))
     self.last = name
@@ -89,7 +89,7 @@ class Graph:
     return name
 
   def add_input(self, preprocessing: specs.Preprocessing) -> None:
-    """Bytes to what the network takes, channels first."""
+    """Adds the preprocessing, from bytes to the network's input, channels first."""
     self.add('Cast', [], 'floats', to=TensorProto.FLOAT)
     if preprocessing.channel_order == 'BGR':
       self.add('Gather', [np.array([2, 1, 0])], 'bgr', axis=3)
@@ -99,7 +99,7 @@ class Graph:
     self.add('Transpose', [], 'channels_first', perm=[0, 3, 1, 2])
 
   def add_layer(self, name: str, layer: specs.Layer, side: int) -> int:
-    """A layer that is given images of a side; returns the side of what it makes of them."""
+    """Adds a layer whose input has a side; returns the side of its output."""
     match layer:
       case specs.Conv():
         kernel = self._parameter(name, 'kernel').transpose(3, 2, 0, 1)
@@ -125,6 +125,8 @@ class Graph:
         self.add('Flatten', [], name)
       case specs.Dropout():
         pass
+      case _:
+        raise UsageError(f'ONNX export has no layer like {name}: {layer}')
     return side
 
   def _parameter(self, name: str, part: str) -> np.ndarray:
@@ -139,9 +141,11 @@ class Graph:
     yield variance
 
   def _add_response_norm(self, name: str, layer: specs.LocalResponseNorm) -> None:
-    """ONNX divides alpha by the window; where the window is even, its longer side is the other one."""
+    """ONNX divides alpha by the window size; an even window lies one channel off ours."""
     if layer.size % 2 == 0:
-      raise UsageError(f'{name}: ONNX has another window of {layer.size} channels; its size must be odd')
+      raise UsageError(
+        f'{name}: ONNX places a window of {layer.size} channels otherwise; the size must be odd'
+      )
     constants: dict[str, Any] = {
       'alpha': layer.alpha * layer.size,
       'beta': layer.beta,
@@ -160,7 +164,7 @@ class Graph:
     self.last = name
 
   def _add_spatial_norm(self, name: str, layer: specs.SpatialResponseNorm) -> None:
-    """x / (k + alpha * sum x^2)^beta; the sum is the average, zeros counted, times the window."""
+    """x / (k + alpha * sum x^2)^beta; the sum is the average, padding included, times the area."""
     given, before = self.last, layer.size // 2
     after = layer.size - 1 - before
     self.nodes.append(helper.make_node('Mul', [given, given], [f'{name}/squares'], f'{name}/squares'))

@@ -1,4 +1,4 @@
-"""StableHLO by `jax.export`: a symbolic batch, and the weights as arguments, in a file beside it.
+"""StableHLO by `jax.export`, for any batch size; the weights are arguments, in a file beside it.
 
 exported = jax.export.deserialize(pathlib.Path('net.stablehlo').read_bytes())
 weights = safetensors.numpy.load_file('net.stablehlo.safetensors')
@@ -30,10 +30,10 @@ def write(
   """Writes the program, and the weights as our own safetensors beside it.
 
   Args:
-    path: of the program; the weights are in PATH.safetensors.
-    spec: the network.
-    variables: its variables.
-    class_names: kept with the weights.
+    path: The program; the weights are in PATH.safetensors.
+    spec: The network.
+    variables: Its variables.
+    class_names: The class names, kept with the weights.
 
   Returns:
     Both files.
@@ -59,6 +59,6 @@ def _weights(path: pathlib.Path) -> pathlib.Path:
 
 
 def run(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
-  """The logits [N, C] that the files give of images, uint8 RGB [N, S, S, 3]."""
+  """Returns the logits [N, C] of the files for images, uint8 RGB [N, S, S, 3]."""
   exported = jax.export.deserialize(bytearray(path.read_bytes()))
   return np.asarray(exported.call(load_file(_weights(path)), images))

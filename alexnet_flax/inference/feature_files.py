@@ -3,7 +3,7 @@
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import h5py
 import numpy as np
@@ -11,17 +11,12 @@ from tqdm import tqdm
 
 from alexnet_flax.data.images import image_files, views_of_files
 from alexnet_flax.errors import UsageError, unknown_name
+from alexnet_flax.files import atomic_path
 from alexnet_flax.inference.features import feature_batches
-from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.models.spec import Spec
-from alexnet_flax.pretrained import load_variant
-from alexnet_flax.weights import caffe_network, torchvision
+from alexnet_flax.pretrained import load_pretrained
+from alexnet_flax.weights import LAYER_NAMES
 
-NAMES: dict[str, Callable[[Spec], dict[str, str]]] = {
-  'ours': lambda spec: {name: name for name, _ in spec.named_layers()},
-  'torchvision': torchvision.layer_names,
-  'caffe': caffe_network.layer_names,
-}
 _NAMES_KEY = 'names'
 
 
@@ -42,39 +37,38 @@ def write_features(
   """Writes one row an image, in the order given, with the images' names beside them.
 
   Args:
-    images: files, folders and patterns, as for `image_files`.
-    layers: of the network, in the scheme that `names` says.
+    images: Files, folders and patterns, as for `image_files`.
+    layers: The layers, by the names of the scheme `names`.
     out: `.h5` or `.hdf5`, one data set a layer (Caffe's conv1/bn is conv1.bn there); or `.npz`, one array
       a layer. Both also hold 'names'.
-    weights: a run's folder, a weights file, a URL or a published name.
-    variant, width, image_size: which network, where the file alone does not tell.
-    names: whose names of layers to take and to write: 'ours', 'torchvision' or 'caffe'.
+    weights: A run's folder, a weights file, a URL or a published name.
+    variant, width, image_size: The network, as for `load_pretrained`.
+    names: Whose names of layers to take and to write, of `weights.LAYER_NAMES`: 'ours', 'torchvision'
+      or 'caffe'.
     pool: 'mean' or 'max' over space, or None for all of it.
     half: float16 rows instead of float32.
-    batch_size: images at a time.
+    batch_size: Images at a time.
 
   Returns:
     The images that could not be read; their rows are NaN.
 
   Raises:
-    UsageError: a name is unknown, there are no images, or the file cannot be written.
+    UsageError: A name is unknown, there are no images, or the file cannot be written.
   """
   path = pathlib.Path(out)
   if path.suffix not in ('.h5', '.hdf5', '.npz'):
     raise UsageError(f'--out {out}: the ending must be .h5, .hdf5 or .npz')
   files = image_files(images)
-  spec, variables = load_variant(weights, variant, width, image_size)
-  known = {theirs: ours for ours, theirs in NAMES[names](spec).items()}
+  network = load_pretrained(weights, variant=variant, width=width, image_size=image_size)
+  known = {theirs: ours for ours, theirs in LAYER_NAMES[names](network.spec).items()}
   for name in layers:
     if name not in known:
       raise unknown_name('layer', name, known)
-  model = AlexNet(spec, variables['params'][spec.head]['bias'].shape[0])
+  ours = [known[name] for name in layers]
   unreadable: list[str] = []
   with tqdm(total=len(files), unit='image', disable=not sys.stderr.isatty()) as bar:
-    views = _views(files, spec, batch_size, unreadable, bar)
-    batches = feature_batches(
-      model, variables, views, [known[name] for name in layers], pool=pool, batch_size=batch_size
-    )
+    views = _views(files, network.spec, batch_size, unreadable, bar)
+    batches = feature_batches(network.model, network.variables, views, ours, pool=pool, batch_size=batch_size)
     renamed = ({name: batch[known[name]] for name in layers} for batch in batches)
     try:
       _write(path, files, renamed, unreadable, np.float16 if half else np.float32)
@@ -104,10 +98,9 @@ def _write(
   unreadable: list[str],
   dtype: type,
 ) -> None:
-  partial = path.with_name(f'.partial-{os.getpid()}-{path.name}')
-  try:
-    # An .npz is written whole at its end, so its rows wait in memory, HDF5's on the disk.
-    memory = path.suffix == '.npz'
+  # An .npz is written whole at its end, so its rows wait in memory; those of HDF5 go to the disk.
+  memory = path.suffix == '.npz'
+  with atomic_path(path) as partial:
     with (
       h5py.File(partial, 'w', driver='core', backing_store=False)
       if memory
@@ -116,7 +109,7 @@ def _write(
       start, stored = 0, {}
       for batch in batches:
         for name, values in batch.items():
-          # In HDF5 a '/' would make a group of what is a layer too: conv1/bn is conv1.bn there.
+          # In HDF5 '/' separates groups, and conv1 is a data set: conv1/bn is conv1.bn there.
           key = name.replace('/', '.')
           stored[name] = data = rows.require_dataset(key, (len(files), *values.shape[1:]), dtype)
           data[start : start + len(values)] = values
@@ -132,6 +125,3 @@ def _write(
     if memory:
       with partial.open('wb') as file:
         np.savez(file, **arrays, **{_NAMES_KEY: np.array(files)})  # type: ignore[arg-type]
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)

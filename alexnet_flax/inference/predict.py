@@ -1,4 +1,4 @@
-"""`alexnet-flax predict`: what is in image files."""
+"""`alexnet-flax predict`: the most probable classes of image files."""
 
 import itertools
 import json
@@ -8,89 +8,71 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.special
 from PIL import Image
 from tqdm import tqdm
 
 from alexnet_flax.data.images import image_files, views_of_files
 from alexnet_flax.errors import UsageError
-from alexnet_flax.inference.features import feature_batches
-from alexnet_flax.pretrained import Trained
-
-TOP = 5
-
-
-class Answer(NamedTuple):
-  """A class, its name, and its probability."""
-
-  number: int
-  name: str
-  probability: float
+from alexnet_flax.files import atomic_path
+from alexnet_flax.pretrained import Classification, PretrainedModel
 
 
 class Prediction(NamedTuple):
-  """What a network says of one image.
+  """The prediction for one image.
 
   Attributes:
-    file: its path.
-    best: the most probable classes, most probable first.
-    view: uint8 [S, S, 3], what the network saw.
-    error: why the image cannot be read, or None; there is nothing else then.
+    file: Its path.
+    best: The five most probable classes, most probable first.
+    view: uint8 [S, S, 3], the image as the network sees it.
+    error: Why the image cannot be read, or None; `best` is empty then.
   """
 
   file: str
-  best: list[Answer]
+  best: list[Classification]
   view: np.ndarray | None = None
   error: str | None = None
 
 
-def best_answers(logits: np.ndarray, names: Sequence[str]) -> list[Answer]:
-  """The five most probable classes by their logits, float [C]."""
-  probabilities = scipy.special.softmax(logits.astype(np.float64))
-  best = np.argsort(-probabilities, kind='stable')[:TOP].tolist()
-  return [Answer(number, names[number], float(probabilities[number])) for number in best]
-
-
-def predict(network: Trained, files: Sequence[str], batch_size: int = 32) -> Iterator[Prediction]:
-  """The five most probable classes of each image, in the order given.
+def predict(network: PretrainedModel, files: Sequence[str], batch_size: int = 32) -> Iterator[Prediction]:
+  """Predicts the five most probable classes of each image, in the order given.
 
   Args:
-    network: whose view of the images is the central crop.
-    files: paths. Those that cannot be read are told with their reason.
-    batch_size: images at a time.
+    network: The network. It sees the central crop of the images.
+    files: Their paths.
+    batch_size: Images at a time.
   """
-  head = network.spec.head
+  size = min(batch_size, len(files))  # of every batch, so that the network is compiled once
+  blank = np.zeros((network.spec.image_size, network.spec.image_size, 3), np.uint8)
   rest = iter(files)
-  for seen in views_of_files(files, network.spec, batch_size):
-    views = [view for view in seen if not isinstance(view, str)]
-    batches = feature_batches(network.model, network.variables, views, [head], batch_size=batch_size)
-    logits = iter([row for batch in batches for row in batch[head]])
-    for view in seen:
+  for seen in views_of_files(files, network.spec, size):
+    views = [blank if isinstance(view, str) else view for view in seen]
+    best = network.classify(views + [blank] * (size - len(views)))
+    for view, classes in zip(seen, best, strict=False):
       if isinstance(view, str):
         yield Prediction(next(rest), [], error=view)
       else:
-        yield Prediction(next(rest), best_answers(next(logits), network.readable_names), view)
+        yield Prediction(next(rest), classes, view)
 
 
 def write_predictions(
-  network: Trained, images: Sequence[str], *, as_json: bool = False, saliency: str | None = None
+  network: PretrainedModel, images: Sequence[str], *, as_json: bool = False, saliency: str | None = None
 ) -> int:
   """Prints the predictions for image files.
 
   Args:
-    network: the network.
-    images: files, folders and patterns, as for `image_files`.
-    as_json: one JSON object a line instead of a table.
-    saliency: a folder for Grad-CAM images of the most probable class, if given.
+    network: The network.
+    images: Files, folders and patterns, as for `image_files`.
+    as_json: One JSON object a line instead of a table.
+    saliency: A folder for Grad-CAM images of the most probable class.
 
   Returns:
-    How many images could not be read.
+    The number of images that could not be read.
 
   Raises:
-    UsageError: there are no images, or the folder cannot be written.
+    UsageError: There are no images, or the folder cannot be written.
   """
   files = image_files(images)
-  maps = _names_of_maps(files, saliency) if saliency else {}
+  maps = _map_paths(files, saliency) if saliency else {}
   failed = 0
   bar = tqdm(predict(network, files), total=len(files), unit='image', disable=not sys.stderr.isatty())
   for prediction in bar:
@@ -121,14 +103,13 @@ def _as_json(prediction: Prediction, place: pathlib.Path | None) -> dict[str, An
   if prediction.error:
     return {'file': prediction.file, 'error': prediction.error}
   best = [
-    {'class': number, 'name': name, 'probability': probability}
-    for number, name, probability in prediction.best
+    {'class': label, 'name': name, 'probability': probability} for label, name, probability in prediction.best
   ]
   return {'file': prediction.file, 'best': best} | ({'saliency': str(place)} if place else {})
 
 
-def _names_of_maps(files: Sequence[str], folder: str) -> dict[str, pathlib.Path]:
-  """A name for the map of each image; of images of the same name in several folders, different ones."""
+def _map_paths(files: Sequence[str], folder: str) -> dict[str, pathlib.Path]:
+  """A path for the map of each image; a number tells images of one name in several folders apart."""
   try:
     pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -144,14 +125,14 @@ def _names_of_maps(files: Sequence[str], folder: str) -> dict[str, pathlib.Path]
   return places
 
 
-def _write_map(network: Trained, prediction: Prediction, place: pathlib.Path) -> None:
+def _write_map(network: PretrainedModel, prediction: Prediction, place: pathlib.Path) -> None:
   from alexnet_flax.inference.grad_cam import grad_cam, overlay
 
   assert prediction.view is not None
-  heat = grad_cam(
-    network.model, network.variables, prediction.view[None], np.array([prediction.best[0].number])
-  )
+  label = np.array([prediction.best[0].label])
+  heat = grad_cam(network.model, network.variables, prediction.view[None], label)
   try:
-    Image.fromarray(np.hstack([prediction.view, overlay(prediction.view, heat[0])])).save(place)
+    with atomic_path(place) as partial:
+      Image.fromarray(np.hstack([prediction.view, overlay(prediction.view, heat[0])])).save(partial)
   except OSError as error:
     raise UsageError(f'cannot write {place}: {error.strerror or error}') from None

@@ -32,11 +32,12 @@ def initial_state(experiment: Experiment) -> tuple[TrainState, list[str]]:
     # Files of other programs are mostly for the variant's own image size, whatever that of this run.
     published = dataclasses.replace(whole, image_size=VARIANTS[whole.name].image_size)
     try:
-      theirs, pretrained = load_pretrained(transfer.source, published)
+      loaded = load_pretrained(transfer.source, published)
     except UsageError:
       if whole == published:
         raise
-      theirs, pretrained = load_pretrained(transfer.source, whole)
+      loaded = load_pretrained(transfer.source, whole)
+    theirs, pretrained = loaded.spec, loaded.variables
     fresh = {'params': state.params, 'batch_stats': state.batch_stats}
     grafted = graft(fresh, spec, pretrained, theirs, new_head=transfer.new_head)
   except UsageError as error:

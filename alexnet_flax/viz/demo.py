@@ -21,9 +21,8 @@ from alexnet_flax.data.images import UnreadableError, evaluation_view, read_imag
 from alexnet_flax.errors import UsageError
 from alexnet_flax.inference.features import feature_batches
 from alexnet_flax.inference.grad_cam import grad_cam, overlay
-from alexnet_flax.inference.predict import best_answers
 from alexnet_flax.models.spec import Dropout, Flatten
-from alexnet_flax.pretrained import Trained
+from alexnet_flax.pretrained import PretrainedModel, top_classes
 from alexnet_flax.viz.figures import channel_tiles, data_uri, filter_tiles, first_kernel, page_template
 
 MAX_BYTES = 20 << 20
@@ -31,7 +30,7 @@ FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF')
 _LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 
 
-def application(network: Trained, hosts: tuple[str, ...] = ('*',)) -> Starlette:
+def application(network: PretrainedModel, hosts: tuple[str, ...] = ('*',)) -> Starlette:
   """The page and what it asks for: GET / and POST /answer with the image as 'image'.
 
   Args:
@@ -72,7 +71,7 @@ _HEADERS = {
 }
 
 
-def serve(network: Trained, host: str, port: int) -> None:
+def serve(network: PretrainedModel, host: str, port: int) -> None:
   """Serves the page until it is interrupted.
 
   Raises:
@@ -124,14 +123,14 @@ async def _uploaded(request: Request) -> np.ndarray:
   return await run_in_threadpool(read_image, io.BytesIO(content), FORMATS)
 
 
-def _answers(network: Trained, image: np.ndarray) -> dict[str, Any]:
+def _answers(network: PretrainedModel, image: np.ndarray) -> dict[str, Any]:
   """The five best answers, where the network looks, and every layer's channels."""
   spec, head = network.spec, network.spec.head
   view = evaluation_view(image, spec)
   layers = [name for name, layer in spec.named_layers() if not isinstance(layer, Flatten | Dropout)]
   (taps,) = feature_batches(network.model, network.variables, [view], layers, batch_size=1)
-  best = best_answers(taps[head][0], network.readable_names)
-  heat = grad_cam(network.model, network.variables, view[None], np.array([best[0].number]))
+  best = top_classes(taps[head][0], network.readable_names)
+  heat = grad_cam(network.model, network.variables, view[None], np.array([best[0].label]))
   return {
     'view': data_uri(view),
     'looks': data_uri(overlay(view, heat[0])),

@@ -18,7 +18,7 @@ from alexnet_flax.errors import UsageError
 from alexnet_flax.evaluation.evaluate import answer
 from alexnet_flax.evaluation.protocols import Protocol, protocol_of
 from alexnet_flax.evaluation.scores import Answers
-from alexnet_flax.pretrained import Trained, load_trained, run_config
+from alexnet_flax.pretrained import PretrainedModel, load_pretrained, run_config
 from alexnet_flax.training.logger import read_metrics
 from alexnet_flax.training.workdir import read_environment
 
@@ -45,7 +45,7 @@ class Subject:
 
   name: str
   config: Config
-  network: Trained
+  network: PretrainedModel
   sources: Sources | None
   metrics: list[dict[str, Any]]
   environment: dict[str, Any]
@@ -93,7 +93,7 @@ def load_subject(folder: str, data_dir: str | None = None) -> Subject:
     UsageError: it is no run's folder, or has no whole checkpoint.
   """
   config = run_config(folder)
-  network = load_trained(folder)
+  network = load_pretrained(folder)
   path = pathlib.Path(folder).expanduser()
   place = data_dir or config.data.data_dir
   sources: Sources | None = None

@@ -1,19 +1,17 @@
-"""Weights files by path, by URL, and by a published name; digests; the cache."""
+"""Weights files by path, by URL and by published name: the digests, and the cache of downloads."""
 
 import hashlib
-import http.client
+import logging
 import os
 import pathlib
 import re
-import urllib.error
-import urllib.request
+import sys
+from typing import Any
 
-from tqdm import tqdm
+from alexnet_flax.errors import UsageError, needs_extra, unknown_name
 
-from alexnet_flax.errors import UsageError, unknown_name
-
-# Name -> URL and digest. The digests stand where the files are published: in torchvision's file name,
-# in BVLC/caffe's models/*/readme.md, and in cvjena/cnn-models' AlexNet_cvgj/model_download_link.txt.
+# Name -> URL and digest. The digests are published with the files: in torchvision's file name, in
+# BVLC/caffe's models/*/readme.md, and in cvjena/cnn-models' AlexNet_cvgj/model_download_link.txt.
 PUBLISHED: dict[str, tuple[str, str]] = {
   'torchvision': ('https://download.pytorch.org/models/alexnet-owt-7be5be79.pth', '7be5be79'),
   'caffe': (
@@ -29,22 +27,20 @@ PUBLISHED: dict[str, tuple[str, str]] = {
     'd907ac9b2b3427367b2d7a8ca9bd697b14a38a95f29c1a52fae06f45db3a6369',
   ),
 }
-_TIMEOUT_SECONDS = 30
 
 
 def local_path(source: str | os.PathLike[str]) -> pathlib.Path:
-  """The file of a path, of a URL or of a published name, downloaded if it is not in the cache yet.
+  """Returns the file of a path, a URL or a published name; downloads it unless it is in the cache.
 
   Raises:
-    UsageError: there is no such file or name, or it cannot be downloaded.
+    UsageError: There is no such file or name, or it cannot be downloaded.
   """
   text = os.fspath(source)
   path = pathlib.Path(text).expanduser()
   if path.is_file():
     return path
   if text in PUBLISHED:
-    url, digest = PUBLISHED[text]
-    return _downloaded(url, digest)
+    return _downloaded(*PUBLISHED[text])
   if re.match(r'https?://', text):
     return _downloaded(text, None)
   if path.suffix or os.sep in text:
@@ -56,7 +52,7 @@ def verify_digest(source: str | os.PathLike[str], path: pathlib.Path, content: b
   """Checks the published digest, the one in the file's name (NAME-DIGEST.pth), and FILE.sha256 beside it.
 
   Raises:
-    UsageError: the content has another.
+    UsageError: The content has another digest.
   """
   published = [PUBLISHED[os.fspath(source)][1]] if os.fspath(source) in PUBLISHED else []
   for digest in [*published, *stated_digests(path)]:
@@ -64,10 +60,10 @@ def verify_digest(source: str | os.PathLike[str], path: pathlib.Path, content: b
 
 
 def stated_digests(path: pathlib.Path) -> list[str]:
-  """The digests that a file must have by FILE.sha256 beside it and by its name.
+  """Returns the digests that a file must have: by FILE.sha256 beside it, and by its name.
 
   Raises:
-    UsageError: what lies beside it is no digest.
+    UsageError: FILE.sha256 does not hold a digest.
   """
   beside = path.with_name(f'{path.name}.sha256')
   try:
@@ -84,48 +80,49 @@ def _check_digest(content: bytes, digest: str, source: str) -> None:
   found = hashlib.new(kind, content).hexdigest()
   if not found.startswith(digest):
     raise UsageError(
-      f'{source}: wrong digest: its {kind} is {found[: max(len(digest), 8)]}, not {digest}; download it anew'
+      f'{source}: wrong digest: its {kind} is {found[: max(len(digest), 8)]}, not {digest}; download it again'
     )
 
 
 def _digest_in_name(name: str) -> str | None:
-  """The digest in 'alexnet-owt-7be5be79.pth', PyTorch's hub's way; a date or a number is none."""
+  """The digest in 'alexnet-owt-7be5be79.pth', as PyTorch's hub writes it; not a date or another number."""
   match = re.search(r'-(?!\d+\.)([0-9a-f]{8,64})\.[a-z0-9.]+$', name)
   return match[1] if match else None
 
 
 def _downloaded(url: str, digest: str | None) -> pathlib.Path:
+  """The file in the cache; pooch moves it there when all of it has come and the digest is right."""
   cache = pathlib.Path(os.environ.get('ALEXNET_FLAX_CACHE', '~/.cache/alexnet_flax')).expanduser()
   # Two hosts may have files of one name.
-  place = hashlib.sha256(url.encode()).hexdigest()[:8]
-  path = cache / place / pathlib.PurePosixPath(url.partition('?')[0]).name
-  digest = digest or _digest_in_name(path.name)
+  folder = cache / hashlib.sha256(url.encode()).hexdigest()[:8]
+  path = folder / pathlib.PurePosixPath(url.partition('?')[0]).name
   if path.is_file():
     return path
+  with needs_extra(f'downloading {url}'):
+    import pooch
+    import requests
+
+  fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=1 << 20)
+
+  def fetch_and_check(url: str, partial: str, owner: Any) -> None:
+    fetch(url, partial, owner)
+    if stated := digest or _digest_in_name(path.name):  # often a prefix, which pooch cannot check
+      _check_digest(pathlib.Path(partial).read_bytes(), stated, url)
+
+  pooch.get_logger().setLevel(logging.WARNING)
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.partial-{os.getpid()}-{path.name}')
-    try:
-      _fetch(url, partial)
-      if digest:
-        _check_digest(partial.read_bytes(), digest, url)
-      partial.replace(path)
-    finally:
-      partial.unlink(missing_ok=True)
-  except (urllib.error.URLError, http.client.HTTPException, ValueError) as error:
-    reason = getattr(error, 'reason', error)
-    raise UsageError(f'cannot download {url}: {reason}; download it by hand and give its path') from None
+    pooch.retrieve(url, None, fname=path.name, path=folder, downloader=fetch_and_check)
+  except (requests.RequestException, ValueError) as error:
+    raise UsageError(
+      f'cannot download {url}: {_reason(error)}; download it by hand and give its path'
+    ) from None
   except OSError as error:
     raise UsageError(f'cannot download {url} to {cache}: {error}') from None
   return path
 
 
-def _fetch(url: str, path: pathlib.Path) -> None:
-  with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response, path.open('wb') as file:
-    total = int(response.headers.get('Content-Length') or 0) or None
-    with tqdm(total=total, unit='B', unit_scale=True, desc=path.name.split('-', 2)[-1]) as bar:
-      while block := response.read(1 << 20):
-        file.write(block)
-        bar.update(len(block))
-    if total and path.stat().st_size != total:
-      raise UsageError(f'cannot download {url}: {path.stat().st_size:,} of {total:,} bytes came')
+def _reason(error: BaseException) -> str:
+  """The first cause of an error in a line: 'Connection refused', not the chain of those who pass it on."""
+  while error.__context__ is not None:
+    error = error.__context__
+  return getattr(error, 'strerror', None) or ' '.join(str(error).split())

@@ -1,24 +1,28 @@
 """Keras 3's files of a sequential network: `.weights.h5`, and `.keras` with the network's description.
 
-Keras stores layers by the name of their class, numbered in their order, and their variables by number:
-layers/conv2d_1/vars/0. Kernels are laid out as ours.
+Keras stores layers by the name of their class, numbered in order, and their variables by number:
+layers/conv2d_1/vars/0. Kernels have our layout. Neither file says how images were preprocessed; we assume
+RGB, scaled as the spec says. A `.keras` network with preprocessing layers is refused.
 """
 
 import io
 import json
 import pathlib
 import re
+import shutil
+import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from typing import Any, BinaryIO
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
-import h5py
 import numpy as np
 
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models import spec as specs
 from alexnet_flax.models.spec import Layer, Preprocessing, Spec
+from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile
 from alexnet_flax.weights.layout import Tensors, check, match_input, pick, reversed_colours
 
 _CLASSES: dict[type, str] = {
@@ -31,7 +35,7 @@ _LEAVES = {
   'Dense': ('params/{}/kernel', 'params/{}/bias'),
   'BatchNormalization': ('params/{}/scale', 'params/{}/bias', 'batch_stats/{}/mean', 'batch_stats/{}/var'),
 }
-# What zipfile raises of a damaged archive; the third of passwords and unknown ways of compression.
+# What zipfile raises for a damaged archive; the third for passwords and unknown compression methods.
 _BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, RuntimeError)
 _WEIGHTS = 'model.weights.h5'  # inside a .keras archive
 
@@ -51,46 +55,123 @@ def tensor_names(spec: Spec) -> dict[str, str]:
   return names
 
 
-def read(content: bytes, spec: Spec, source: str) -> Tensors:
-  """The tensors of a `.weights.h5` or `.keras` file.
+class _Stored(NamedTuple):
+  """The arrays of a file by Keras's paths, and its layers if it describes them."""
 
-  Neither says how images were preprocessed. We take them to have been in RGB, as the spec says; a
-  `.keras` network with preprocessing layers is refused.
+  arrays: dict[str, np.ndarray]
+  layers: list[tuple[str, str, dict[str, Any]]] | None = None
+
+
+def parse_weights(content: bytes | bytearray, source: str) -> Parsed:
+  """The arrays of a `.weights.h5` file.
 
   Raises:
-    UsageError: the file is broken or of another network, or a tensor does not fit.
+    UsageError: The file is broken.
   """
-  if zipfile.is_zipfile(io.BytesIO(content)):
-    content = _from_archive(content, spec, source)
+  import h5py
+
+  arrays = {}
+
+  def visit(path: str, item: Any) -> None:
+    if isinstance(item, h5py.Dataset) and not path.startswith(('optimizer/', 'metrics/')):
+      arrays[path.removeprefix('_layer_checkpoint_dependencies/')] = item[()]
+
   try:
-    stored = _stored(io.BytesIO(content))
+    with h5py.File(io.BytesIO(content), 'r') as archive:
+      archive.visititems(visit)
   except (OSError, KeyError, ValueError, RuntimeError) as error:
     raise UsageError(f'{source}: broken: {" ".join(str(error).split())[:200]}') from None
+  return Parsed(_Stored(arrays))
+
+
+def parse_keras(content: bytes, source: str) -> Parsed:
+  """The arrays and the layers of a `.keras` file.
+
+  Raises:
+    UsageError: The file is broken, or its network is not a sequence of layers.
+  """
+  try:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+      layers = steps(json.loads(archive.read('config.json')))
+      weights = archive.read(_WEIGHTS)
+  except (KeyError, ValueError, TypeError, AttributeError, EOFError, *_BROKEN_ARCHIVE) as error:
+    raise UsageError(f'{source}: broken, or not a sequential Keras network: {error}') from None
+  return Parsed(parse_weights(weights, source).stored._replace(layers=layers))
+
+
+def read(file: WeightsFile, spec: Spec) -> Tensors:
+  """The tensors of a `.weights.h5` or `.keras` file.
+
+  Raises:
+    UsageError: The file is of another network, or a tensor does not fit.
+  """
+  source, (arrays, theirs) = str(file.path), file.stored
+  if theirs is not None:
+    _check_layers(theirs, spec, source)
   names = tensor_names(spec)
-  tensors = check(pick(stored, names, source), spec, source, names)
+  tensors = check(pick(arrays, names, source), spec, source, names)
   return match_input(tensors, spec, _rgb(spec), source)
 
 
-def write(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
-  """Writes `.weights.h5`, for `model.load_weights` of a Keras network with the spec's layers.
-
-  Raises:
-    UsageError: Keras has no such layer.
-  """
-  keras_config(spec, 1)  # refuses what Keras has no layer for
+def write_weights(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
+  """Writes `.weights.h5`, for `model.load_weights` of a Keras network with the spec's layers."""
+  keras_config(spec, 1)  # refuses layers that Keras lacks
   with path.open('wb') as file:
     _write_weights(tensors, spec, file)
 
 
-def write_keras(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
-  """Writes `.keras`, for `keras.models.load_model`; it ends in logits, not in a softmax."""
-  classes = tensors[f'params/{spec.head}/bias'].shape[0]
+def write_keras(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
+  """Writes `.keras`, for `keras.models.load_model`; its output is logits, without a softmax."""
+  config = keras_config(spec, tensors[f'params/{spec.head}/bias'].shape[0])
   weights = io.BytesIO()
   _write_weights(tensors, spec, weights)
   with zipfile.ZipFile(path, 'w') as archive:
     archive.writestr('metadata.json', json.dumps({'keras_version': '3.0.0'}))
-    archive.writestr('config.json', json.dumps(keras_config(spec, classes)))
-    archive.writestr(_WEIGHTS, weights.getvalue())
+    archive.writestr('config.json', json.dumps(config))
+    with archive.open(_WEIGHTS, 'w', force_zip64=True) as member:
+      member.write(weights.getbuffer())
+
+
+def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs) -> tuple[str, Activations]:
+  """The network of a `.keras` file, or one built from the spec for a `.weights.h5` file, on our input."""
+  import tensorflow as tf
+
+  tf.config.set_visible_devices([], 'GPU')  # Keras would take the device's whole memory
+  import keras
+
+  with tempfile.TemporaryDirectory() as folder:  # Keras insists on the ending
+    path = shutil.copy(file.path, pathlib.Path(folder, f'network{file.format.ending}'))
+    if file.format is KERAS:
+      model = keras.models.load_model(path, safe_mode=True)
+    else:
+      model = keras.Sequential.from_config(keras_config(spec, num_classes)['config'])
+      model.load_weights(path)
+  program = f'Keras {keras.__version__}'
+  return program, {'input': inputs.normalized, **keras_taps(model, spec, inputs.normalized)}
+
+
+def keras_taps(model: Any, spec: Spec, images: np.ndarray) -> Activations:
+  """The output of every layer, by our names, of a Keras network with the spec's layers in their order.
+
+  Changes the model: removes the activations inside its convolutions, and a final softmax.
+  """
+  import keras
+
+  names = iter([name for name, layer in spec.named_layers() if not isinstance(layer, specs.Dropout)])
+  x = keras.ops.convert_to_tensor(images)
+  taps = {}
+  for layer in model.layers:
+    if isinstance(layer, keras.layers.InputLayer | keras.layers.Dropout):
+      continue
+    inner = None
+    if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
+      inner, layer.activation = layer.activation, keras.activations.linear
+    x = layer(x, training=False) if isinstance(layer, keras.layers.BatchNormalization) else layer(x)
+    taps[next(names)] = np.asarray(x)
+    if inner not in (None, keras.activations.linear, keras.activations.softmax):
+      x = inner(x)
+      taps[next(names)] = np.asarray(x)
+  return taps
 
 
 def _rgb(spec: Spec) -> Preprocessing:
@@ -98,34 +179,17 @@ def _rgb(spec: Spec) -> Preprocessing:
   return ours if ours.channel_order == 'RGB' else reversed_colours(ours)
 
 
-def _stored(file: BinaryIO) -> dict[str, np.ndarray]:
-  stored = {}
-
-  def visit(path: str, item: Any) -> None:
-    if isinstance(item, h5py.Dataset) and not path.startswith(('optimizer/', 'metrics/')):
-      stored[path.removeprefix('_layer_checkpoint_dependencies/')] = item[()]
-
-  with h5py.File(file, 'r') as archive:
-    archive.visititems(visit)
-  return stored
-
-
 def _write_weights(tensors: Tensors, spec: Spec, file: BinaryIO) -> None:
+  import h5py
+
   tensors = match_input(tensors, spec, _rgb(spec), "Keras's layout")
   with h5py.File(file, 'w') as archive:
     for ours, theirs in tensor_names(spec).items():
       archive[theirs] = tensors[ours]
 
 
-def _from_archive(content: bytes, spec: Spec, source: str) -> bytes:
-  """The weights of a .keras archive whose network has the spec's layers in their order."""
-  try:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-      config = json.loads(archive.read('config.json'))
-      weights = archive.read(_WEIGHTS)
-    theirs = steps(config)
-  except (KeyError, ValueError, TypeError, AttributeError, EOFError, *_BROKEN_ARCHIVE) as error:
-    raise UsageError(f'{source}: broken, or not a Keras network of layers in a row: {error}') from None
+def _check_layers(theirs: Sequence[tuple[str, str, dict[str, Any]]], spec: Spec, source: str) -> None:
+  """Raises UsageError unless the layers are the spec's, in the same order."""
   ours = steps(keras_config(spec, 1))
   for (name, *step), (our_name, *our_step) in zip(theirs, ours, strict=False):
     if step != our_step:
@@ -135,14 +199,13 @@ def _from_archive(content: bytes, spec: Spec, source: str) -> bytes:
       )
   if len(theirs) != len(ours):
     raise UsageError(f'{source} has {len(theirs)} computing layers, {spec.name} has {len(ours)}')
-  return weights
 
 
 def _text(step: list[Any]) -> str:
   return ' '.join([step[0], *(f'{key}={value}' for key, value in step[1].items())])
 
 
-# Of each kind of layer, what must agree, and Keras's value where none is stored.
+# The settings of each kind of layer that must agree, and Keras's default for each.
 _SETTINGS: dict[str, dict[str, Any]] = {
   'Conv2D': {
     'kernel_size': None,
@@ -204,11 +267,11 @@ def _keras_layer(name: str, layer: Layer, variant: str, classes: int) -> tuple[s
     case specs.Flatten():
       return 'Flatten', {}
     case _:
-      raise UsageError(f'Keras has no layer as {name} of {variant}: {layer}')
+      raise UsageError(f'Keras has no layer like {name} of {variant}: {layer}')
 
 
 def steps(config: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-  """What a described network computes: (layer's name, kind, settings), an activation by itself.
+  """The computation that a description stands for: (layer's name, kind, settings), activations apart.
 
   Dropout, input layers and a last softmax are left out.
   """
@@ -233,3 +296,43 @@ def steps(config: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
 
 def _plain(value: Any) -> Any:
   return list(value) if isinstance(value, tuple) else value
+
+
+def _recognize_weights(content: bytes, path: pathlib.Path) -> bool:
+  return content.startswith(b'\x89HDF\r\n\x1a\n')
+
+
+def _recognize_keras(content: bytes, path: pathlib.Path) -> bool:
+  if not content.startswith(b'PK\x03\x04'):
+    return False
+  try:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+      return _WEIGHTS in archive.namelist()
+  except zipfile.BadZipFile:
+    return path.suffix == '.keras'
+
+
+def _find_spec(file: WeightsFile, candidates: Mapping[str, Spec]) -> Spec | None:
+  return candidates.get('batchnorm')
+
+
+KERAS_WEIGHTS = Format(
+  name='keras_weights',
+  ending='.weights.h5',
+  recognize=_recognize_weights,
+  parse=parse_weights,
+  read=read,
+  write=write_weights,
+  find_spec=_find_spec,
+  activations=activations,
+)
+KERAS = Format(
+  name='keras',
+  ending='.keras',
+  recognize=_recognize_keras,
+  parse=parse_keras,
+  read=read,
+  write=write_keras,
+  find_spec=_find_spec,
+  activations=activations,
+)

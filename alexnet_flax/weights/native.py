@@ -9,74 +9,108 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from safetensors.numpy import save
+import safetensors
+import safetensors.numpy
 
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models import spec as specs
 from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.models.spec import Spec
 from alexnet_flax.models.surgery import computation
+from alexnet_flax.weights.format import Format, Parsed, WeightsFile
 from alexnet_flax.weights.layout import Tensors, check, match_input
 
-FORMAT = 'alexnet_flax'
+NAME = 'alexnet_flax'  # in the file's metadata
 
 
-def read(stored: dict[str, np.ndarray], metadata: dict[str, str], spec: Spec, source: str) -> Tensors:
+def recognize(content: bytes, path: pathlib.Path) -> bool:
+  """Whether this is a safetensors file that we wrote."""
+  return is_safetensors(content) and _metadata(content, str(path)).get('format') == NAME
+
+
+def parse(content: bytes, source: str) -> Parsed:
+  """The tensors, the spec and the class names of our own file."""
+  metadata = _metadata(content, source)
+  return Parsed(parse_safetensors(content, source), _spec(metadata, source), _class_names(metadata, source))
+
+
+def read(file: WeightsFile, spec: Spec) -> Tensors:
   """The tensors of our own file, for a spec of the same architecture.
 
   Raises:
-    UsageError: the file is of another architecture, mean or scale; or a tensor does not fit.
+    UsageError: The file is of another architecture, mean or scale; or a tensor does not fit.
   """
-  theirs = stored_spec(metadata, source)
+  source, theirs = str(file.path), file.spec
+  assert theirs is not None
   for (name, one), (_, other) in zip(theirs.named_layers(), spec.named_layers(), strict=False):
     if computation(one) != computation(other):
       raise UsageError(f'{source} holds {theirs.name}, not {spec.name}: {name} is {one} there, {other} here')
   if len(theirs.layers) != len(spec.layers):
     raise UsageError(f'{source} holds {theirs.name} of {len(theirs.layers)} layers, not {spec.name}')
-  return match_input(check(stored, spec, source), spec, theirs.preprocessing, source)
+  return match_input(check(file.stored, spec, source), spec, theirs.preprocessing, source)
 
 
-def write(tensors: Tensors, spec: Spec, path: pathlib.Path, class_names: Sequence[str] = ()) -> None:
-  """Writes the tensors, the spec, and the names of the classes where they are known."""
-  metadata = {'format': FORMAT, 'variant': spec.name, 'spec': json.dumps(_encode(spec))}
+def write(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
+  """Writes the tensors, the spec, and the class names if they are known."""
+  metadata = {'format': NAME, 'variant': spec.name, 'spec': json.dumps(_encode(spec))}
   if class_names:
     metadata['class_names'] = json.dumps(list(class_names))
-  path.write_bytes(save(tensors, metadata=metadata))
+  path.write_bytes(safetensors.numpy.save(tensors, metadata=metadata))
 
 
-def stored_class_names(metadata: dict[str, str], source: str) -> tuple[str, ...]:
-  """The names inside one of our own files, or none.
+def is_safetensors(content: bytes) -> bool:
+  """Whether a file begins as safetensors do: eight bytes of length, then a JSON object."""
+  return content[8:9] == b'{'
+
+
+def parse_safetensors(content: bytes, source: str) -> Tensors:
+  """The arrays of any safetensors file, by its own names.
 
   Raises:
-    UsageError: they cannot be read.
+    UsageError: The file is broken, or holds a type that NumPy lacks.
   """
+  try:
+    return safetensors.numpy.load(content)
+  except KeyError as error:
+    raise UsageError(f'{source}: broken: it holds {error.args[0]}; save its tensors as float32') from None
+  except (safetensors.SafetensorError, ValueError) as error:
+    raise UsageError(f'{source}: broken: {" ".join(str(error).split())}') from None
+
+
+def _metadata(content: bytes, source: str) -> dict[str, str]:
+  try:
+    metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')]).get('__metadata__')
+  except ValueError as error:
+    raise UsageError(f'{source}: broken: {error}') from None
+  return metadata if isinstance(metadata, dict) else {}
+
+
+def _class_names(metadata: dict[str, str], source: str) -> tuple[str, ...]:
   try:
     names = json.loads(metadata.get('class_names', '[]'))
   except ValueError:
     names = None
   if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-    raise UsageError(f'{source}: its names of classes cannot be read')
+    raise UsageError(f'{source}: its class names cannot be read')
   return tuple(names)
 
 
-def stored_spec(metadata: dict[str, str], source: str) -> Spec:
-  """The spec inside one of our own files."""
+def _spec(metadata: dict[str, str], source: str) -> Spec:
   try:
     spec = _decode(json.loads(metadata['spec']))
-    # A network of these layers is one that JAX can trace at its size: what is damaged shows here.
+    # JAX can trace a valid network at its image size, so damage shows here.
     model = AlexNet(spec)
     shape = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.float32)
     jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), shape)
     if spec.preprocessing.channel_order not in ('RGB', 'BGR') or not spec.preprocessing.center_crop_share > 0:
-      raise ValueError('its preprocessing is none')
+      raise ValueError('invalid preprocessing')
     return spec
   except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError) as error:
     raise UsageError(f'{source}: its description of the network cannot be read: {error}') from None
 
 
 def _encode(value: Any) -> Any:
-  """Dataclasses as objects with their class's name under 'class'."""
+  """Dataclasses as objects with the name of their class under 'class'."""
   if dataclasses.is_dataclass(value):
     fields = {field.name: _encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return {'class': type(value).__name__, **fields}
@@ -93,3 +127,14 @@ def _decode(value: Any) -> Any:
     fields = {key: _decode(item) for key, item in value.items() if key != 'class'}
     return _CLASSES[value['class']](**fields)
   return tuple(map(_decode, value)) if isinstance(value, list) else value
+
+
+NATIVE = Format(
+  name='ours',
+  ending='.safetensors',
+  recognize=recognize,
+  parse=parse,
+  read=read,
+  write=write,
+  layer_names=lambda spec: {name: name for name, _ in spec.named_layers()},
+)

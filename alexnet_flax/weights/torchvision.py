@@ -8,23 +8,15 @@ import io
 import pathlib
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.models.spec import (
-  Activation,
-  Conv,
-  Dense,
-  Dropout,
-  Flatten,
-  Pool,
-  Preprocessing,
-  Spec,
-)
+from alexnet_flax.models.spec import Activation, Conv, Dense, Dropout, Flatten, Pool, Preprocessing, Spec
+from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile, channels_last
 from alexnet_flax.weights.layout import (
   Tensors,
   check,
@@ -34,6 +26,7 @@ from alexnet_flax.weights.layout import (
   to_channels_first,
   weight_layers,
 )
+from alexnet_flax.weights.native import is_safetensors, parse_safetensors
 
 PREPROCESSING = Preprocessing()  # torchvision's weights are all for its ImageNet mean and std
 _LEAVES = {'kernel': 'weight', 'bias': 'bias'}
@@ -43,7 +36,7 @@ def layer_names(spec: Spec) -> dict[str, str]:
   """Our layers' names -> torchvision's: {'conv1': 'features.0', 'relu1': 'features.1', ...}.
 
   Raises:
-    UsageError: the network has a layer that torchvision's has no kind of.
+    UsageError: The network has a layer that torchvision's AlexNet has not.
   """
   names, part, number = {}, 'features', 0
   for name, layer in spec.named_layers():
@@ -52,7 +45,7 @@ def layer_names(spec: Spec) -> dict[str, str]:
       part, number = 'classifier', 0
       continue
     if not isinstance(layer, Conv | Dense | Activation | Pool | Dropout):
-      raise UsageError(f"torchvision's AlexNet has no layer as {name} of {spec.name}")
+      raise UsageError(f"torchvision's AlexNet has no layer like {name} of {spec.name}")
     names[name] = f'{part}.{number}'
     number += 1
   return names
@@ -68,28 +61,28 @@ def tensor_names(spec: Spec) -> dict[str, str]:
   }
 
 
-def from_state_dict(state_dict: Mapping[str, np.ndarray], spec: Spec, source: str) -> Tensors:
-  """Our tensors from arrays in torchvision's names and layout."""
-  names = tensor_names(spec)
-  stored = {name.removeprefix('module.'): array for name, array in state_dict.items()}  # DataParallel's
-  picked = pick(stored, names, source)
+def read(file: WeightsFile, spec: Spec) -> Tensors:
+  """The tensors of a file in torchvision's names and layout."""
+  names, source = tensor_names(spec), str(file.path)
+  picked = pick(_without_prefix(file.stored), names, source)
   tensors = {name: from_channels_first(name, array, spec) for name, array in picked.items()}
   return match_input(check(tensors, spec, source, names), spec, PREPROCESSING, source)
 
 
 def to_state_dict(tensors: Tensors, spec: Spec) -> dict[str, np.ndarray]:
-  """The reverse of `from_state_dict`."""
+  """Tensors in torchvision's names and layout."""
   tensors = match_input(tensors, spec, PREPROCESSING, "torchvision's layout")
   return {theirs: to_channels_first(ours, tensors[ours], spec) for ours, theirs in tensor_names(spec).items()}
 
 
-def read_pth(content: bytes, source: str) -> dict[str, np.ndarray]:
+def parse_pth(content: bytes, source: str) -> Parsed:
   """The state dictionary in a `.pth` file, by PyTorch's safe loader: tensors only, no code is run.
 
   Raises:
-    UsageError: PyTorch is not installed, or the file is broken, or holds more than tensors.
+    UsageError: The file is broken, or holds more than tensors.
   """
-  torch = _torch()
+  import torch
+
   try:
     with warnings.catch_warnings():  # of a file that PyTorch did not write; it is refused below
       warnings.simplefilter('ignore', UserWarning)
@@ -99,7 +92,7 @@ def read_pth(content: bytes, source: str) -> dict[str, np.ndarray]:
     unsafe = 'Weights only load failed' in reason and 'GLOBAL' in reason
     why = 'refused, for it holds code, not only tensors' if unsafe else 'broken, or not a state dictionary'
     raise UsageError(f'{source}: {why}; save model.state_dict() alone') from None
-  except Exception as error:  # PyTorch's loader raises what it likes at a broken file
+  except Exception as error:  # PyTorch's loader raises errors of many kinds for a broken file
     reason = ' '.join(str(error).split())[:200] or type(error).__name__
     raise UsageError(f'{source}: broken: {reason}') from None
   for key in ('state_dict', 'model'):
@@ -109,22 +102,73 @@ def read_pth(content: bytes, source: str) -> dict[str, np.ndarray]:
     isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
   ):
     raise UsageError(f'{source}: not a state dictionary; save model.state_dict()')
-  return {name: _numpy(name, value, torch, source) for name, value in loaded.items()}
+  return Parsed({name: _numpy(name, value, torch, source) for name, value in loaded.items()})
 
 
-def write_pth(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
+def write_pth(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
   """Writes a state dictionary that `torchvision.models.alexnet().load_state_dict` takes."""
-  torch = _torch()
-  # Copies: PyTorch warns of arrays that cannot be written to, as JAX's cannot.
+  import torch
+
+  # Copies: PyTorch warns of read-only arrays, as JAX's are.
   state_dict = {name: torch.tensor(array) for name, array in to_state_dict(tensors, spec).items()}
   buffer = io.BytesIO()
   torch.save(state_dict, buffer)  # to a path it would raise errors of its own
-  path.write_bytes(buffer.getvalue())
+  path.write_bytes(buffer.getbuffer())
 
 
-def write_safetensors(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
-  """Writes the same arrays as safetensors, with torchvision's names."""
+def write_safetensors(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
+  """Writes the same arrays as safetensors."""
   path.write_bytes(save(to_state_dict(tensors, spec), metadata={'format': 'pt'}))
+
+
+def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs) -> tuple[str, Activations]:
+  """torchvision's own network and its own transforms."""
+  import torch
+  import torchvision
+  from PIL import Image
+
+  model = torchvision.models.alexnet(num_classes=num_classes)
+  try:
+    model.load_state_dict({name: torch.tensor(value) for name, value in _without_prefix(file.stored).items()})
+  except RuntimeError as error:
+    reason = ' '.join(str(error).split())[:200]
+    raise UsageError(f'{file.path} does not fit torchvision.models.alexnet: {reason}') from None
+  preset = torchvision.transforms._presets.ImageClassification(
+    crop_size=spec.image_size, resize_size=round(spec.image_size / spec.preprocessing.center_crop_share)
+  )
+  images = torch.stack([preset(Image.fromarray(image)) for image in inputs.images])
+  program = f'torchvision {torchvision.__version__}, PyTorch {torch.__version__}'
+  return program, {'input': channels_last(images), **torch_taps(model, spec, images)}
+
+
+def torch_taps(model: Any, spec: Spec, images: Any) -> Activations:
+  """The output of every module of a PyTorch network in torchvision's names, by our layers' names."""
+  import torch
+
+  taps: Activations = {}
+  modules = dict(model.named_modules())
+  for ours, theirs in layer_names(spec).items():
+    module = modules.get(theirs)  # flattening has none
+    if module is not None:
+      if hasattr(module, 'inplace'):
+        module.inplace = False  # or it would overwrite the output of the module before it
+      module.register_forward_hook(lambda _, __, out, ours=ours: taps.__setitem__(ours, channels_last(out)))
+  with torch.inference_mode():
+    model.eval()(images)
+  vectors = [name for name, tap in taps.items() if tap.ndim == 2]
+  dense = next(name for name in vectors if name in weight_layers(spec))
+  for name in vectors[: vectors.index(dense)]:  # flattened, but not yet mixed: C, H, W as fc6's kernel
+    taps[name] = from_channels_first(f'params/{dense}/kernel', taps[name], spec).T
+  return taps
+
+
+def _without_prefix(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The state dictionary without the prefix of PyTorch's DataParallel."""
+  return {name.removeprefix('module.'): array for name, array in state_dict.items()}
+
+
+def _find_spec(file: WeightsFile, candidates: Mapping[str, Spec]) -> Spec | None:
+  return candidates.get('torchvision')
 
 
 def _numpy(name: str, tensor: Any, torch: Any, source: str) -> np.ndarray:
@@ -133,11 +177,27 @@ def _numpy(name: str, tensor: Any, torch: Any, source: str) -> np.ndarray:
   return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
 
 
-def _torch() -> Any:
-  try:
-    import torch
-  except ImportError:
-    raise UsageError(
-      ".pth files need PyTorch: pip install 'alexnet_flax[torch]', or use .safetensors"
-    ) from None
-  return torch
+SAFETENSORS = Format(
+  name='torchvision',
+  ending='.safetensors',
+  recognize=lambda content, path: is_safetensors(content),
+  parse=lambda content, source: Parsed(parse_safetensors(content, source)),
+  read=read,
+  write=write_safetensors,
+  find_spec=_find_spec,
+  layer_names=layer_names,
+  activations=activations,
+)
+PTH = Format(
+  name='torch',
+  ending='.pth',
+  # PyTorch writes a zip archive, formerly a pickle.
+  recognize=lambda content, path: (
+    content.startswith((b'PK\x03\x04', b'\x80')) or path.suffix in ('.pth', '.pt')
+  ),
+  parse=parse_pth,
+  read=read,
+  write=write_pth,
+  find_spec=_find_spec,
+  activations=activations,
+)

@@ -14,7 +14,7 @@ from alexnet_flax.errors import UsageError
 from alexnet_flax.evaluation import evaluate as evaluation
 from alexnet_flax.evaluation import imagenet, protocols, summary
 from alexnet_flax.models.alexnet import AlexNet
-from alexnet_flax.pretrained import Trained, load_trained
+from alexnet_flax.pretrained import PretrainedModel, load_pretrained
 from alexnet_flax.training.logger import read_metrics
 from tests.helpers import digits_run, encode, random_variables, smooth_image
 
@@ -60,7 +60,7 @@ def test_json_alone_on_the_standard_output(run, data_dir, capsys):
 
 def test_several_networks_are_averaged(run, data_dir, tmp_path, capsys):
   other = digits_run(data_dir, seed=1)
-  networks = [load_trained(str(folder)) for folder in (run, other)]
+  networks = [load_pretrained(str(folder)) for folder in (run, other)]
   source = protocols.open_evaluated('digits:test[:50]', data_dir)
   protocol = protocols.protocol_of(networks)
   each = [_all_probabilities([network], source, protocol) for network in networks]
@@ -147,7 +147,7 @@ def test_only_classes_that_occur_can_be_answered(tmp_path, images, monkeypatch, 
 
 
 def test_only_allowed_classes_have_probability(data_dir):
-  network = load_trained(str(digits_run(data_dir)))
+  network = load_pretrained(str(digits_run(data_dir)))
   source = protocols.open_evaluated('digits:test[:9]', data_dir)
   all_of_them = next(
     evaluation._probabilities([network], source, protocols.protocol_of([network]).view, None, 16, 1)
@@ -162,15 +162,15 @@ def test_only_allowed_classes_have_probability(data_dir):
 
 
 def test_networks_of_different_heads(data_dir):
-  network = load_trained(str(digits_run(data_dir)))
+  network = load_pretrained(str(digits_run(data_dir)))
   source = protocols.open_evaluated('digits:test[:9]', data_dir)
   names = (*network.class_names, 'class 10')
-  other = Trained('other', AlexNet(network.spec, 11), random_variables(network.spec, 11), names)
+  other = PretrainedModel('other', AlexNet(network.spec, 11), random_variables(network.spec, 11), names)
   protocol = protocols.protocol_of([other])
   assert len(evaluation.answer([other], source, protocol).right) == 9  # a wider head is a head
   with pytest.raises(UsageError, match='must have the same classes'):
     evaluation.answer([network, other], source, protocol)
-  broken = Trained(
+  broken = PretrainedModel(
     'nan', network.model, jax.tree.map(lambda x: x * np.nan, network.variables), network.class_names
   )
   with pytest.raises(UsageError, match='nan: answers are not finite'):
@@ -179,7 +179,7 @@ def test_networks_of_different_heads(data_dir):
 
 def test_real_counts_every_right_class_and_no_image_without(tmp_path, images, monkeypatch):
   weights = imagenet_network(tmp_path)
-  network = load_trained(str(weights))
+  network = load_pretrained(str(weights))
   names = tfds.builder('imagenet2012_real').info.features['original_label'].names
   right = [[7], [], [7, 8]] + [[number] for number in range(9)]
   examples = [

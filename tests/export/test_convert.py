@@ -10,8 +10,7 @@ from PIL import Image
 from alexnet_flax import VARIANTS, load_weights, save_weights
 from alexnet_flax.cli.main import main
 from alexnet_flax.export import parity
-from alexnet_flax.pretrained import load_variant
-from alexnet_flax.weights import stored_spec
+from alexnet_flax.weights import open_weights
 from tests.helpers import random_variables, smooth_image
 
 SMALL = {
@@ -52,7 +51,7 @@ def test_to_another_programs_format_and_back(tmp_path, capsys, variant, theirs):
     == 0
   )
   same(load_weights(tmp_path / 'back.safetensors', SMALL[variant]), variables)
-  assert stored_spec(tmp_path / 'back.safetensors', {}) == SMALL[variant]
+  assert open_weights(tmp_path / 'back.safetensors').spec == SMALL[variant]
 
 
 def test_safetensors_in_torchvisions_names(tmp_path):
@@ -87,10 +86,10 @@ def test_verification_against_opencv_layer_by_layer(tmp_path, capsys):
 def test_verification_finds_a_difference(tmp_path, capsys):
   pytest.importorskip('cv2', reason='OpenCV is not installed')
   source, _ = written(tmp_path, 'caffe', 'a.caffemodel')
-  spec, variables = load_variant(source, 'caffe', 1 / 16, 67)
-  wrong = jax.tree.map(np.copy, variables)
+  spec, file = SMALL['caffe'], open_weights(source)
+  wrong = jax.tree.map(np.copy, file.variables(spec))
   wrong['params']['conv3']['bias'] += 0.01
-  _, errors = parity.compare(tmp_path / 'a.caffemodel', 'caffe', spec, wrong, [smooth_image(90, 120, 0)])
+  _, errors = parity.compare(file, spec, wrong, [smooth_image(90, 120, 0)])
   assert errors['relu2'] < 1e-4 < errors['conv3']
 
 
@@ -105,7 +104,7 @@ def test_what_it_refuses_is_one_line_and_writes_nothing(tmp_path, capsys, monkey
   for arguments, message in [
     (['a.keras', 'b.safetensors'], 'batchnorm at 224x224 needs (96,)'),
     (['a.keras', 'b.safetensors', '--variant', 'torchvison'], "did you mean 'torchvision'"),
-    (['a.keras', 'b.safetensors', '--variant', 'torchvision', *SIZE], 'Keras has no layer as conv1'),
+    (['a.keras', 'b.safetensors', '--variant', 'torchvision', *SIZE], 'Keras has no layer like conv1'),
     (['a.keras', 'b.xyz', *named], 'b.xyz: unknown ending; choose from .safetensors'),
     (['a.keras', 'b.caffemodel', *named], 'batchnorm'),
     (['absent.pth', 'b.safetensors', *named], 'absent.pth: no such file'),

@@ -60,7 +60,7 @@ def test_other_activations_and_pools(kind, tmp_path):
 
 def test_a_window_that_onnx_has_otherwise(tmp_path):
   spec = small(VARIANTS['paper']).replace(LocalResponseNorm, size=4)
-  with pytest.raises(UsageError, match='norm1: ONNX has another window of 4 channels'):
+  with pytest.raises(UsageError, match='norm1: ONNX places a window of 4 channels otherwise'):
     onnx_graph.write(tmp_path / 'net.onnx', spec, random_variables(spec, 4))
 
 

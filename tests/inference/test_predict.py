@@ -99,7 +99,7 @@ def test_thin_images_do_not_take_all_memory(weights, tmp_path, capsys):
     (['nothing/*.jpg'], 'no images fit nothing/*.jpg'),
     (['{folder}'], 'no images in the folder'),
     (['{photos}', '--classes', '{names}'], 'has 2 lines; it must have one for each of 6 classes'),
-    (['{photos}', '--classes', 'absent.txt'], 'cannot read the names of classes in absent.txt'),
+    (['{photos}', '--classes', 'absent.txt'], 'cannot read the class names in absent.txt'),
     (['{photos}', '--saliency', '{names}/maps'], 'cannot write to --saliency'),
   ],
 )
@@ -198,7 +198,7 @@ def test_imagenets_classes(tmp_path, monkeypatch, capsys):
   index.write_text('[1]')
   monkeypatch.setattr(pretrained, 'IMAGENET_INDEX', str(index))
   assert pretrained.readable(synsets[:1]) == ('n01440764',)
-  assert 'is no list of classes; remove it' in capsys.readouterr().err
+  assert 'is not a list of classes; remove it' in capsys.readouterr().err
 
 
 def test_names_keep_odd_characters(tmp_path):
@@ -208,7 +208,10 @@ def test_names_keep_odd_characters(tmp_path):
 
 
 def test_names_travel_with_weights(tmp_path, weights):
-  assert pretrained.class_names(weights, 6)[1] == 'great_white_shark'
-  assert pretrained.class_names(weights, 8)[6:] == ('class 6', 'class 7')
-  with pytest.raises(UsageError, match='names of 6 classes for a network of 5'):
-    pretrained.class_names(weights, 5)
+  assert pretrained.load_pretrained(weights).class_names[1] == 'great_white_shark'
+  path, variables = tmp_path / 'other.safetensors', random_variables(SPEC, 8)
+  save_weights(path, SPEC, variables, class_names='abcdef')
+  assert pretrained.load_pretrained(path).class_names == (*'abcdef', 'class 6', 'class 7')
+  save_weights(path, SPEC, variables, class_names='abcdefghi')
+  with pytest.raises(UsageError, match='names of 9 classes for a network of 8'):
+    pretrained.load_pretrained(path)

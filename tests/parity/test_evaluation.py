@@ -9,7 +9,7 @@ from sklearn.datasets import load_sample_images
 
 from alexnet_flax.cli.main import main
 from alexnet_flax.evaluation import evaluate, protocols
-from alexnet_flax.pretrained import load_trained
+from alexnet_flax.pretrained import load_pretrained
 
 torch = pytest.importorskip('torch', reason='PyTorch is not installed')
 torchvision = pytest.importorskip('torchvision', reason='torchvision is not installed')
@@ -61,7 +61,7 @@ def test_ten_crops(photos, tmp_path, agree):
       ),
     ]
   )
-  network = load_trained(str(weights), 'torchvision')
+  network = load_pretrained(weights, variant='torchvision')
   source = protocols.open_evaluated('image_folder:test', str(photos))
   protocol = protocols.protocol_of([network], 'ten-crop')
   ours = np.concatenate(list(evaluate._probabilities([network], source, protocol.view, None, 8, 1)))

@@ -18,7 +18,8 @@ from alexnet_flax import (
 )
 from alexnet_flax.export import parity
 from alexnet_flax.models.spec import Dropout
-from alexnet_flax.weights.keras import tensor_names
+from alexnet_flax.weights import open_weights
+from alexnet_flax.weights.keras import keras_taps, tensor_names
 from alexnet_flax.weights.layout import tensors_of
 from tests.helpers import random_variables
 
@@ -88,8 +89,8 @@ def test_the_count_and_keras_own_file(tmp_path):
 
 def test_every_endpoint(variables, photographs, tmp_path, agree):
   network = with_our_weights(variables, tmp_path)
-  images = parity.network_input(SPEC, photographs)
-  theirs = parity.keras_taps(network, SPEC, images)
+  images = parity.network_inputs(SPEC, photographs).normalized
+  theirs = keras_taps(network, SPEC, images)
   _, taps = AlexNet(SPEC).apply(variables, jnp.asarray(images), train=False, endpoints=True)
   assert {'conv1', 'relu1', 'norm1', 'flatten', 'fc8'} < set(theirs)
   errors = {name: parity.greatest_error(np.asarray(taps[name]), tap) for name, tap in theirs.items()}
@@ -99,7 +100,7 @@ def test_every_endpoint(variables, photographs, tmp_path, agree):
 def test_our_keras_file(variables, photographs, tmp_path, agree):
   path = tmp_path / 'ours.keras'
   save_weights(path, SPEC, variables)
-  program, errors = parity.compare(path, 'keras', SPEC, load_weights(path, SPEC), photographs)
+  program, errors = parity.compare(open_weights(path), SPEC, load_weights(path, SPEC), photographs)
   agree(program, 'batchnorm, a .keras file of ours: every endpoint', errors)
 
 
@@ -111,7 +112,7 @@ def in_float64(tree):
 # digit, or one is all but 0 before a ReLU, rounding decides where the whole gradient goes.
 def test_every_gradient(variables, photographs, tmp_path, agree):
   network = with_our_weights(variables, tmp_path, 'float64')
-  images = np.float64(parity.network_input(SPEC, photographs))
+  images = np.float64(parity.network_inputs(SPEC, photographs).normalized)
   with tf.GradientTape() as tape:
     tape.watch(pixels := tf.constant(images))
     losses = keras.losses.sparse_categorical_crossentropy(LABELS, network(pixels, training=False))
@@ -143,7 +144,7 @@ def test_every_gradient(variables, photographs, tmp_path, agree):
 def test_one_whole_step(variables, photographs, tmp_path, agree):
   """Parameters and BatchNorm's statistics after a step of SGD with momentum, dropout off."""
   network = with_our_weights(variables, tmp_path, 'float64')
-  images = np.float64(parity.network_input(SPEC, photographs))
+  images = np.float64(parity.network_inputs(SPEC, photographs).normalized)
   network.compile(keras.optimizers.SGD(0.01, momentum=0.9), 'sparse_categorical_crossentropy')
   before = [np.asarray(variable) for variable in network.weights]
   network.train_on_batch(images, LABELS)

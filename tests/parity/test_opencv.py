@@ -6,7 +6,8 @@ import pytest
 from alexnet_flax import VARIANTS, load_weights, save_weights
 from alexnet_flax.export import parity
 from alexnet_flax.models.spec import Flatten
-from alexnet_flax.weights import caffe, caffe_schema
+from alexnet_flax.weights import open_weights
+from alexnet_flax.weights.caffe.schema import V1_TYPES, net_parameter
 from tests.helpers import random_variables
 
 cv2 = pytest.importorskip('cv2', reason='OpenCV is not installed')
@@ -20,7 +21,7 @@ def test_every_endpoint(name, photographs, tmp_path, agree):
   path = tmp_path / 'network.caffemodel'
   variables = random_variables(spec)
   save_weights(path, spec, variables)
-  program, errors = parity.compare(path, 'caffe', spec, load_weights(path, spec), photographs)
+  program, errors = parity.compare(open_weights(path), spec, load_weights(path, spec), photographs)
   assert list(errors) == ['input', *(key for key, one in spec.named_layers() if not isinstance(one, Flatten))]
   agree(program, f'{name}: input and every endpoint', errors)
 
@@ -34,13 +35,13 @@ def test_a_file_of_caffes_former_layers(photographs, tmp_path, agree):
   old.write_bytes(former_layers(new.read_bytes()))
   again = load_weights(old, spec)
   np.testing.assert_array_equal(again['params']['fc6']['kernel'], variables['params']['fc6']['kernel'])
-  program, errors = parity.compare(old, 'caffe', spec, again, photographs)
+  program, errors = parity.compare(open_weights(old), spec, again, photographs)
   agree(program, 'caffe at width 1/8, a V1 file', errors)
 
 
 def former_layers(content: bytes) -> bytes:
-  numbers = {kind: number for number, kind in caffe_schema.V1_TYPES.items()}
-  source, target = caffe_schema.NetParameter.FromString(content), caffe_schema.NetParameter(name='old')
+  numbers = {kind: number for number, kind in V1_TYPES.items()}
+  source, target = net_parameter().FromString(content), net_parameter()(name='old')
   for layer in source.layer:
     if layer.type == 'Input':
       continue
@@ -60,5 +61,4 @@ def test_the_two_of_caffe_are_not_taken_for_each_other(tmp_path):
   path = tmp_path / 'network.caffemodel'
   spec = VARIANTS['caffenet'].scaled(1 / 16)
   save_weights(path, spec, random_variables(spec))
-  candidates = [VARIANTS[name] for name in ('caffe', 'caffenet', 'batchnorm_grouped')]
-  assert caffe.stored_variant(path.read_bytes(), 'a file', candidates).name == 'caffenet'
+  assert open_weights(path).find_spec(VARIANTS).name == 'caffenet'

@@ -9,6 +9,7 @@ from flax import traverse_util
 from alexnet_flax import VARIANTS, AlexNet, cross_entropy, load_weights, save_weights
 from alexnet_flax.errors import UsageError
 from alexnet_flax.export import parity
+from alexnet_flax.weights import open_weights
 from alexnet_flax.weights.layout import from_channels_first, tensors_of
 from alexnet_flax.weights.torchvision import tensor_names
 from tests.helpers import random_variables
@@ -34,7 +35,7 @@ def pth(network, tmp_path_factory):
 
 
 def test_every_endpoint(pth, photographs, agree):
-  program, errors = parity.compare(pth, 'torch', SPEC, load_weights(pth, SPEC), photographs)
+  program, errors = parity.compare(open_weights(pth), SPEC, load_weights(pth, SPEC), photographs)
   assert {'input', 'conv1', 'drop5', 'fc6', 'fc8'} < set(errors)
   agree(program, 'torchvision, its own initial weights: input and every endpoint', errors)
 
@@ -42,14 +43,14 @@ def test_every_endpoint(pth, photographs, agree):
 def test_every_endpoint_with_our_weights(photographs, tmp_path, agree):
   path = tmp_path / 'ours.safetensors'
   save_weights(path, SPEC, random_variables(SPEC), names='torchvision')
-  program, errors = parity.compare(path, 'torchvision', SPEC, load_weights(path, SPEC), photographs)
+  program, errors = parity.compare(open_weights(path), SPEC, load_weights(path, SPEC), photographs)
   agree(program, 'torchvision, random weights, safetensors: input and every endpoint', errors)
 
 
 # In float64, for in float32 rounding decides where a pool's gradient goes if two values are all but equal.
 def test_every_gradient(pth, photographs, agree):
   labels = np.array([3, 700])
-  images = np.float64(parity.network_input(SPEC, photographs))
+  images = np.float64(parity.network_inputs(SPEC, photographs).normalized)
   network = torchvision.models.alexnet().eval()
   network.load_state_dict(torch.load(pth, weights_only=True))
   network.double()

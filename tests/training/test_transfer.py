@@ -164,7 +164,7 @@ def tiny(tmp_path_factory, standard_promotion):
 
 
 def variables_of_run(folder):
-  return load_pretrained(folder)[1]
+  return load_pretrained(folder).variables
 
 
 def test_fine_tuning_from_a_run(tiny, tmp_path, capsys):
@@ -203,14 +203,14 @@ def test_a_linear_probe_trains_the_head_alone_and_resumes(tiny, tmp_path):
   before, after = variables_of_run(source), variables_of_run(tmp_path / 'run')
   assert set(after['params']) == {*(f'{kind}{i}' for kind in ('conv', 'norm') for i in range(1, 6)), 'fc6'}
   np.testing.assert_array_equal(before['params']['conv3']['kernel'], after['params']['conv3']['kernel'])
-  again = load_pretrained(tmp_path / 'run')[0]
+  again = load_pretrained(tmp_path / 'run').spec
   assert [name for name, _ in again.named_layers()][-2:] == ['flatten', 'fc6']
 
 
 def test_starting_from_a_file(tiny, tmp_path, capsys):
   config, source = tiny
-  spec, variables = load_pretrained(source)
-  save_weights(tmp_path / 'a.safetensors', spec, variables)
+  loaded = load_pretrained(source)
+  save_weights(tmp_path / 'a.safetensors', loaded.spec, loaded.variables)
   transfer = configuration.TransferConfig(source=str(tmp_path / 'a.safetensors'), new_head=False)
   train.train(dataclasses.replace(config, transfer=transfer), tmp_path / 'run')
   assert 'new: nothing' in capsys.readouterr().out

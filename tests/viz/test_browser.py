@@ -82,10 +82,10 @@ def test_the_report(page, data_dir):
 
 @pytest.fixture(scope='module')
 def address(data_dir):
-  from alexnet_flax.pretrained import load_trained
+  from alexnet_flax.pretrained import load_pretrained
   from alexnet_flax.viz.demo import application
 
-  network = load_trained(str(digits_run(data_dir)))
+  network = load_pretrained(str(digits_run(data_dir)))
   config = uvicorn.Config(application(network), port=0, log_level='warning')
   server = uvicorn.Server(config)
   server.config.load()

@@ -17,7 +17,7 @@ from alexnet_flax import VARIANTS
 from alexnet_flax.cli.main import main
 from alexnet_flax.inference.predict import predict
 from alexnet_flax.models.alexnet import AlexNet
-from alexnet_flax.pretrained import Trained
+from alexnet_flax.pretrained import PretrainedModel
 from alexnet_flax.viz import demo
 from tests.helpers import digits_run, encode, random_variables, smooth_image
 
@@ -29,7 +29,7 @@ SPEC = VARIANTS['torchvision'].scaled(1 / 16, 67)
 @pytest.fixture(scope='module')
 def network():
   names = ('cat', '<b>dog</b>', 'temple', 'flower', 'sea', 'sky')
-  return Trained('net', AlexNet(SPEC, 6), random_variables(SPEC, 6), names)
+  return PretrainedModel('net', AlexNet(SPEC, 6), random_variables(SPEC, 6), names)
 
 
 @pytest.fixture

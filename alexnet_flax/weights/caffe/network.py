@@ -1,15 +1,12 @@
-"""A spec as Caffe's network: its layers, and the text (`.prototxt`) from which Caffe builds it."""
+"""A spec as a Caffe network: its layers, and the `.prototxt` from which Caffe builds it."""
 
-import pathlib
 from collections.abc import Iterator
 from typing import Any
-
-from google.protobuf import text_format
 
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models import spec as specs
 from alexnet_flax.models.spec import Layer, Preprocessing, Spec
-from alexnet_flax.weights.caffe_schema import NetParameter
+from alexnet_flax.weights.caffe.schema import net_parameter
 from alexnet_flax.weights.layout import reversed_colours
 
 
@@ -41,11 +38,13 @@ def layer_names(spec: Spec) -> dict[str, str]:
   return names
 
 
-def write_prototxt(spec: Spec, num_classes: int, path: pathlib.Path) -> None:
-  """Writes the network as text, with its input and without weights; the mean stands in a comment."""
-  mean = caffe_input(spec, str(path)).mean
+def prototxt(spec: Spec, num_classes: int) -> str:
+  """The network as text, with its input and without weights; a comment states the mean."""
+  from google.protobuf import text_format
+
+  mean = caffe_input(spec, 'a .prototxt').mean
   head = f'# {spec.name}: {spec.source}\n# Input: BGR, 0..255, less the mean {mean}.\n'
-  path.write_text(head + text_format.MessageToString(network(spec, num_classes)))
+  return head + text_format.MessageToString(network(spec, num_classes))
 
 
 def network(spec: Spec, num_classes: int) -> Any:
@@ -54,7 +53,7 @@ def network(spec: Spec, num_classes: int) -> Any:
   Raises:
     UsageError: Caffe has no such layer.
   """
-  net = NetParameter(name=spec.name)
+  net = net_parameter()(name=spec.name)
   size = spec.image_size
   data = net.layer.add(name='data', type='Input', top=['data'])
   data.input_param.shape.add(dim=[1, 3, size, size])
@@ -79,7 +78,9 @@ def norm_layers(spec: Spec) -> list[str]:
   return [names[name].replace('/scale', '/bn') for name in norms]
 
 
-def _caffe_layers(name: str, theirs: str, layer: Layer, variant: str, classes: int) -> Iterator[dict]:
+def _caffe_layers(
+  name: str, theirs: str, layer: Layer, variant: str, classes: int
+) -> Iterator[dict[str, Any]]:
   match layer:
     case specs.Conv() if not layer.ceil_mode:
       parameters = {
@@ -123,7 +124,7 @@ def _caffe_layers(name: str, theirs: str, layer: Layer, variant: str, classes: i
     case specs.Dropout():
       yield {'name': theirs, 'type': 'Dropout', 'dropout_param': {'dropout_ratio': layer.rate}}
     case _:
-      raise UsageError(f'Caffe has no layer as {name} of {variant}: {layer}')
+      raise UsageError(f'Caffe has no layer like {name} of {variant}: {layer}')
 
 
 def _padding(layer: specs.Conv | specs.Pool, name: str, variant: str) -> int:
@@ -132,5 +133,5 @@ def _padding(layer: specs.Conv | specs.Pool, name: str, variant: str) -> int:
   if layer.padding != 'SAME':
     return layer.padding
   if layer.strides != 1 or layer.kernel_size % 2 == 0:
-    raise UsageError(f"Caffe cannot pad as {name} of {variant} does: 'SAME' with strides {layer.strides}")
+    raise UsageError(f"Caffe cannot pad like {name} of {variant}: 'SAME' with strides {layer.strides}")
   return layer.kernel_size // 2

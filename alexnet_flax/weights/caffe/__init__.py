@@ -1,17 +1,19 @@
-"""Caffe's weights, `.caffemodel`: binary protobuf, of Caffe's present layers and of its former ones (V1)."""
+"""Caffe's weights, `.caffemodel`: binary protobuf, of Caffe's current layers or the former ones (V1)."""
 
 import dataclasses
 import math
 import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.spec import Preprocessing, Spec
-from alexnet_flax.weights.caffe_network import caffe_input, layer_names, network, norm_layers
-from alexnet_flax.weights.caffe_schema import V1_TYPES, NetParameter
+from alexnet_flax.weights.caffe.network import caffe_input, layer_names, network, norm_layers, prototxt
+from alexnet_flax.weights.caffe.schema import V1_TYPES, net_parameter
+from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile, channels_last
 from alexnet_flax.weights.layout import (
   Tensors,
   check,
@@ -22,7 +24,9 @@ from alexnet_flax.weights.layout import (
   variable_shapes,
 )
 
-# Of each kind of layer that computes something, what must agree, and its value where none is stored.
+# The variants that a caffemodel can be of, without scaling.
+_CANDIDATES = ('caffe', 'caffenet', 'batchnorm_grouped')
+# The settings of each computing kind of layer that must agree, and Caffe's default for each.
 _DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
   'Convolution': ('convolution_param', {'kernel_size': [], 'stride': [1], 'pad': [0], 'group': 1}),
   'InnerProduct': ('inner_product_param', {}),
@@ -36,20 +40,46 @@ _DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def read(content: bytes, spec: Spec, source: str) -> Tensors:
+def recognize(content: bytes, path: pathlib.Path) -> bool:
+  """Whether the file is a caffemodel, by its name: protobuf has no signature."""
+  return path.suffix == '.caffemodel'
+
+
+def parse(content: bytes, source: str) -> Parsed:
+  """The layers of a caffemodel.
+
+  Raises:
+    UsageError: The file is broken, or has no weights.
+  """
+  from google.protobuf.message import DecodeError
+
+  net = net_parameter()()
+  try:
+    net.ParseFromString(content)
+  except DecodeError:
+    raise UsageError(f'{source}: broken, or not a binary caffemodel') from None
+  layers = list(net.layer or net.layers)
+  if not any(layer.blobs for layer in layers):
+    raise UsageError(
+      f"{source}: no layers with weights; if it dates from 2013, run Caffe's upgrade_net_proto_binary on it"
+    )
+  return Parsed(layers)
+
+
+def read(file: WeightsFile, spec: Spec) -> Tensors:
   """The tensors of a caffemodel.
 
   Raises:
-    UsageError: the file is broken, of another network, or for another input; or a tensor does not fit.
+    UsageError: The file is of another network, or for another input; or a tensor does not fit.
   """
-  layers = _stored_layers(content, source)
+  layers, source = file.stored, str(file.path)
   _check_architecture(layers, spec, source)
   blobs = {
     f'{layer.name}.{number}': _array(blob, f'{source}: tensor {layer.name}.{number}')
     for layer in layers
     for number, blob in enumerate(layer.blobs)
   }
-  # Caffe's BatchNorm keeps sums of moments, and by what to divide them.
+  # Caffe's BatchNorm stores sums of moments, and their divisor.
   divisors = {name: blobs.pop(f'{name}.2', np.ones(1)).ravel()[0] or 1.0 for name in norm_layers(spec)}
   names, shapes = _tensor_names(spec), variable_shapes(spec)
   tensors = pick(blobs, names, source)
@@ -62,8 +92,8 @@ def read(content: bytes, spec: Spec, source: str) -> Tensors:
   return match_input(tensors, spec, _stored_input(layers, spec, source), source)
 
 
-def write(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
-  """Writes a caffemodel, of Caffe's present layers.
+def write(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
+  """Writes a caffemodel of Caffe's current layers.
 
   Raises:
     UsageError: Caffe has no such layer, or no such input.
@@ -84,30 +114,44 @@ def write(tensors: Tensors, spec: Spec, path: pathlib.Path) -> None:
   path.write_bytes(net.SerializeToString())
 
 
-def stored_variant(content: bytes, source: str, candidates: list[Spec]) -> Spec | None:
+def write_prototxt(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
+  """Writes the text from which Caffe builds the network."""
+  path.write_text(prototxt(spec, tensors[f'params/{spec.head}/bias'].shape[0]))
+
+
+def find_spec(file: WeightsFile, candidates: Mapping[str, Spec]) -> Spec | None:
   """The first of the candidates whose layers the file has, in their order."""
-  layers = _stored_layers(content, source)
-  for spec in candidates:
-    try:
-      _check_architecture(layers, spec, source)
-      return spec
-    except UsageError:
-      continue
+  for name in _CANDIDATES:
+    if name in candidates:
+      try:
+        _check_architecture(file.stored, candidates[name], str(file.path))
+        return candidates[name]
+      except UsageError:
+        continue
   return None
 
 
-def _stored_layers(content: bytes, source: str) -> list[Any]:
-  net = NetParameter()
-  try:
-    net.ParseFromString(content)
-  except DecodeError:
-    raise UsageError(f'{source}: broken, or not a binary caffemodel') from None
-  layers = list(net.layer or net.layers)
-  if not any(layer.blobs for layer in layers):
-    raise UsageError(
-      f"{source}: no layers with weights; if it is of 2013, run Caffe's upgrade_net_proto_binary on it"
-    )
-  return layers
+def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs) -> tuple[str, Activations]:
+  """OpenCV's Caffe engine: the caffemodel, our prototxt, and the blob that OpenCV makes of our views."""
+  import cv2
+
+  if not hasattr(cv2.dnn, 'readNetFromCaffe'):
+    raise UsageError("OpenCV 5 cannot read Caffe networks: pip install 'opencv-python-headless<5'")
+  with tempfile.TemporaryDirectory() as folder:
+    text = pathlib.Path(folder, 'network.prototxt')
+    text.write_text(prototxt(spec, num_classes))
+    net = cv2.dnn.readNetFromCaffe(str(text), str(file.path))
+  net.enableFusion(False)  # or a layer would return what the next one makes of it
+  mean, side = caffe_input(spec, str(file.path)).mean, (spec.image_size, spec.image_size)
+  blob = cv2.dnn.blobFromImages(list(inputs.views), 1.0, side, mean, swapRB=True)
+  net.setInput(blob)
+  names = {ours: theirs for ours, theirs in layer_names(spec).items() if ours != 'flatten'}
+  outputs = net.forward(list(names.values()))
+  taps = {ours: channels_last(output) for ours, output in zip(names, outputs, strict=True)}
+  pixels = channels_last(blob)
+  if spec.preprocessing.channel_order == 'RGB':
+    pixels = pixels[..., ::-1]
+  return f'OpenCV {cv2.__version__}', {'input': pixels, **taps}
 
 
 def _kind(layer: Any) -> str:
@@ -150,13 +194,13 @@ def _array(blob: Any, what: str) -> np.ndarray:
 
 
 def _without_leading_ones(array: np.ndarray, ndim: int) -> np.ndarray:
-  """Blobs once had four axes always: [1, 1, O, I] for [O, I]."""
+  """Blobs formerly had four axes always: [1, 1, O, I] for [O, I]."""
   extra = array.ndim - ndim
   return array.reshape(array.shape[extra:]) if set(array.shape[:extra]) == {1} else array
 
 
 def _stored_input(layers: list[Any], spec: Spec, source: str) -> Preprocessing:
-  """The input of the file's network, where its data layer tells; else Caffe's, with the spec's mean."""
+  """The input of the file's network by its data layer; without one, Caffe's with the spec's mean."""
   theirs = caffe_input(spec, source)
   for layer in layers:
     transform = getattr(layer, 'transform_param', None)
@@ -187,3 +231,17 @@ def _tensor_names(spec: Spec) -> dict[str, str]:
     theirs = names[layer].replace('/scale', '/bn') if collection == 'batch_stats' else names[layer]
     result[ours] = f'{theirs}.{numbers[leaf]}'
   return dict(sorted(result.items(), key=lambda item: item[1]))
+
+
+CAFFE = Format(
+  name='caffe',
+  ending='.caffemodel',
+  recognize=recognize,
+  parse=parse,
+  read=read,
+  write=write,
+  companions={'.prototxt': write_prototxt},
+  find_spec=find_spec,
+  layer_names=layer_names,
+  activations=activations,
+)

@@ -1,12 +1,11 @@
 """The part of Caffe's protobuf schema that an AlexNet uses, built without generated code.
 
 Field numbers are those of BVLC/caffe, src/caffe/proto/caffe.proto. A blob's numbers are declared as
-bytes: packed floats travel as bytes do, so 60 million of them are read without a Python object each.
+bytes: packed floats have the same encoding, and 60 million of them are read without a Python object each.
 """
 
+import functools
 from typing import Any
-
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 _PACKAGE = 'alexnet_flax_caffe'  # not 'caffe': another schema of that name may be loaded beside this one
 
@@ -94,12 +93,12 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
     'layer': (100, 'LayerParameter*'),
   },
 }
-_ENUMS = {
+_ENUMS: dict[str, tuple[str, ...]] = {
   'NormRegion': ('ACROSS_CHANNELS', 'WITHIN_CHANNEL'),
   'PoolMethod': ('MAX', 'AVE'),
 }
-# V1's numbers for the kinds of layers that matter here; others keep their number as their name.
-V1_TYPES = {
+# V1's numbers for the kinds of layers that matter here; the others are named by their numbers.
+V1_TYPES: dict[int, str] = {
   1: 'Accuracy',
   4: 'Convolution',
   5: 'Data',
@@ -116,8 +115,11 @@ V1_TYPES = {
 }
 
 
-def _build() -> Any:
-  """The class of a Caffe network, `NetParameter`."""
+@functools.cache
+def net_parameter() -> Any:
+  """Returns the class of a Caffe network, `NetParameter`."""
+  from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
   field_type = descriptor_pb2.FieldDescriptorProto
   file = descriptor_pb2.FileDescriptorProto(name=f'{_PACKAGE}.proto', package=_PACKAGE, syntax='proto2')
   for name, values in _ENUMS.items():
@@ -140,6 +142,3 @@ def _build() -> Any:
   pool = descriptor_pool.DescriptorPool()
   pool.Add(file)
   return message_factory.GetMessageClass(pool.FindMessageTypeByName(f'{_PACKAGE}.NetParameter'))
-
-
-NetParameter = _build()

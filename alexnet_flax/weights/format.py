@@ -1,0 +1,106 @@
+"""What a format of weights files must provide, and one opened file."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from alexnet_flax.models.spec import Spec
+from alexnet_flax.weights.layout import Tensors, variables_of
+
+Activations = dict[str, np.ndarray]  # layer -> [N, H, W, C] or [N, C]
+Write = Callable[[pathlib.Path, Tensors, Spec, Sequence[str]], None]
+
+
+class Inputs(NamedTuple):
+  """The same images at three stages.
+
+  Attributes:
+    images: uint8 RGB [H, W, 3] of any sizes.
+    views: uint8 RGB [N, S, S, 3], resized and cropped for the network.
+    normalized: float32 [N, S, S, 3], the network's input.
+  """
+
+  images: Sequence[np.ndarray]
+  views: np.ndarray
+  normalized: np.ndarray
+
+
+class Parsed(NamedTuple):
+  """The content of a weights file.
+
+  Attributes:
+    stored: The tensors, as the format's own functions take them.
+    spec: The network, if the file describes it.
+    class_names: The names of the classes, if the file has them.
+  """
+
+  stored: Any
+  spec: Spec | None = None
+  class_names: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """A format of weights files. Its functions raise UsageError for what they cannot accept.
+
+  Attributes:
+    name: Its name; with `layer_names`, also the name of that naming scheme.
+    ending: The ending of its files.
+    recognize: Whether content, of a file at a path, has this format. The first format to say so is taken.
+    parse: Parses a file's content; the second argument names the file in messages.
+    read: Converts an opened file to the checked tensors of a spec.
+    write: Writes tensors, a spec and class names to a path.
+    companions: Files that are written beside it: ending -> function.
+    find_spec: Finds the candidate that a file can be of, if it does not describe its network itself.
+    layer_names: Maps our layers' names to the program's.
+    activations: Runs a file in the program that the format comes from, for `convert --verify`. Takes the
+      file, its spec, the number of classes and images; returns the program's name and version, and its
+      activations by our layers' names, 'input' first.
+  """
+
+  name: str
+  ending: str
+  recognize: Callable[[bytes, pathlib.Path], bool]
+  parse: Callable[[bytes, str], Parsed]
+  read: 'Callable[[WeightsFile, Spec], Tensors]'
+  write: Write
+  companions: Mapping[str, Write] = dataclasses.field(default_factory=dict)
+  find_spec: 'Callable[[WeightsFile, Mapping[str, Spec]], Spec | None]' = lambda file, candidates: file.spec
+  layer_names: Callable[[Spec], dict[str, str]] | None = None
+  activations: 'Callable[[WeightsFile, Spec, int, Inputs], tuple[str, Activations]] | None' = None
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsFile:
+  """A weights file that has been read, checked against its digest, and parsed.
+
+  Attributes:
+    source: The path, URL or name that it was opened by.
+    path: Where it lies on this machine.
+    format: Its format.
+    stored, spec, class_names: Its content, as in `Parsed`.
+  """
+
+  source: str
+  path: pathlib.Path
+  format: Format
+  stored: Any
+  spec: Spec | None
+  class_names: tuple[str, ...]
+
+  def find_spec(self, candidates: Mapping[str, Spec]) -> Spec | None:
+    """Returns the network that the file describes, or the one of the candidates that it can be of."""
+    return self.spec or self.format.find_spec(self, candidates)
+
+  def variables(self, spec: Spec) -> dict[str, Any]:
+    """Returns the variables of a network; values and errors as for `load_weights`."""
+    return variables_of(self.format.read(self, spec))
+
+
+def channels_last(array: Any) -> np.ndarray:
+  """Copies a channels-first array or tensor [N, C, H, W] to [N, H, W, C]; [N, C] stays as it is."""
+  array = np.array(array.numpy() if hasattr(array, 'numpy') else array)
+  return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
