@@ -143,10 +143,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, arguments, message):
 
 def test_a_recipe_with_a_mistake_of_its_own(tmp_path, capsys):
   recipe = tmp_path / 'mine.py'
-  head = (
-    'from alexnet_flax.config import Config\nfrom alexnet_flax.config_dict import config_dict\n'
-    'def get_config(arg=None):\n'
-  )
+  head = 'from alexnet_flax.config import Config, config_dict\ndef get_config(arg=None):\n'
   cases = [
     ('  pass\n', 'get_config returned None'),
     ('  c = config_dict(Config())\n  c.data.batchsize = 3\n  return c\n', "did you mean 'data.batch_size'"),

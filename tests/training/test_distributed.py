@@ -192,7 +192,7 @@ def test_an_error_of_one_process_is_not_anothers_loss(tmp_path, monkeypatch):
   program = tmp_path / 'program.py'
   program.write_text(
     'import os, sys\n'
-    'from alexnet_flax import distributed\n'
+    'from alexnet_flax.training import distributed\n'
     'with distributed.told_to_parent() as tell:\n'
     '  tell(2) if sys.argv[1] == "told" else None\n'
     '  print("terminate called after throwing bad_alloc" if sys.argv[1] == "memory" else'

@@ -100,7 +100,7 @@ def test_a_signal_saves_and_ends_with_75(data_dir, tmp_path, number):
 
 def test_a_second_signal_ends_at_once():
   program = (
-    'import time; from alexnet_flax.stopping import GracefulShutdown\n'
+    'import time; from alexnet_flax.training.preemption import GracefulShutdown\n'
     'with GracefulShutdown() as request:\n'
     '  print("ready", flush=True)\n'
     '  while True: time.sleep(0.01)'
