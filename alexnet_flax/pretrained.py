@@ -1,4 +1,4 @@
-"""Trained networks: of a run's folder, a weights file, a URL or a published name."""
+"""PretrainedModel networks: of a run's folder, a weights file, a URL or a published name."""
 
 import dataclasses
 import functools

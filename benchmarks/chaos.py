@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 
-from alexnet_flax.diagnostics.verify_resume import prove_resume
+from alexnet_flax.diagnostics.verify_resume import verify_resume
 
 FLAGS = (
   '--config=configs/digits.py',
@@ -30,7 +30,7 @@ def main() -> int:
   parser.add_argument('--kills', type=int, default=100)
   parser.add_argument('--seed', type=int, default=0)
   options = parser.parse_args()
-  proof = prove_resume(FLAGS, options.kills, seed=options.seed, say=lambda line: print(line, flush=True))
+  proof = verify_resume(FLAGS, options.kills, seed=options.seed, say=lambda line: print(line, flush=True))
   for difference in proof.differences:
     print(f'different: {difference}')
   print(f'compared: {proof.compared}')

@@ -178,7 +178,7 @@ def pack(images: list[bytes], root: pathlib.Path) -> None:
   import tensorflow_datasets as tfds
 
   from alexnet_flax.data.prepare.resize import prepare_smaller
-  from alexnet_flax.data.prepare.shards import Form
+  from alexnet_flax.data.prepare.shards import ImageFormat
 
   target = root / NAME / '1.0.0'
   target.mkdir(parents=True)
@@ -203,7 +203,7 @@ def pack(images: list[bytes], root: pathlib.Path) -> None:
     check_data=False,
     supervised_keys=('image', 'label'),
   )
-  for form in (Form(256), Form(256, 'raw', crop='center')):
+  for form in (ImageFormat(256), ImageFormat(256, 'raw', crop='center')):
     prepare_smaller(NAME, form, data_dir=str(root))
 
 

@@ -1,9 +1,10 @@
-"""The family in tables: `python -m docs.family > docs/family.md`."""
+"""Writes docs/family.md, tables of all variants: `python -m docs.family > docs/family.md`."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ from alexnet_flax.models.variants import VARIANTS
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One layer: its output's shape [H, W, C] or [C], and what it costs for one image."""
+  """A layer with the shape of its output, [H, W, C] or [C], and its cost for one image."""
 
   name: str
   layer: Layer
@@ -46,8 +47,9 @@ class Row:
   multiply_adds: int  # of convolutions and fully connected layers
 
 
+@functools.cache
 def rows(spec: Spec) -> list[Row]:
-  """Every layer of a network at its own image size and number of classes."""
+  """Returns the layers of a network, for its own image size and number of classes."""
   model = AlexNet(spec)
   images = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.float32)
   variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
@@ -75,7 +77,7 @@ def rows(spec: Spec) -> list[Row]:
 
 
 def differences(spec: Spec, other: Spec) -> list[str]:
-  """In what a network differs from another, whose values stand in brackets."""
+  """Returns the differences of a network from another, whose values are in parentheses."""
   found = []
   if spec.image_size != other.image_size:
     found.append(f'image: {spec.image_size} pixels ({other.image_size})')
@@ -87,7 +89,7 @@ def differences(spec: Spec, other: Spec) -> list[str]:
     if mine != theirs:
       found.append(f'stage {number}: {mine} ({theirs})')
   layers = dict(other.named_layers())
-  changes: dict[str, list[str]] = {}  # the same change is often one of several layers
+  changes: dict[str, list[str]] = {}  # often several layers have the same change
   for name, layer in spec.named_layers():
     counterpart = layers.get(name, layers.get(name.rstrip('abc')))
     if type(layer) is not type(counterpart):
@@ -99,13 +101,13 @@ def differences(spec: Spec, other: Spec) -> list[str]:
 
 
 def describe(layer: Layer) -> str:
-  """What a layer computes, in words."""
+  """Describes what a layer computes."""
   match layer:
     case Conv():
       groups = f', {layer.groups} groups' if layer.groups > 1 else ''
       return f'{layer.features} of {_window(layer)}{groups}'
     case Dense():
-      return f'{layer.features or "one a class"}'
+      return f'{layer.features or "one per class"}'
     case Pool():
       return f'{layer.kind} of {_window(layer)}'
     case LocalResponseNorm():
@@ -120,20 +122,23 @@ def describe(layer: Layer) -> str:
       return f'rate {layer.rate:g}'
     case Activation() | Flatten():
       return ''
+    case _:
+      assert_never(layer)
 
 
 def markdown() -> str:
-  """The page docs/family.md."""
+  """Returns the page docs/family.md."""
   return '\n'.join(_page()) + '\n'
 
 
 def _page() -> Iterator[str]:
   yield """# The family
 
-Made from the specs by `python -m docs.family > docs/family.md`; a test checks that it is current.
-Parameters, statistics (of BatchNorm) and multiply-adds (of convolutions and fully connected layers, for one
-image) are at the variant's own image size and number of classes. A local response norm (LRN) is
-b = a / (k + alpha * sum a²)^beta: alpha multiplies the plain sum, whatever the program's own convention.
+This page is generated from the specs by `python -m docs.family > docs/family.md`; a test checks that it is
+up to date. Parameters, statistics (of BatchNorm) and multiply-adds (of convolutions and fully connected
+layers, for one image) are for the variant's own image size and number of classes. A local response norm (LRN)
+is b = a / (k + alpha * sum a²)^beta. Here alpha always multiplies the plain sum, even if the original program
+divides it by the window size.
 
 | variant | image | parameters | statistics | multiply-adds | source |
 |---|---|---|---|---|---|"""
@@ -148,10 +153,10 @@ def _section(name: str, spec: Spec) -> Iterator[str]:
   yield f'\n## {name}\n'
   yield f'Source: {spec.source}. Input: {spec.image_size}x{spec.image_size}, {_input(spec.preprocessing)}.\n'
   if name != 'paper':
-    yield 'Differs from the paper (whose values stand in brackets) in\n'
+    yield 'Differences from the paper (its values in parentheses):\n'
     yield from (f'- {difference}' for difference in differences(spec, VARIANTS['paper']))
     yield ''
-  yield '| layer | what | starts as | output | parameters | multiply-adds |'
+  yield '| layer | description | initialisation | output | parameters | multiply-adds |'
   yield '|---|---|---|---|---|---|'
   for row in rows(spec):
     cells = (row.name, describe(row.layer), _start(row.layer), 'x'.join(map(str, row.shape)))
@@ -169,7 +174,7 @@ def _totals(layers: list[Row]) -> tuple[int, int, int]:
 
 
 def _stages(spec: Spec) -> dict[int, list[str]]:
-  """The kinds of layers from one weight layer to the next, by its number."""
+  """Returns the kinds of layers in each stage; a stage begins with a weight layer."""
   stages: dict[int, list[str]] = {}
   number = 0
   for layer in spec.layers:
@@ -188,7 +193,7 @@ def _fields(layer: Any) -> dict[str, str]:
 
 
 def _padding(layer: Conv | Pool) -> int | str:
-  """A number, where that says the same."""
+  """Returns the padding, as a number if possible."""
   if layer.padding == 'SAME' and layer.strides == 1 and layer.kernel_size % 2:
     return layer.kernel_size // 2
   return 0 if layer.padding == 'VALID' else layer.padding
@@ -205,7 +210,7 @@ def _constants(layer: LocalResponseNorm | SpatialResponseNorm) -> str:
 
 
 def _start(layer: Layer) -> str:
-  """The initialisation of weights and biases, and multipliers of their rates where they have any."""
+  """Describes the initialisation of weights and biases, and the multipliers of their learning rates."""
   if isinstance(layer, Conv | Dense):
     start = f'{_value(layer.kernel_init)}; bias {_value(layer.bias_init)}'
     rates = _value(layer.multipliers)
@@ -226,10 +231,10 @@ def _value(value: Any) -> str:
     case Normal():
       return f'N(0, {value.stddev:g})'
     case VarianceScaling():
-      kind = {GLOROT_UNIFORM: "Glorot's uniform", TORCH_UNIFORM: "PyTorch's uniform"}.get(value)
-      return kind or f'{value.distribution} of variance {value.scale:g} / {value.mode}'
+      kind = {GLOROT_UNIFORM: 'Glorot uniform', TORCH_UNIFORM: 'PyTorch uniform'}.get(value)
+      return kind or f'{value.distribution} with variance {value.scale:g} / {value.mode}'
     case UniformFanIn():
-      return "PyTorch's uniform"
+      return 'PyTorch uniform'
     case Constant():
       return f'{value.value:g}'
     case Multipliers():

@@ -2,18 +2,20 @@
 
 import argparse
 
-HELP = 'look for what could be wrong with machine, data and recipe'
-DESCRIPTION = 'Takes --config=FILE and --config.KEY=VALUE as train.py does; without, the embedded digits.'
-TAKES_FLAGS = True  # train.py's
+HELP = 'check machine, data and recipe for common problems'
+DESCRIPTION = (
+  'Accepts --config=FILE and --config.KEY=VALUE like train.py; the default is the embedded digits.'
+)
+TAKES_FLAGS = True  # those of train.py
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """What the verb takes."""
-  parser.add_argument('--workdir', default='.', help='where runs are to be written')
+  """Adds the command's arguments."""
+  parser.add_argument('--workdir', default='.', help='the folder that runs would be written to')
 
 
 def run(arguments: argparse.Namespace) -> int:
-  """Examines; returns the exit code."""
+  """Runs the checks; returns the exit code."""
   from alexnet_flax.cli.train import parse
   from alexnet_flax.config import Config
   from alexnet_flax.diagnostics.doctor import examine

@@ -102,10 +102,10 @@ def train_and_report(config: Config, workdir: str) -> None:
     return
   try:
     from alexnet_flax.viz.report import FILE, write_report
-    from alexnet_flax.viz.report_run import load_subject
+    from alexnet_flax.viz.report_run import load_results
 
     path = pathlib.Path(workdir).expanduser() / FILE
-    write_report([load_subject(workdir, config.data.data_dir)], path)
+    write_report([load_results(workdir, config.data.data_dir)], path)
     print(f'{path} shows what it learned', flush=True)
   except Exception as error:
     print(f'warning: no report: {error}', flush=True)

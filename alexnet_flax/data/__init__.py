@@ -1,1 +1,1 @@
-"""From a TFDS record to a sharded batch on the devices."""
+"""Data sets, decoding, augmentation, and batches on devices."""

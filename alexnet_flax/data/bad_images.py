@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: an error, or left out, counted and named."""
+"""What to do with images that cannot be decoded: raise an error, or skip, name and count them."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -9,11 +9,11 @@ Policy = Literal['error', 'skip']
 
 
 class BadImages:
-  """What became of images that cannot be decoded.
+  """Handles images that cannot be decoded.
 
   Attributes:
-    skipped: how often one was left out.
-    reasons: name -> why, of each.
+    skipped: How often an image was skipped.
+    reasons: The reason for each skipped image, by name.
   """
 
   def __init__(
@@ -22,26 +22,26 @@ class BadImages:
     say: Callable[[str], None] = print,
     option: str = 'data.on_bad_image=skip',
   ):
-    """`say` is given a line when an image is left out for the first time; `option` asks for that."""
+    """`say` receives a line when an image is first skipped; errors name the `option` for skipping."""
     self.policy, self.say, self.option = policy, say, option
     self.skipped = 0
     self.reasons: dict[str, str] = {}
 
   def report(self, name: str, reason: str) -> None:
-    """Takes note of an image that is left out.
+    """Counts an image as skipped.
 
     Raises:
-      UsageError: it may not be.
+      UsageError: The policy is 'error'.
     """
     if self.policy == 'error':
-      raise UsageError(f'{name} cannot be decoded: {reason}; mend or remove it, or set {self.option}')
+      raise UsageError(f'{name} cannot be decoded: {reason}; repair or remove it, or set {self.option}')
     self.skipped += 1
     if name not in self.reasons:
       self.reasons[name] = reason
       self.say(f'skipped: {name} cannot be decoded: {reason}')
 
   def summary(self) -> str:
-    """A line for the end of a run, or nothing."""
+    """A line for the end of a run; empty if nothing was skipped."""
     if not self.skipped:
       return ''
-    return f'{len(self.reasons)} images cannot be decoded and were left out ({self.skipped} times)'
+    return f'{len(self.reasons)} images cannot be decoded and were skipped ({self.skipped} times)'

@@ -1,7 +1,7 @@
-"""Encoded images to what is exact, in TensorFlow's C++: the views of evaluation, and smaller images.
+"""Exact decoding in TensorFlow's C++, for evaluation views and for writing smaller images.
 
-What is to be seen of each image was settled before, in NumPy (`views.py`); TensorFlow decodes and resizes.
-The views of training take a shorter way (`train_decoding.py`).
+NumPy has computed the windows beforehand (`views.py`); TensorFlow decodes and resizes. Training views use a
+faster path (`decode_train.py`).
 """
 
 import functools
@@ -25,16 +25,16 @@ def by_graph(
   decode: Callable[[Example], Example],
   signature: dict[str, tf.TensorSpec],
 ) -> Callable[[Sequence[Encoded], np.ndarray], Columns]:
-  """What decodes images in a graph, one after the other, without Python's lock.
+  """Returns a decoder that runs in a TensorFlow graph, one image after another, without Python's lock.
 
   Args:
-    columns: what `decode` needs to know of each image, a row each.
-    decode: of a row.
-    signature: of what `decode` returns.
+    columns: Computes the inputs of `decode`, one row per image.
+    decode: Decodes a row.
+    signature: The types that `decode` returns.
 
   Returns:
-    A function of images, and of numbers that it leaves alone, that raises UnreadableError where one of
-    them is broken.
+    A function of images and of the numbers of their views, which it ignores. It raises UnreadableError if
+    an image is damaged.
   """
   graph = tf.function(
     lambda rows: tf.map_fn(decode, rows, fn_output_signature=signature, parallel_iterations=1),
@@ -51,9 +51,9 @@ def by_graph(
   return decoded
 
 
-@functools.lru_cache  # tracing takes a while, and TensorFlow warns of graphs that are made again and again
+@functools.lru_cache  # tracing takes time, and TensorFlow warns about repeated tracing
 def eval_decoder(view: EvalView) -> Callable[[Sequence[Encoded], np.ndarray], Columns]:
-  """{'image': uint8 [B, S, S, 3]} of B images, or [B, 10, S, S, 3]; see `by_graph`."""
+  """Returns a decoder of B images into {'image': uint8 [B, S, S, 3]}, or [B, 10, S, S, 3]; see `by_graph`."""
   size = (view.image_size, view.image_size)
   shape = (10, *size, 3) if view.ten_crop else (*size, 3)
   signature = {'image': tf.TensorSpec(shape, tf.uint8)}
@@ -61,7 +61,7 @@ def eval_decoder(view: EvalView) -> Callable[[Sequence[Encoded], np.ndarray], Co
 
 
 def _eval_columns(view: EvalView, images: Sequence[Encoded]) -> Columns:
-  """What `_decode_eval` needs to know of each image."""
+  """Computes the inputs of `_decode_eval`."""
   sizes = np.array([(image.height, image.width) for image in images], np.int64)
   contents = np.empty(len(images), object)  # not np.array: that would cut trailing zeros
   contents[:] = [bytes(image.content) for image in images]
@@ -75,7 +75,7 @@ def _eval_columns(view: EvalView, images: Sequence[Encoded]) -> Columns:
 
 
 def _decode_eval(view: EvalView, example: Example) -> Example:
-  """'image', one view in evaluation, uint8 [S, S, 3], or ten of them, [10, S, S, 3]."""
+  """Decodes 'image': one evaluation view, uint8 [S, S, 3], or ten, [10, S, S, 3]."""
   size = (view.image_size, view.image_size)
   pixels = tf.cast(_decode(example), tf.float32)[None]
   squares = [
@@ -91,7 +91,7 @@ def _decode_eval(view: EvalView, example: Example) -> Example:
 
 
 def resized_columns(side: int, center: bool, images: Sequence[Encoded]) -> Columns:
-  """What `decode_resized` needs to know of each image."""
+  """Computes the inputs of `decode_resized`."""
   view = EvalView(side, side)
   columns = _eval_columns(view, images)
   sizes = columns['shape'].astype(np.int64)
@@ -101,7 +101,7 @@ def resized_columns(side: int, center: bool, images: Sequence[Encoded]) -> Colum
 
 
 def decode_resized(example: Example) -> tf.Tensor:
-  """The image with another short side, or a square of it: uint8 [H, W, 3]."""
+  """Decodes an image and resizes its short side, or the central square of it: uint8 [H, W, 3]."""
   image = tf.cast(_decode(example), tf.float32)[None]
   return _to_uint8(_translated(image, example['size'], example['scale'], example['corners'], antialias=True))
 
@@ -122,7 +122,7 @@ def _decode(row: Example) -> tf.Tensor:
 def _translated(
   image: tf.Tensor, size: tf.Tensor, scale: tf.Tensor, corner: tf.Tensor, *, antialias: bool
 ) -> tf.Tensor:
-  """A window of a resized image, of which nothing else is computed."""
+  """Computes one window of the resized image, and nothing outside it."""
   return tf.raw_ops.ScaleAndTranslate(
     images=image,
     size=size,
@@ -134,5 +134,5 @@ def _translated(
 
 
 def _to_uint8(pixels: tf.Tensor) -> tf.Tensor:
-  """Rounded; bilinear mixtures stay within 0 ... 255, but for the last bit."""
+  """Rounds; bilinear interpolation stays within 0 ... 255, up to the last bit."""
   return tf.cast(pixels + 0.5, tf.uint8)

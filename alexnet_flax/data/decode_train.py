@@ -1,10 +1,9 @@
-"""Encoded images to the views of training, uint8 [S, S, 3], by the shortest way that looks the same.
+"""Fast decoding of training views, uint8 [S, S, 3], visually equivalent to exact decoding.
 
-Of a JPEG no row below the window is decoded, and libjpeg shrinks it where that still leaves a pixel a
-pixel. Where nothing is turned, its inverse DCT is the rounder one, and colours, stored at half the size,
-are doubled, not interpolated. What is resized is resized bilinearly, antialiased only where it shrinks to
-less than half. simplejpeg and OpenCV do it without Python's lock; evaluation takes the exact way
-(`decoding.py`).
+Of a JPEG, no rows below the window are decoded, and libjpeg downscales it as long as the window has at least
+the view's size. Views that are not rotated use the fast inverse DCT, and repeat chroma values instead of
+interpolating them. Resizing is bilinear, and antialiased only below half the size. simplejpeg and OpenCV
+release Python's lock. Evaluation uses exact decoding (`decode_eval.py`).
 """
 
 from collections.abc import Sequence
@@ -14,27 +13,26 @@ import numpy as np
 import simplejpeg
 import tensorflow as tf
 
-from alexnet_flax.data.image_header import Encoded, pixels
+from alexnet_flax.data.image_header import Encoded, decode_pixels
 from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.data.views import TrainView, rotated
 
-# libjpeg decodes at a half, quarter or eighth for far less.
-_RATIOS = (1, 2, 4, 8)
+_RATIOS = (1, 2, 4, 8)  # libjpeg decodes at a half, quarter or eighth of the size at far lower cost
 _END = b'\xff\xd9'
-_LONGEST = 65_500  # pixels, that libjpeg decodes
-_REST = 'extraneous bytes before marker'  # libjpeg's word for what follows the last row
+_LONGEST = 65_500  # pixels, libjpeg's limit
+_REST = 'extraneous bytes before marker'  # libjpeg's warning about data after the last row
 
 
 def decode_train(view: TrainView, encoded: Sequence[Encoded], numbers: np.ndarray) -> dict[str, np.ndarray]:
-  """{'image': uint8 [B, S, S, 3]}, a view of each image.
+  """Decodes B images into {'image': uint8 [B, S, S, 3]}.
 
   Args:
-    view: of the images.
-    encoded: B of them.
-    numbers: float32 [B, VIEW_NUMBERS] in [0, 1).
+    view: The random view.
+    encoded: The images.
+    numbers: The random numbers of the views, float32 [B, VIEW_NUMBERS] in [0, 1).
 
   Raises:
-    UnreadableError: one of them is broken.
+    UnreadableError: An image is damaged.
   """
   size = view.image_size
   sizes = np.array([(image.height, image.width) for image in encoded], np.int64)
@@ -48,12 +46,12 @@ def decode_train(view: TrainView, encoded: Sequence[Encoded], numbers: np.ndarra
     if maps is None:
       _resize(crop, images[row], mirror=windows.mirrored[row])
     else:
-      images[row] = _turn(crop, maps[row], size, view.rotation_fill)
+      images[row] = _rotate(crop, maps[row], size, view.rotation_fill)
   return {'image': images}
 
 
 def _ratios(images: Sequence[Encoded], boxes: np.ndarray, size: int) -> np.ndarray:
-  """By how much each image is shrunk as it is decoded."""
+  """Returns the factor by which each image is downscaled during decoding."""
   ratios = np.ones(len(images), np.int64)
   is_jpeg = np.array([image.kind == 'jpeg' for image in images])
   for ratio in _RATIOS[1:]:
@@ -62,7 +60,7 @@ def _ratios(images: Sequence[Encoded], boxes: np.ndarray, size: int) -> np.ndarr
 
 
 def _scaled(boxes: np.ndarray, sizes: np.ndarray, ratios: np.ndarray) -> np.ndarray:
-  """The boxes in the images that libjpeg makes at 1 / ratio; as large as they are where that is 1."""
+  """Converts boxes to the pixels of images downscaled by `ratios`."""
   ratio = ratios[:, None]
   corner = boxes[:, :2] // ratio
   shape = np.minimum(-(-boxes[:, 2:] // ratio), -(-sizes // ratio) - corner)
@@ -70,22 +68,22 @@ def _scaled(boxes: np.ndarray, sizes: np.ndarray, ratios: np.ndarray) -> np.ndar
 
 
 def _crop(image: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.ndarray:
-  """What lies in the box, uint8 [h, w, 3]; of a JPEG at 1 / ratio."""
+  """Decodes the pixels in a box, uint8 [h, w, 3]; those of a JPEG at 1 / ratio."""
   top, left, height, width = box
   if image.kind == 'jpeg':
     return _crop_jpeg(image, box, ratio, fast=fast)
   if image.kind == 'png':
     whole = _by_tensorflow(tf.io.decode_png, bytes(image.content), channels=3)
   else:
-    whole = pixels(image)
+    whole = decode_pixels(image)
   return whole[top : top + height, left : left + width]
 
 
 def _crop_jpeg(image: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.ndarray:
-  """As `tf.io.decode_and_crop_jpeg`, bit for bit, which goes through all that is below the box as well."""
+  """Bit-identical to `tf.io.decode_and_crop_jpeg`, but does not decode the rows below the box."""
   top, left, height, width = box
-  colours = 0 if fast else 16  # rows below, from which colours are interpolated
-  upper = _upper_rows(image, (top + height) * ratio + colours, ratio, fast=fast)
+  chroma = 0 if fast else 16  # rows below the box that chroma interpolation needs
+  upper = _upper_rows(image, (top + height) * ratio + chroma, ratio, fast=fast)
   if upper is not None:
     return upper[top : top + height, left : left + width]
   return _by_tensorflow(
@@ -100,9 +98,9 @@ def _crop_jpeg(image: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.
 
 
 def _upper_rows(image: Encoded, bottom: int, ratio: int, *, fast: bool) -> np.ndarray | None:
-  """A JPEG down to the row `bottom`, at 1 / ratio; None if it may be broken or of an unusual kind."""
+  """Decodes a JPEG down to the row `bottom`, at 1 / ratio; returns None if it may be damaged or unusual."""
   if bytes(image.content[-2:]) != _END or max(image.height, image.width) > _LONGEST:
-    return None  # with another height, what is wrong with it would not be noticed
+    return None  # the changed height would hide the damage
   bottom = min(bottom, image.height)
   content = bytearray(image.content)
   content[image.frame + 5 : image.frame + 7] = bottom.to_bytes(2, 'big')
@@ -125,19 +123,20 @@ def _by_tensorflow(function, *arguments, **options) -> np.ndarray:
 
 
 def _resize(crop: np.ndarray, image: np.ndarray, *, mirror: bool) -> None:
-  """Puts the crop into the image, uint8 [S, S, 3]."""
+  """Resizes the crop into the image, uint8 [S, S, 3]."""
   size = len(image)
   if crop.shape != image.shape:
-    much = min(crop.shape[:2]) > 2 * size
-    crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if much else cv2.INTER_LINEAR)
+    below_half = min(crop.shape[:2]) > 2 * size
+    method = cv2.INTER_AREA if below_half else cv2.INTER_LINEAR
+    crop = cv2.resize(crop, (size, size), interpolation=method)
   if mirror:
     cv2.flip(crop, 1, dst=image)
   else:
     image[...] = crop
 
 
-def _turn(crop: np.ndarray, mapping: np.ndarray, size: int, fill: tuple[float, float, float]) -> np.ndarray:
-  """What the map, float32 [2, 3], takes from the crop, as `views.rotated` says: uint8 [S, S, 3]."""
+def _rotate(crop: np.ndarray, mapping: np.ndarray, size: int, fill: tuple[float, float, float]) -> np.ndarray:
+  """Applies a map of `views.rotated`, float32 [2, 3], to the crop; returns uint8 [S, S, 3]."""
 
   def transformed(values: np.ndarray, interpolation: str, fill_mode: str) -> np.ndarray:
     return tf.raw_ops.ImageProjectiveTransformV3(
@@ -149,7 +148,7 @@ def _turn(crop: np.ndarray, mapping: np.ndarray, size: int, fill: tuple[float, f
       fill_mode=fill_mode,
     )[0].numpy()
 
-  # As Pillow does it: a pixel is of the image or of the fill, and no mixture.
-  turned_crop = transformed(crop.astype(np.float32), 'BILINEAR', 'NEAREST')
+  # As in Pillow, a pixel is either the image's or the fill colour, not a mixture.
+  rotated_crop = transformed(crop.astype(np.float32), 'BILINEAR', 'NEAREST')
   inside = transformed(np.ones((*crop.shape[:2], 1), np.uint8), 'NEAREST', 'CONSTANT')
-  return (np.where(inside > 0, turned_crop, np.array(fill, np.float32)) + 0.5).astype(np.uint8)
+  return (np.where(inside > 0, rotated_crop, np.array(fill, np.float32)) + 0.5).astype(np.uint8)

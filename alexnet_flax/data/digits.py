@@ -1,4 +1,4 @@
-"""The embedded data set: scikit-learn's 1,797 handwritten digits, as a TFDS builder."""
+"""The embedded data set: scikit-learn's 1,797 handwritten digits as a TFDS builder."""
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -7,10 +7,10 @@ _TEST_SHARE = 0.2
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-  """8x8 scans of handwritten digits, grey, in one fixed, stratified split (1,433 and 364).
+  """8x8 grey scans of handwritten digits in a fixed, stratified split: 1,433 for training, 364 for testing.
 
-  Scikit-learn ships the test part of UCI's 'Optical Recognition of Handwritten Digits', with values
-  0..16; here they are 0..255. In each class every fifth example, in the file's order, is for testing.
+  Scikit-learn ships the test part of UCI's 'Optical Recognition of Handwritten Digits' with values 0 ... 16;
+  here they are 0 ... 255. Every fifth example of each class, in the file's order, is a test example.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -41,8 +41,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def in_test_split(labels: np.ndarray) -> np.ndarray:
-  """For each label, whether its example is held out: bool [N]. Every class keeps its share."""
-  rank = np.empty(len(labels), np.int64)  # the how-manieth of its class an example is
+  """Returns which examples belong to the test split, bool [N], with the same share of each class."""
+  rank = np.empty(len(labels), np.int64)  # position of each example within its class
   for label in np.unique(labels):
     members = np.flatnonzero(labels == label)
     rank[members] = np.arange(len(members))

@@ -1,14 +1,13 @@
-"""Encoded images: what their first bytes say, and the odd ones made plain.
+"""Encoded images: reads size and format from the header, and converts unusual formats to PNG.
 
-JPEG and PNG go to the fast decoders as they are. Everything else that Pillow can read (GIF, BMP, WebP,
-TIFF, CMYK, images that EXIF says lie on their side) becomes a PNG first.
+The fast decoders take plain JPEG and PNG. Everything else that Pillow reads (GIF, BMP, WebP, TIFF, CMYK, and
+images that EXIF rotates) is converted to PNG first.
 """
 
 import io
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from alexnet_flax.data.images import MAX_PIXELS, read_image
 
@@ -16,13 +15,13 @@ Kind = Literal['jpeg', 'png', 'raw']
 
 
 class Encoded(NamedTuple):
-  """An image's bytes, and what its header says of them.
+  """An encoded image, and what its header says.
 
   Attributes:
-    content: as it is stored; 'raw' is uint8 [height, width, 3].
+    content: The stored bytes; for 'raw', uint8 [height, width, 3].
     kind: 'jpeg', 'png' or 'raw'.
-    height, width: in pixels.
-    frame: where a JPEG's frame header begins: a marker, then its length, a byte, the height, the width.
+    height, width: The size in pixels.
+    frame: Offset of a JPEG's frame header, which is a marker, a length, a byte, the height and the width.
   """
 
   content: bytes | memoryview
@@ -33,7 +32,7 @@ class Encoded(NamedTuple):
 
 
 def read_header(content: bytes | memoryview) -> Encoded | None:
-  """The image with its size, if it is a plain JPEG or PNG; None if it needs `made_plain`."""
+  """Reads the header of a plain JPEG or PNG; returns None if the image needs `convert_to_png`."""
   if bytes(content[:8]) == b'\x89PNG\r\n\x1a\n' and len(content) > 24:
     width, height = (int.from_bytes(content[start : start + 4], 'big') for start in (16, 20))
     return None if _has_exif(content) else _within_limit(Encoded(content, 'png', height, width))
@@ -42,11 +41,11 @@ def read_header(content: bytes | memoryview) -> Encoded | None:
   return None
 
 
-def pixels(image: bytes | memoryview | Encoded) -> np.ndarray:
-  """A stored image as uint8 RGB [H, W, 3], decoded by Pillow.
+def decode_pixels(image: bytes | memoryview | Encoded) -> np.ndarray:
+  """Decodes a stored image with Pillow into uint8 RGB [H, W, 3].
 
   Raises:
-    UnreadableError: it is none, broken, or larger than `MAX_PIXELS`.
+    UnreadableError: It is not an image, is damaged, or is larger than `MAX_PIXELS`.
   """
   if not isinstance(image, Encoded):
     return read_image(io.BytesIO(image))
@@ -55,12 +54,14 @@ def pixels(image: bytes | memoryview | Encoded) -> np.ndarray:
   return read_image(io.BytesIO(image.content))
 
 
-def made_plain(content: bytes | memoryview) -> Encoded:
-  """The image, upright and in RGB, as a PNG.
+def convert_to_png(content: bytes | memoryview) -> Encoded:
+  """Converts an image to an upright RGB PNG.
 
   Raises:
-    UnreadableError: it is none, broken, or larger than `MAX_PIXELS`.
+    UnreadableError: It is not an image, is damaged, or is larger than `MAX_PIXELS`.
   """
+  from PIL import Image
+
   image = Image.fromarray(read_image(io.BytesIO(content)))
   buffer = io.BytesIO()
   image.save(buffer, 'PNG', compress_level=1)
@@ -68,7 +69,7 @@ def made_plain(content: bytes | memoryview) -> Encoded:
 
 
 def _has_exif(content: bytes | memoryview) -> bool:
-  """Whether a PNG says, before its pixels, how it is to be turned: chunks of length, type, data, checksum."""
+  """Whether a PNG has EXIF before its pixels. A chunk is a length, a type, data and a checksum."""
   position = 8
   while position + 12 <= len(content):
     kind = bytes(content[position + 4 : position + 8])
@@ -78,8 +79,13 @@ def _has_exif(content: bytes | memoryview) -> bool:
   return False
 
 
+_APP1 = 0xE1
+_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: all that libjpeg-turbo reads
+_ORIENTATION = 0x0112
+
+
 def _read_jpeg_header(content: bytes | memoryview) -> Encoded | None:
-  """Walks the segments (marker, length, content) to the frame's header (ITU-T T.81, annex B)."""
+  """Walks the segments (marker, length, content) up to the frame header (ITU-T T.81, annex B)."""
   position = 2
   while position + 10 <= len(content):
     marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], 'big')
@@ -89,26 +95,23 @@ def _read_jpeg_header(content: bytes | memoryview) -> Encoded | None:
       return None
     if marker in _FRAMES:
       height, width = (int.from_bytes(content[position + i : position + i + 2], 'big') for i in (5, 7))
-      plain = content[position + 9] in (1, 3)  # components: grey or colours; four are CMYK
+      plain = content[position + 9] in (1, 3)  # components: grey or colour; CMYK has four
       return _within_limit(Encoded(content, 'jpeg', height, width, position)) if plain else None
     position += 2 + length
   return None
 
 
-_APP1 = 0xE1
-_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive; all that libjpeg-turbo reads
-_ORIENTATION = 0x0112
-
-
 def _upright(segment: bytes | memoryview) -> bool:
-  """Whether an APP1 segment does not ask for the image to be turned."""
+  """Whether an APP1 segment leaves the image's orientation as it is."""
   if bytes(segment[:6]) != b'Exif\0\0':
     return True
+  from PIL import Image
+
   exif = Image.Exif()
   try:
     exif.load(bytes(segment))
     return exif.get(_ORIENTATION, 1) in (0, 1)
-  except Exception:  # Pillow parses it as a TIFF file, and raises what it likes; decoders ignore it then
+  except Exception:  # Pillow parses it as a TIFF file and raises anything; decoders ignore broken EXIF
     return True
 
 

@@ -1,92 +1,97 @@
-"""Images from files on the host, without TensorFlow: decoding, and the view of evaluation."""
+"""Reads image files on the host without TensorFlow, and crops them for evaluation."""
 
 import concurrent.futures
 import glob
 import os
 import pathlib
+import typing
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.spec import Spec
 
-MAX_PIXELS = 100_000_000  # beyond, an image is more likely an attack or an accident
+if typing.TYPE_CHECKING:
+  from PIL import Image
 
-
-_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm')
+MAX_PIXELS = 100_000_000  # larger images are more likely an attack or an accident
+_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm')
 
 
 class UnreadableError(Exception):
-  """A file that is not an image, or a broken one."""
+  """A file is not an image, or is damaged."""
 
 
 def image_files(paths: Sequence[str]) -> list[str]:
-  """The files that paths mean, in the order given.
+  """Expands paths to image files, in the order given.
 
   Args:
-    paths: files; folders, whose images are taken in the order of their names; and patterns
-      ('photos/*.jpg'), for those whose shell does not fill them in.
+    paths: Files; folders, whose images are sorted by name; and patterns ('photos/*.jpg'), for shells that
+      do not expand them.
 
   Raises:
-    UsageError: a folder has no images, or a pattern fits none.
+    UsageError: A folder contains no images, or a pattern matches none.
   """
   files: list[str] = []
   for path in paths:
     if os.path.isdir(path):
-      inside = sorted(p for p in pathlib.Path(path).rglob('*') if p.suffix.lower() in _ENDINGS)
+      inside = sorted(p for p in pathlib.Path(path).rglob('*') if p.suffix.lower() in _SUFFIXES)
       found = list(map(str, inside))
     elif not os.path.exists(path) and glob.has_magic(path):
       found = sorted(glob.glob(path, recursive=True))
     else:
       found = [path]
     if not found:
-      raise UsageError(f'no images {"in the folder" if os.path.isdir(path) else "fit"} {path}')
+      raise UsageError(f'no images {"in the folder" if os.path.isdir(path) else "match"} {path}')
     files += found
   return files
 
 
 def read_image(file: str | os.PathLike[str] | BinaryIO, formats: tuple[str, ...] | None = None) -> np.ndarray:
-  """An image as uint8 RGB [H, W, 3], upright; grey, CMYK and transparent ones are converted.
+  """Reads an image as upright uint8 RGB [H, W, 3].
 
-  An orientation stored in EXIF is applied, as every viewer does; what is transparent shows the colour
-  below; of sixteen bits the upper eight are taken.
+  Grey, CMYK and transparent images are converted. EXIF orientation is applied, as viewers do. Transparent
+  pixels keep their stored colour. Of 16-bit values the upper eight bits are used.
 
   Args:
-    file: its path, or an open file.
-    formats: by Pillow's names, to accept no others.
+    file: A path or an open file.
+    formats: The accepted formats, by Pillow's names; all if None.
 
   Raises:
-    UnreadableError: the file is absent, broken, no image, or has more than `MAX_PIXELS`.
+    UnreadableError: The file is missing, damaged, not an image, or has more than `MAX_PIXELS`.
   """
+  from PIL import Image, ImageOps, UnidentifiedImageError
+
   try:
     with Image.open(file, formats=formats) as opened:
       if opened.width * opened.height > MAX_PIXELS:
         raise UnreadableError(f'{opened.width}x{opened.height} are more than {MAX_PIXELS:,} pixels')
       return np.asarray(_eight_bits(ImageOps.exif_transpose(opened)).convert('RGB'))
   except UnidentifiedImageError:
-    raise UnreadableError('no image') from None
+    raise UnreadableError('not an image') from None
   except UnreadableError:
     raise
-  except Exception as error:  # Pillow's parsers raise what they like of broken files
+  except Exception as error:  # Pillow's parsers raise anything for damaged files
     reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
     raise UnreadableError(reason or type(error).__name__) from None
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-  """The same in at most eight bits a channel: Pillow's `convert` would clip sixteen at 255."""
+def _eight_bits(image: 'Image.Image') -> 'Image.Image':
+  """Reduces an image to at most eight bits per channel; Pillow's `convert` would clip 16 bits at 255."""
+  from PIL import Image
+
   if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in (None, 'PNG')):
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
   if image.mode in ('I', 'F'):
-    raise UnreadableError(f'pixels of kind {image.mode}, whose range is not known')
+    raise UnreadableError(f'pixels have mode {image.mode}, whose range is unknown')
   return image
 
 
 def views_of_files(files: Sequence[str], spec: Spec, batch_size: int) -> Iterator[list[np.ndarray | str]]:
-  """The spec's view of each file in evaluation, uint8 [S, S, 3], or why it cannot be read; by batches."""
+  """Yields batches of evaluation crops, uint8 [S, S, 3]; for an unreadable file, the reason instead."""
 
   def view(file: str) -> np.ndarray | str:
     try:
@@ -100,39 +105,33 @@ def views_of_files(files: Sequence[str], spec: Spec, batch_size: int) -> Iterato
 
 
 def evaluation_view(image: np.ndarray, spec: Spec) -> np.ndarray:
-  """The spec's view of an image in evaluation: short side resized, centre cut out.
+  """Returns the spec's evaluation crop of an image; see `pillow_view` for arguments and errors.
 
-  The same pixels as torchvision's `Resize` and `CenterCrop` make of a PIL image.
-
-  Args:
-    image: uint8 [H, W, 3] of any size.
-    spec: gives the side S, and by `center_crop_share` the side that is resized to.
-
-  Returns:
-    uint8 [S, S, 3].
-
-  Raises:
-    ValueError: the image has another shape or type.
-    UnreadableError: it is so thin that it would have more than `MAX_PIXELS` when resized.
+  The crop's side is `spec.image_size`. The short side is resized so that the crop covers `center_crop_share`
+  of it.
   """
   side = round(spec.image_size / spec.preprocessing.center_crop_share)
   return pillow_view(image, EvalView(spec.image_size, side))
 
 
 def pillow_view(image: np.ndarray, view: EvalView) -> np.ndarray:
-  """A view in evaluation by Pillow itself, as torchvision's `Resize` and `CenterCrop` or `TenCrop` use it.
+  """Resizes an image with Pillow and crops it: the same pixels as torchvision's `Resize` and `CenterCrop`.
+
+  With ten crops, the same pixels as torchvision's `TenCrop`.
 
   Args:
-    image: uint8 [H, W, 3] of any size.
-    view: whose `resize` is 'pil'.
+    image: uint8 RGB [H, W, 3] of any size.
+    view: The view, whose `resize` is 'pil'.
 
   Returns:
     uint8 [S, S, 3], or [10, S, S, 3].
 
   Raises:
-    ValueError: the image has another shape or type.
-    UnreadableError: it is so thin that it would have more than `MAX_PIXELS` when resized.
+    ValueError: The image has another shape or type.
+    UnreadableError: The image is so thin that it would have more than `MAX_PIXELS` after resizing.
   """
+  from PIL import Image
+
   if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:
     raise ValueError(f'an image (of shape {image.shape}, dtype {image.dtype}) must be uint8 RGB [H, W, 3]')
   sizes = np.array([image.shape[:2]])

@@ -1,7 +1,7 @@
-"""Examples to batches in host memory, and batches to the devices, a few steps ahead.
+"""Loads batches into host memory, and moves them to the devices a few steps ahead.
 
-What each batch holds and how it is seen is decided in NumPy; threads find the bytes, and C++ decodes them.
-TensorFlow is imported by this part of the package alone, and never sees a GPU.
+NumPy determines what each batch contains and how images are cropped; threads read the bytes, and C++ decodes
+them. GPUs are hidden from TensorFlow.
 """
 
 import collections
@@ -23,19 +23,19 @@ from alexnet_flax.data import sampling
 from alexnet_flax.data.bad_images import BadImages
 from alexnet_flax.data.decode_eval import eval_decoder
 from alexnet_flax.data.decode_train import decode_train
-from alexnet_flax.data.image_header import Encoded, made_plain, read_header
+from alexnet_flax.data.image_header import Encoded, convert_to_png, read_header
 from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.views import VIEW_NUMBERS, EvalView, TrainView
 from alexnet_flax.errors import UsageError
 
 HostBatch = dict[str, np.ndarray]
-_Built = tuple[HostBatch, list[tuple[str, str]]]  # and (name, reason) of what was left out of it
+_Built = tuple[HostBatch, list[tuple[str, str]]]  # and (name, reason) of each image skipped in it
 
 tf.config.set_visible_devices([], 'GPU')
 
-# glibc gives a batch's memory back to the system, and every page of the next is mapped anew: 4 % of the time.
-with contextlib.suppress(AttributeError, OSError):  # other systems' C libraries have no mallopt
+# Otherwise glibc returns a batch's memory to the system and maps every page again: 4 % of the time.
+with contextlib.suppress(AttributeError, OSError):  # other C libraries have no mallopt
   _libc = ctypes.CDLL(None)
   _libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
   _libc.mallopt(-2, 64 << 20)  # M_TOP_PAD
@@ -56,26 +56,26 @@ def train_batches(
   num_threads: int | None = None,
   bad: BadImages | None = None,
 ) -> Iterator[HostBatch]:
-  """This process's share of the batches of steps `first_step` ... `last_step` - 1.
+  """Yields this process's share of the batches of steps `first_step` ... `last_step` - 1.
 
   Args:
-    source: the examples.
-    view: of each.
-    seed: of order and views; what a step holds depends on nothing but this and the step.
-    batch_size: of all processes together.
-    first_step, last_step: the steps asked for.
-    num_classes: labels must be less.
-    process, num_processes: which share; example i of a batch goes to process i * P // batch_size.
-    num_threads: for decoding; one a core if None.
-    bad: what to do with images that cannot be decoded; an error if None.
+    source: The examples.
+    view: The random view of each example.
+    seed: The seed of order and views. A batch is a function of the seed and the step alone.
+    batch_size: The global batch size, over all processes.
+    first_step, last_step: The range of steps.
+    num_classes: The number of classes; labels must be less.
+    process, num_processes: The share; example i of a batch goes to process i * P // batch_size.
+    num_threads: Decoding threads; one per core if None.
+    bad: Handles images that cannot be decoded; an error if None.
 
   Yields:
-    {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'weight': float32 [b], 'index': int64 [b]}, b =
-    batch_size / num_processes; 'index' are the examples' numbers. Weights are 1, and 0 where an image was
-    left out; the next example is in its place, for BatchNorm.
+    {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'weight': float32 [b], 'index': int64 [b]} with b =
+    batch_size / num_processes and 'index' the examples' indices. The weight is 0 where an image was skipped;
+    the next example takes its place, so that BatchNorm sees a normal image.
 
   Raises:
-    UsageError: a label is out of range, or an image cannot be decoded and may not be left out.
+    UsageError: A label is out of range, or an image cannot be decoded and may not be skipped.
   """
   share = _share(batch_size, process, num_processes)
 
@@ -99,9 +99,9 @@ def eval_batches(
   num_threads: int | None = None,
   bad: BadImages | None = None,
 ) -> Iterator[HostBatch]:
-  """Every example once, in order; the last batch is filled up with examples of weight 0.
+  """Yields every example once, in order; the last batch is padded with examples of weight 0.
 
-  As `train_batches`; 'image' is uint8 [b, 10, S, S, 3] if the view is of ten crops.
+  Otherwise as `train_batches`. 'image' is uint8 [b, 10, S, S, 3] for a ten-crop view.
   """
   share = _share(batch_size, process, num_processes)
 
@@ -115,7 +115,7 @@ def eval_batches(
 
 
 def image(source: Source, number: int, view: EvalView) -> np.ndarray:
-  """One example in a view of evaluation, uint8 [S, S, 3]."""
+  """Returns one example in an evaluation view, uint8 [S, S, 3]."""
   one = dataclasses.replace(source, num_examples=1, read=lambda _: source.read(np.array([number])))
   (batch,) = eval_batches(one, view, batch_size=1, num_classes=len(source.class_names))
   return batch['image'][0]
@@ -124,9 +124,9 @@ def image(source: Source, number: int, view: EvalView) -> np.ndarray:
 def to_devices(
   batches: Iterable[HostBatch], sharding: jax.sharding.Sharding, ahead: int = 2
 ) -> Iterator[dict[str, jax.Array]]:
-  """The same batches as global arrays, sharded over all processes, `ahead` of them on their way.
+  """Yields the batches as global arrays, sharded over all processes; transfers run `ahead` batches ahead.
 
-  The examples' numbers ('index') stay on the host.
+  The examples' indices ('index') stay on the host.
   """
   arrays = (
     {
@@ -148,12 +148,12 @@ def _share(batch_size: int, process: int, num_processes: int) -> slice:
   return slice(process * part, (process + 1) * part)
 
 
-# A thread takes so many images of a batch at a time: of large ones, many threads would hold too many.
+# The most images that a thread decodes at a time; with whole large batches, the threads would hold too many.
 _PART = 128
 
 
 class Plan(NamedTuple):
-  """What a batch holds: the examples' numbers, their weights, and the numbers of their views."""
+  """The contents of a batch: example indices, weights, and the random numbers of the views."""
 
   indices: np.ndarray
   weights: np.ndarray
@@ -162,16 +162,17 @@ class Plan(NamedTuple):
 
 @dataclasses.dataclass
 class Reader:
-  """Reads plans. Where an image of a batch proves broken, the batch is read anew with that one suspected.
+  """Reads and decodes planned batches.
 
-  A suspect is decoded by itself beforehand; what becomes of it is a function of image and view alone.
+  If an image fails to decode, its batch is read again with that image as a suspect. A suspect is decoded
+  by itself first, so that its treatment depends on image and view alone.
 
   Attributes:
-    source: the examples.
-    decode: images and float32 [B, N], the numbers of their views, to arrays of B; or UnreadableError.
-    num_classes: labels must be less; any labels if None.
-    bad: what to do with images that cannot be decoded; an error if None.
-    accept: raises UnreadableError for images that are not wanted.
+    source: The examples.
+    decode: Decodes B images, given the numbers of their views, float32 [B, N]; raises UnreadableError.
+    num_classes: The number of classes; labels must be less. Any label is accepted if None.
+    bad: Handles images that cannot be decoded; an error if None.
+    accept: Raises UnreadableError for images that must be skipped.
   """
 
   source: Source
@@ -188,7 +189,7 @@ class Reader:
   def batches(
     self, plan: Callable[[int], Plan], steps: range, num_threads: int | None
   ) -> Iterator[HostBatch]:
-    """The batches of steps, all of one size."""
+    """Yields the batches of steps, all of one size."""
     if not steps:
       return
     threads, bad = num_threads or os.cpu_count() or 1, self._bad
@@ -201,22 +202,19 @@ class Reader:
     built = _in_order(self._build, plans, threads)
     for _ in steps:
       parts = []
-      for part, left_out in itertools.islice(built, num_parts):
-        for name, reason in left_out:
+      for part, skipped in itertools.islice(built, num_parts):
+        for name, reason in skipped:
           bad.report(name, reason)
         parts.append(part)
-      yield (
-        parts[0]
-        if num_parts == 1
-        else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-      )
+      joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if num_parts > 1}
+      yield joined or parts[0]
 
   def _build(self, plan: Plan) -> _Built:
     while True:
       known = frozenset(self.suspects)  # other threads add to them
-      images, batch, left_out = self._read(plan)
+      images, batch, skipped = self._read(plan)
       try:
-        return self.decode(images, plan.numbers) | batch, left_out
+        return self.decode(images, plan.numbers) | batch, skipped
       except UnreadableError:
         rows = zip(plan.indices.tolist(), images, plan.numbers, strict=True)
         found = {number for number, *image in rows if not self._decodes(*image)} - known
@@ -225,12 +223,12 @@ class Reader:
         self.suspects |= found
 
   def _read(self, plan: Plan) -> tuple[list[Encoded], HostBatch, list[tuple[str, str]]]:
-    """A plan's images, what else a batch holds, and (name, reason) of what is left out of it."""
+    """Returns a plan's images, the rest of the batch, and (name, reason) of each skipped image."""
     examples = self.source.read(plan.indices)
     labels = np.array([example.label for example in examples], np.int64)
     if self.num_classes is not None:
       _check_labels(self.source, labels, self.num_classes)
-    images, left_out, weights = [], [], plan.weights.copy()
+    images, skipped, weights = [], [], plan.weights.copy()
     for row, (number, example) in enumerate(zip(plan.indices.tolist(), examples, strict=True)):
       try:
         images.append(self._image(example.image, number in self.suspects, plan.numbers[row]))
@@ -239,11 +237,11 @@ class Reader:
           name = f'{self.source.name}: {example.name or f"example {number}"}'
           if self._bad.policy == 'error':
             self._bad.report(name, str(error))
-          left_out.append((name, str(error)))
+          skipped.append((name, str(error)))
         image, labels[row] = self._stand_in(number, plan.numbers[row], str(error))
         images.append(image)
         weights[row] = 0.0
-    return images, {'label': labels.astype(np.int32), 'index': plan.indices, 'weight': weights}, left_out
+    return images, {'label': labels.astype(np.int32), 'index': plan.indices, 'weight': weights}, skipped
 
   def _image(self, image: Encoded | bytes | memoryview, suspected: bool, numbers: np.ndarray) -> Encoded:
     encoded = image if isinstance(image, Encoded) else read_header(image)
@@ -251,14 +249,14 @@ class Reader:
     if encoded is not None:
       self.accept(encoded)
     if encoded is None or (suspected and not self._decodes(encoded, numbers)):
-      encoded = made_plain(content)
+      encoded = convert_to_png(content)
       self.accept(encoded)
     return encoded
 
   def _stand_in(self, number: int, numbers: np.ndarray, reason: str) -> tuple[Encoded, int]:
-    """The next example that can be decoded, with its label: BatchNorm is to see nothing strange.
+    """Returns the next example that can be decoded, with its label, so that BatchNorm sees a normal image.
 
-    A function of the example and its view alone, so that all processes and batch sizes agree on it.
+    It is a function of the example and its view alone, so that all processes and batch sizes agree.
     """
     for other in (*range(number + 1, self.source.num_examples), *range(number)):
       (example,) = self.source.read(np.array([other]))
@@ -282,13 +280,13 @@ def _check_labels(source: Source, labels: np.ndarray, num_classes: int) -> None:
   if low < 0 or high >= num_classes:
     wrong = low if low < 0 else high
     raise UsageError(
-      f'{source.name} holds the label {wrong}; labels must be 0 ... {num_classes - 1}'
+      f'{source.name} contains the label {wrong}; labels must be 0 ... {num_classes - 1}'
       f' (num_classes={num_classes})'
     )
 
 
 def _in_order(function: Callable[[Plan], _Built], plans: Iterable[Plan], threads: int) -> Iterator[_Built]:
-  """`function` of each plan, computed by threads, a few ahead."""
+  """Yields `function` of each plan in order; threads compute a few ahead."""
   waiting = iter(plans)
   pool = concurrent.futures.ThreadPoolExecutor(threads)
   try:
@@ -297,4 +295,4 @@ def _in_order(function: Callable[[Plan], _Built], plans: Iterable[Plan], threads
       yield ahead.popleft().result()
       ahead.extend(pool.submit(function, plan) for plan in itertools.islice(waiting, 1))
   finally:
-    pool.shutdown(wait=False, cancel_futures=True)  # a thread of its own may be what collects this
+    pool.shutdown(wait=False, cancel_futures=True)  # not waiting: one of its own threads may collect this

@@ -1,7 +1,7 @@
-"""Examples by number: what data sets look like to all that reads them."""
+"""Random access to the examples of a data set: the interface that all data sets implement."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,29 +14,29 @@ class Example(NamedTuple):
   """One example.
 
   Attributes:
-    image: as it is stored.
-    label: its class.
-    name: its file's, where there is one.
-    right: all classes that count as right, where the data set says so; there may be none.
+    image: The image as it is stored.
+    label: Its class.
+    name: Its file name, if there is one.
+    correct: All classes that count as correct, possibly none; None if that is the label alone.
   """
 
   image: bytes | memoryview | Encoded
   label: int
   name: str
-  right: tuple[int, ...] | None = None
+  correct: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """The examples of one split, by number.
+  """The examples of one split, by index.
 
   Attributes:
-    name: data set and split, for messages.
-    num_examples: how many there are.
-    class_names: of the labels 0, 1, ...
-    read: int [N] -> N examples.
-    folder: where the data set lies.
-    identity: what distinguishes its examples from those of others: name and version, or a digest.
+    name: Data set and split, for messages.
+    num_examples: The number of examples.
+    class_names: The names of the labels 0, 1, ...
+    read: Reads examples by index, int [N].
+    folder: The folder of the data set.
+    identity: Identifies the examples: name and version, or a digest.
   """
 
   name: str
@@ -46,17 +46,22 @@ class Source:
   folder: str
   identity: str = ''
 
+  def read_all(self) -> Iterator[Example]:
+    """Yields all examples in order."""
+    for start in range(0, self.num_examples, _AT_ONCE):
+      yield from self.read(np.arange(start, min(start + _AT_ONCE, self.num_examples)))
+
 
 _AT_ONCE = 4096
 
 
 def few_per_class(source: Source, count: int, seed: int) -> Source:
-  """The source with `count` examples of each class, the same for a seed.
+  """Returns a subset with `count` examples of each class, chosen by the seed.
 
   Reads all labels once; no image is decoded.
 
   Raises:
-    UsageError: a class has fewer.
+    UsageError: A class has fewer examples.
   """
   labels = read_labels(source)
   chosen = []
@@ -71,13 +76,12 @@ def few_per_class(source: Source, count: int, seed: int) -> Source:
   indices = np.sort(np.concatenate(chosen))
   return dataclasses.replace(
     source,
-    name=f'{source.name} ({count} a class)',
+    name=f'{source.name} ({count} per class)',
     num_examples=len(indices),
     read=lambda numbers: source.read(indices[numbers]),
   )
 
 
 def read_labels(source: Source) -> np.ndarray:
-  """The labels of all examples, int64 [N]."""
-  parts = (np.arange(source.num_examples)[i : i + _AT_ONCE] for i in range(0, source.num_examples, _AT_ONCE))
-  return np.array([example.label for part in parts for example in source.read(part)], np.int64)
+  """Returns the labels of all examples, int64 [N]."""
+  return np.array([example.label for example in source.read_all()], np.int64)

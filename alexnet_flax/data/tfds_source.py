@@ -1,7 +1,7 @@
-"""Which examples exist: TFDS data sets by name, and folders of images, with random access.
+"""Opens TFDS data sets and folders of images by name, with random access to their examples.
 
-TFDS describes a data set without TensorFlow, and so does this module. Examples are read by number, for
-the order of training is ours (`order.py`) and TFDS's own readers know only their own.
+TFDS describes data sets without importing TensorFlow, and so does this module. It reads examples by index,
+because the training order is ours (`sampling.py`) and TFDS's readers only know their own.
 """
 
 import functools
@@ -19,21 +19,21 @@ from alexnet_flax.data.tfrecord import parse_example, read_integers
 from alexnet_flax.errors import UsageError, unknown_name
 
 IMAGE_FOLDER = 'image_folder'
-# What TFDS's builders call an image's name.
+# The features in which TFDS's builders store an image's file name.
 _NAMES = ('file_name', 'filename', 'image/filename', 'image/file_name', 'image_name', 'image_id', 'id')
 
 
 def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
-  """A split of a prepared data set.
+  """Opens a split of a prepared data set.
 
   Args:
-    name: of a TFDS data set ('imagenet2012'), 'digits' (prepared on first use), or 'image_folder'
+    name: The name of a TFDS data set ('imagenet2012'), 'digits' (prepared on first use), or 'image_folder'
       (SPLIT/CLASS/image below `data_dir`, in an order that mixes the classes).
-    split: a split or a slice of splits, in TFDS's notation ('train', 'test[:50%]', 'train+test').
-    data_dir: where data sets lie; TFDS's default if None.
+    split: A split or a slice of splits in TFDS's notation ('train', 'test[:50%]', 'train+test').
+    data_dir: The folder of the data sets; TFDS's default if None.
 
   Raises:
-    UsageError: the data set is unknown, not prepared or without images, or has no such split.
+    UsageError: The data set is unknown, not prepared or without images, or has no such split.
   """
   if name == IMAGE_FOLDER:
     return open_folder(split, data_dir)
@@ -58,10 +58,10 @@ def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
 
 
 def split_names(name: str, data_dir: str | None = None) -> list[str]:
-  """The splits of a prepared data set.
+  """Returns the splits of a prepared data set.
 
   Raises:
-    UsageError: the data set is unknown, or not prepared.
+    UsageError: The data set is unknown or not prepared.
   """
   if name == IMAGE_FOLDER:
     return folder_splits(data_dir)
@@ -69,23 +69,23 @@ def split_names(name: str, data_dir: str | None = None) -> list[str]:
 
 
 def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> None:
-  """Downloads and prepares a TFDS data set, as TFDS's own builder does it.
+  """Downloads and prepares a TFDS data set with TFDS's own builder.
 
   Args:
-    name: of a TFDS data set.
-    data_dir: where to write; TFDS's default if None.
-    manual_dir: where archives lie that a person must download (ImageNet's).
+    name: The name of a TFDS data set.
+    data_dir: The folder to write to; TFDS's default if None.
+    manual_dir: The folder of archives that must be downloaded by hand (ImageNet's).
 
   Raises:
-    UsageError: the data set is unknown, or an archive is missing.
+    UsageError: The data set is unknown, or an archive is missing.
   """
   if name == IMAGE_FOLDER:
-    raise UsageError(f'{IMAGE_FOLDER} needs no preparing; give its folder as --config.data.data_dir')
+    raise UsageError(f'{IMAGE_FOLDER} needs no preparation; give its folder as --config.data.data_dir')
   builder = _builder(name, data_dir)
   config = tfds.download.DownloadConfig(manual_dir=manual_dir and os.path.expanduser(manual_dir))
   try:
     builder.download_and_prepare(download_config=config)
-  except (AssertionError, OSError, RuntimeError) as error:  # an archive that is absent; a full disk
+  except (AssertionError, OSError, RuntimeError) as error:  # a missing archive, or a full disk
     raise UsageError(f'cannot prepare {name!r}: {" ".join(str(error).split())}') from None
   splits = ', '.join(f'{key} ({info.num_examples:,})' for key, info in builder.info.splits.items())
   print(f'{builder.info.full_name} is in {builder.data_dir}: {splits}')
@@ -100,7 +100,7 @@ def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuild
         f'the data set {name!r} is not prepared in {builder.data_dir}; run: alexnet-flax prepare'
         f' {name}{where}'
       )
-    tfds.disable_progress_bar()  # it takes seconds
+    tfds.disable_progress_bar()  # preparing takes seconds
     try:
       builder.download_and_prepare()
     except OSError as error:
@@ -120,7 +120,7 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     error = unknown_name('data set', name, choices)
     raise UsageError(str(error).partition(' (choices')[0]) from None
   except (ValueError, AssertionError) as error:  # an unknown configuration or version of a known data set
-    raise UsageError(f'data set {name!r}: {_first_line(error)}') from None
+    raise UsageError(f'data set {name!r}: {str(error).strip().splitlines()[0]}') from None
 
 
 def _split_info(builder: tfds.core.DatasetBuilder, split: str) -> Any:
@@ -135,12 +135,12 @@ def _split_info(builder: tfds.core.DatasetBuilder, split: str) -> Any:
 
 
 class _Keys(NamedTuple):
-  """Features' names: of the image, its class, its name, and of all classes that count as right."""
+  """The names of the features: image, class, file name, and all classes that count as correct."""
 
   image: str
   label: str
   name: str | None
-  right: str | None
+  correct: str | None
 
 
 def _keys(name: str, builder: tfds.core.DatasetBuilder) -> _Keys:
@@ -150,9 +150,9 @@ def _keys(name: str, builder: tfds.core.DatasetBuilder) -> _Keys:
     case (image, label) if _is_image(features[image]):
       if isinstance(features[label], tfds.features.ClassLabel):
         return _Keys(image, label, name_key, None)
-      if label == 'real_label':  # ImageNet-ReaL's
+      if label == 'real_label':  # ImageNet-ReaL
         return _Keys(image, 'original_label', name_key, label)
-  raise UsageError(f'the data set {name!r} is not one of images with one class each')
+  raise UsageError(f'the data set {name!r} does not consist of images with one class each')
 
 
 def _is_image(feature: Any) -> bool:
@@ -167,16 +167,12 @@ def _parse_record(keys: _Keys, feature: Any, record: bytes | memoryview) -> Exam
   image: memoryview | Encoded
   if isinstance(feature, tfds.features.Image):
     image = values[keys.image]
-  elif None in feature.shape:  # TFDS stores the shape beside the pixels then
+  elif None in feature.shape:  # TFDS then stores the shape beside the pixels
     height, width, _ = read_integers(values[f'{keys.image}/shape'])
     image = Encoded(values[f'{keys.image}/value'], 'raw', height, width)
   else:
     image = Encoded(values[keys.image], 'raw', *feature.shape[:2])
   (label,) = read_integers(values[keys.label])
   name = str(values[keys.name], 'utf-8') if keys.name else ''
-  right = tuple(read_integers(values[keys.right])) if keys.right else None
-  return Example(image, label, name, right)
-
-
-def _first_line(error: Exception) -> str:
-  return str(error).strip().splitlines()[0]
+  correct = tuple(read_integers(values[keys.correct])) if keys.correct else None
+  return Example(image, label, name, correct)

@@ -1,1 +1,1 @@
-"""Tools that examine a recipe, a batch or a resume."""
+"""Checks of a machine and a recipe, a preview of a batch, and a test of resuming."""

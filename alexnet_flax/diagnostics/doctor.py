@@ -1,4 +1,4 @@
-"""`alexnet-flax doctor`: what could be wrong with machine, data and recipe, and what to do about it."""
+"""`alexnet-flax doctor`: checks machine, data and recipe for common problems, and suggests fixes."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ _TIMED_SECONDS = 3.0
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """One thing that was looked at: what was found, and what to do where it is not well."""
+  """The result of one check, with advice if there is a problem."""
 
   verdict: Literal['ok', 'look', 'bad']
   what: str
@@ -43,55 +43,49 @@ class Finding:
     return f'{self.verdict:5} {self.what}' + (f'\n      -> {self.advice}' if self.advice else '')
 
 
-def examine(config: Config, workdir: str, say: Callable[[str], None] = print) -> bool:
-  """Looks at everything, says each finding, and returns whether one is bad."""
+def examine(config: Config, workdir: str) -> bool:
+  """Runs all checks, prints their results, and returns whether one is bad."""
   bad = False
   for finding in findings(config, workdir):
-    say(str(finding))
+    print(finding)
     bad |= finding.verdict == 'bad'
   return bad
 
 
 def findings(config: Config, workdir: str) -> Iterator[Finding]:
-  """What is found, one after the other; those about the data end it if there are none."""
-  yield _versions()
+  """Yields the results of the checks; ends early if there is no device or no data."""
+  yield Finding('ok', ', '.join(f'{name} {version}' for name, version in versions().items()))
   try:
     yield from devices()
     yield _tensorflow()
     experiment = build_experiment(config)
-    batches = train_batches(experiment, 0, 1 << 30)  # however long we look
+    batches = train_batches(experiment, 0, 1 << 30)  # as many as the timing takes
     batch = next(batches)
     next(eval_batches(experiment))
     state, _ = initial_state(experiment)
   except UsageError as error:
-    yield Finding('bad', str(error), 'mend this first; what follows needs a device and a batch')
+    yield Finding('bad', str(error), 'fix this first; the other checks need a device and a batch')
     return
-  counts = f'{experiment.data.train.num_examples:,} and {experiment.data.evaluated.num_examples:,}'
-  yield Finding(
-    'ok',
-    f'data: {experiment.data.train.name} and {experiment.data.evaluated.name}, {counts} examples, readable',
-  )
+  train, evaluated = experiment.data.train, experiment.data.evaluated
+  counts = f'{train.num_examples:,} and {evaluated.num_examples:,} examples'
+  yield Finding('ok', f'data: {train.name} and {evaluated.name}, {counts}, readable')
   yield disk(experiment, pathlib.Path(workdir).expanduser())
   if experiment.learner.preprocess is None:
-    yield Finding('look', 'a linear probe: the network itself is not trained, and not examined')
+    yield Finding('look', 'a linear probe does not train the network, so it is not checked')
     return
-  yield _starving(experiment, itertools.chain([batch], batches))
-  yield from first_aid(experiment, state, batch)
-
-
-def _versions() -> Finding:
-  return Finding('ok', ', '.join(f'{name} {version}' for name, version in versions().items()))
+  yield _throughput(experiment, itertools.chain([batch], batches))
+  yield from check_network(experiment, state, batch)
 
 
 def devices() -> Iterator[Finding]:
-  """The devices that JAX sees, and whether it overlooks a GPU."""
+  """Checks which devices JAX uses, and whether it misses a GPU."""
   check_devices()
   kinds = {device.device_kind for device in jax.devices()}
   yield Finding('ok', f'{jax.device_count()} x {", ".join(sorted(kinds))} ({jax.default_backend()})')
   if jax.default_backend() == 'cpu' and shutil.which('nvidia-smi'):
     yield Finding(
       'bad',
-      'this machine has an NVIDIA driver, and JAX runs on the CPU',
+      'this machine has an NVIDIA driver, but JAX runs on the CPU',
       'pip install --require-hashes -r requirements/cuda.txt; TensorFlow with its own CUDA may hide the GPU'
       ' from JAX: use tensorflow-cpu',
     )
@@ -105,30 +99,30 @@ def _tensorflow() -> Finding:
   hidden = len(tf.config.list_physical_devices('GPU'))
   what = f'TensorFlow {tf.__version__} sees no GPU; it only decodes images'
   if hidden:
-    what = f'TensorFlow {tf.__version__} could take {hidden} GPUs, which are hidden from it'
+    what = f'TensorFlow {tf.__version__} supports {hidden} GPUs, which are hidden from it'
   if tf.test.is_built_with_cuda():
-    advice = 'its CUDA libraries may be other ones than those JAX needs: pip uninstall tensorflow, and'
+    advice = 'its CUDA libraries may differ from those of JAX: pip uninstall tensorflow, and'
     return Finding('look', f'{what}; it is built for CUDA', f'{advice} pip install tensorflow-cpu')
   return Finding('ok', what)
 
 
 def disk(experiment: Experiment, folder: pathlib.Path) -> Finding:
-  """Whether the checkpoints of a run find room."""
+  """Checks whether the disk has room for the checkpoints of a run."""
   existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
   size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(experiment.state))
-  needed = size * (experiment.config.keep_checkpoints + 2)  # the best, and the one that is being written
+  needed = size * (experiment.config.keep_checkpoints + 2)  # the best one, and one that is being written
   free = shutil.disk_usage(existing).free
   what = f'disk: {free / 1e9:,.1f} GB free in {folder}; checkpoints may take {needed / 1e9:,.1f} GB'
   if needed > free:
-    return Finding('bad', what, 'make room, use another --workdir, or set keep_checkpoints=1')
+    return Finding('bad', what, 'free some space, use another --workdir, or set keep_checkpoints=1')
   return Finding('ok', what)
 
 
-def _starving(experiment: Experiment, batches: Iterator[Batch]) -> Finding:
-  """Images a second of the input against those of the step."""
+def _throughput(experiment: Experiment, batches: Iterator[Batch]) -> Finding:
+  """Compares the throughput of the input pipeline with that of the training step."""
   images = experiment.config.data.batch_size
   next(batches)
-  input_rate = images / _seconds_each(lambda: jax.block_until_ready(next(batches)))
+  input_rate = images / _median_seconds(lambda: jax.block_until_ready(next(batches)))
   state, batch, key = experiment.steps.init(), next(batches), jax.random.key(0)
   going = jax.device_put(np.array(True), experiment.steps.replicated)
   stops = jax.device_put(np.zeros(jax.device_count(), bool), experiment.steps.sharding)
@@ -138,56 +132,59 @@ def _starving(experiment: Experiment, batches: Iterator[Batch]) -> Finding:
     state, *_ = jax.block_until_ready(experiment.steps.train(state, batch, key, going, stops))
 
   step()  # compiles
-  step_rate = images / _seconds_each(step)
+  step_rate = images / _median_seconds(step)
   what = f'speed: the input gives {input_rate:,.0f} images/s, the step takes {step_rate:,.0f}'
   if input_rate < 1.2 * step_rate:
-    return Finding(
-      'look',
-      f'{what}: the input starves the step',
-      'alexnet-flax prepare NAME --side 256 makes images that are read several times as fast',
-    )
-  return Finding('ok', f'{what}: the step is the limit')
+    advice = 'alexnet-flax prepare NAME --side 256 writes smaller images, which load several times as fast'
+    return Finding('look', f'{what}: the input is the bottleneck', advice)
+  return Finding('ok', f'{what}: the step is the bottleneck')
 
 
-def first_aid(experiment: Experiment, state: TrainState, batch: Batch) -> Iterator[Finding]:
-  """A network's first aid: its loss at the start, whether it can learn one batch, and its dead units."""
-  count = min(_OVERFIT_IMAGES, experiment.config.data.batch_size)
+def check_network(experiment: Experiment, state: TrainState, batch: Batch) -> Iterator[Finding]:
+  """Checks the initial loss, whether the network can overfit a batch, and the share of dead units."""
+  config = experiment.config
+  count = min(_OVERFIT_IMAGES, config.data.batch_size)
   small = {name: jax.device_put(np.asarray(part)[:count]) for name, part in batch.items()}
-  classes = experiment.config.model.num_classes or experiment.spec.num_classes
   state = jax.device_put(jax.device_get(state), jax.devices()[0])
   losses, state = _overfit(experiment, state, small)
-  expected = math.log(classes)
-  what = (
-    f'loss at the start: {losses[0]:.3f}; guessing among {classes} classes has ln({classes}) = {expected:.3f}'
-  )
-  if experiment.config.loss.name != 'cross_entropy':
-    yield Finding('ok', f'loss at the start: {losses[0]:.4f}')
-  elif not losses[0] < 1.5 * expected:
-    yield Finding('look', what, 'the initialisation is too wide, or the images are not normalised')
+  first, last = losses[0], losses[-1]
+  if config.loss.name != 'cross_entropy':
+    yield Finding('ok', f'initial loss: {first:.4f}')
+  else:
+    classes = config.model.num_classes or experiment.spec.num_classes
+    chance = math.log(classes)
+    what = f'initial loss: {first:.3f}; chance among {classes} classes is ln({classes}) = {chance:.3f}'
+    if first < 1.5 * chance:
+      yield Finding('ok', what)
+    else:
+      yield Finding('look', what, 'the initialisation is too large, or the images are not normalised')
+  what = f'{_OVERFIT_STEPS} steps on the same {count} images: the loss goes from {first:.3f} to {last:.3f}'
+  if last < 0.8 * first:
+    yield Finding('ok', what)
+  else:
+    advice = 'a network should overfit a single batch: try optimizer.learning_rate / 10, and times 10'
+    yield Finding('look' if math.isfinite(last) else 'bad', what, advice)
+  names = [name for name, layer in experiment.spec.named_layers() if layer == Activation('relu')]
+  if not names:
+    return
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  layers = layer_statistics(experiment.learner.model, variables, small['image'])
+  dead = {layer.name: layer.dead for layer in layers if layer.name in names}
+  what = 'dead units on these images: ' + ', '.join(f'{name} {share:.0%}' for name, share in dead.items())
+  if max(dead.values()) > 0.5:
+    advice = 'lower optimizer.learning_rate, initialise biases above 0, or use BatchNorm'
+    yield Finding('look', what, advice)
   else:
     yield Finding('ok', what)
-  what = (
-    f'{_OVERFIT_STEPS} steps on {count} images alone: the loss goes from {losses[0]:.3f} to {losses[-1]:.3f}'
-  )
-  if not losses[-1] < 0.8 * losses[0]:
-    advice = 'one batch should be learned by heart: try a tenth of optimizer.learning_rate, and ten times'
-    yield Finding('look' if math.isfinite(losses[-1]) else 'bad', what, advice)
-  else:
-    yield Finding('ok', what)
-  if any(layer == Activation('relu') for layer in experiment.spec.layers):
-    yield dead_units(experiment, state, small)
 
 
 def _overfit(experiment: Experiment, state: TrainState, batch: Batch) -> tuple[list[float], TrainState]:
-  """The losses of some steps on one batch, at the recipe's full rate, without augmentation."""
-  assert experiment.learner.preprocess is not None
-  prepared = experiment.learner.preprocess(batch, None)
-  tx = sgd(
-    experiment.config.optimizer.learning_rate,
-    spec=experiment.spec,
-    momentum=experiment.config.optimizer.momentum,
-  )
-  tx = freeze(tx, experiment.learner.frozen)
+  """Trains on one batch at the recipe's full learning rate, without augmentation; returns the losses."""
+  settings, learner = experiment.config.optimizer, experiment.learner
+  assert learner.preprocess is not None
+  prepared = learner.preprocess(batch, None)
+  tx = sgd(settings.learning_rate, spec=experiment.spec, momentum=settings.momentum)
+  tx = freeze(tx, learner.frozen)
   state = dataclasses.replace(state, tx=tx, opt_state=tx.init(state.params), ema=None, ema_decay=None)
   step = jax.jit(functools.partial(train_step, loss=LOSSES[experiment.config.loss.name]))
   losses = []
@@ -197,23 +194,8 @@ def _overfit(experiment: Experiment, state: TrainState, batch: Batch) -> tuple[l
   return losses, state
 
 
-def dead_units(experiment: Experiment, state: TrainState, batch: Batch) -> Finding:
-  """The share of channels of each ReLU that no image of a batch makes positive."""
-  names = [name for name, layer in experiment.spec.named_layers() if layer == Activation('relu')]
-  variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  measured = layer_statistics(experiment.learner.model, variables, batch['image'])
-  shares = {layer.name: layer.dead for layer in measured if layer.name in names}
-  what = 'units that are dead for these images: ' + ', '.join(f'{name} {x:.0%}' for name, x in shares.items())
-  worst = max(shares.values(), default=0.0)
-  if worst > 0.5:
-    return Finding(
-      'look', what, 'lower optimizer.learning_rate, or start biases above 0; BatchNorm helps too'
-    )
-  return Finding('ok', what)
-
-
-def _seconds_each(work: Callable[[], object]) -> float:
-  """The median seconds of a piece of work, repeated for some seconds."""
+def _median_seconds(work: Callable[[], object]) -> float:
+  """Returns the median duration of a function, repeated for some seconds."""
   times: list[float] = []
   end = time.monotonic() + _TIMED_SECONDS
   while not times or time.monotonic() < end:

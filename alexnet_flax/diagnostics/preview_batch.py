@@ -1,4 +1,4 @@
-"""`train.py --show_batch=out.png`: what the network will see in its first step, and what it is made of."""
+"""`train.py --show_batch=out.png`: draws the network's input in the first step, beside the stored images."""
 
 import pathlib
 
@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from alexnet_flax.config import Config
 from alexnet_flax.data import sampling
 from alexnet_flax.errors import UsageError
+from alexnet_flax.files import atomic_path
 from alexnet_flax.models.spec import Preprocessing
 from alexnet_flax.steps import Batch, Preprocess, micro_batches
 from alexnet_flax.training.batches import train_batches
@@ -21,14 +22,14 @@ _TEXT = 32  # two lines
 
 
 def show_batch(config: Config, path: str) -> None:
-  """Draws the first images of the first step: before, in the view of evaluation, and after.
+  """Draws the first images of the first step, before and after cropping and augmentation.
 
   Args:
-    config: of the run, of which nothing is written.
-    path: of the image to write.
+    config: The configuration; no run is started.
+    path: The image file to write.
 
   Raises:
-    UsageError: the path cannot be written, or the run could not begin.
+    UsageError: The file cannot be written, or a run could not start.
   """
   experiment = build_experiment(config)
   if experiment.learner.preprocess is None:
@@ -49,24 +50,25 @@ def show_batch(config: Config, path: str) -> None:
   for number in chosen[:_MOST].tolist():
     try:
       before.append(loader.image(experiment.data.train, number, EvalView(size, size)))
-    except UsageError:  # left out by request, or `train_batches` would have raised it
+    except UsageError:  # skipped, as configured; otherwise `train_batches` would have raised it
       before.append(np.full((size, size, 3), 128, np.uint8))
   names = [_label(label, experiment.data.train.class_names) for label in np.asarray(seen['label'][:_MOST])]
   try:
-    _sheet(before, list(after), names).save(pathlib.Path(path).expanduser())
+    with atomic_path(pathlib.Path(path).expanduser()) as partial:
+      _sheet(before, list(after), names).save(partial)
   except (OSError, ValueError) as error:
     raise UsageError(f'cannot write --show_batch={path}: {error}') from None
-  print(f'{path}: {len(names)} images of step 1, before (above) and as the network sees them')
+  print(f"{path}: {len(names)} images of step 1, above as stored, below as the network's input")
 
 
 def seen_in_step(preprocess: Preprocess, batch: Batch, key: jax.Array, accumulate_steps: int = 1) -> Batch:
-  """What `train_step` gives the network of a batch, in the batch's order.
+  """Returns the network's input in `train_step`, in the batch's order.
 
   Args:
-    preprocess: of the step.
-    batch: 'image' uint8 [B, S, S, 3], and others of B rows.
-    key: of the step.
-    accumulate_steps: number of micro-batches.
+    preprocess: The step's preprocessing.
+    batch: 'image' uint8 [B, S, S, 3], and other arrays with B rows.
+    key: The step's key.
+    accumulate_steps: The number of micro-batches.
 
   Raises:
     ValueError: `accumulate_steps` does not divide B.
@@ -81,7 +83,7 @@ def seen_in_step(preprocess: Preprocess, batch: Batch, key: jax.Array, accumulat
 
 
 def _as_bytes(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-  """The network's input as RGB again, uint8 [B, S, S, 3]."""
+  """Converts the network's input back to RGB, uint8 [B, S, S, 3]."""
   pixels = (images * np.array(preprocessing.std) + np.array(preprocessing.mean)) / preprocessing.scale
   if preprocessing.channel_order == 'BGR':
     pixels = pixels[..., ::-1]
@@ -89,7 +91,7 @@ def _as_bytes(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def _label(label: np.ndarray, names: tuple[str, ...]) -> str:
-  """A class's name, or the shares of several."""
+  """Returns the name of a class, or the names and shares of mixed classes."""
   if label.ndim == 0:
     return names[int(label)]
   mixed = sorted(((share, names[number]) for number, share in enumerate(label) if share > 0), reverse=True)
@@ -97,7 +99,7 @@ def _label(label: np.ndarray, names: tuple[str, ...]) -> str:
 
 
 def _sheet(before: list[np.ndarray], after: list[np.ndarray], labels: list[str]) -> Image.Image:
-  """Eight pairs a row, each above its label."""
+  """Draws rows of eight pairs, each above its label."""
   columns = min(8, len(labels))
   rows = -(-len(labels) // columns)
   height = 2 * _SIDE + _TEXT + 8

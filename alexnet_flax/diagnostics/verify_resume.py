@@ -1,10 +1,11 @@
-"""`alexnet-flax verify-resume`: a run that is killed again and again, beside one that never was.
+"""`alexnet-flax verify-resume`: kills a run repeatedly and compares it with an uninterrupted run.
 
-Both are the real program in processes of their own. Each kill is SIGKILL: at a random step, inside of a save,
-or while the program starts. After each one the last whole checkpoint must have the bits that the other run
-had at that step, and at the end so must everything.
+Both are the real program in separate processes. A kill is SIGKILL: at a random step, during a save, or during
+start-up. After each kill the last complete checkpoint must be bit-identical to that of the uninterrupted run
+at the same step; at the end, so must everything else.
 """
 
+import collections
 import contextlib
 import dataclasses
 import pathlib
@@ -20,7 +21,7 @@ from alexnet_flax.errors import UsageError
 from alexnet_flax.files import read_lines
 from alexnet_flax.training.logger import read_metrics
 
-# What is not said on the command line: enough steps for several checkpoints and evaluations.
+# Defaults, unless given on the command line: enough steps for several checkpoints and evaluations.
 _SHORT = {
   'total_steps': 24,
   'optimizer.warmup_steps': 2,
@@ -28,197 +29,188 @@ _SHORT = {
   'eval_every_steps': 12,
   'log_every_steps': 4,
 }
-_EACH = 5  # kills of a run, before it is left to end
-_FRUITLESS = 5  # runs that may end unkilled
+_KILLS_PER_RUN = 5
+_MISSES = 5  # runs that may end before they are killed
 _TIMED = ('images_per_second',)
 _EXAMPLES = 'examples-0.jsonl'
 _PROGRAM = 'import sys; from alexnet_flax.cli.train import main; sys.exit(main(sys.argv))'
 
 
 @dataclasses.dataclass
-class Proof:
-  """What was done and found.
+class Verification:
+  """The results.
 
   Attributes:
-    kills: how often the run was killed.
-    inside_save: how many of these left an unfinished checkpoint behind.
-    equal: after how many of them the run came to the same bits.
-    differences: what differed, a line each.
-    compared: what was compared at the ends of runs: checkpoints, arrays, values of metrics, steps' examples.
+    kills: The number of kills.
+    inside_save: The number of kills that left an unfinished checkpoint behind.
+    equal: The number of kills after which the run was bit-identical.
+    differences: The differences, one per line.
+    compared: The numbers of compared checkpoints, arrays, metric values and steps' examples.
   """
 
   kills: int = 0
   inside_save: int = 0
   equal: int = 0
   differences: list[str] = dataclasses.field(default_factory=list)
-  compared: dict[str, int] = dataclasses.field(default_factory=dict)
+  compared: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
 
-def prove_resume(
+def verify_resume(
   flags: Sequence[str], kills: int, *, seed: int = 0, say: Callable[[str], None] = print
-) -> Proof:
-  """Kills a run `kills` times, and compares it with one that is left alone.
+) -> Verification:
+  """Kills a run `kills` times, and compares it with an uninterrupted one.
 
   Args:
-    flags: `--config=FILE` and overrides, as for `train.py`; without a number of steps there are few.
-    kills: how many; every third waits for a save and strikes inside of it, every sixth in the start.
-    seed: of the moments.
-    say: is given a line now and then.
+    flags: `--config=FILE` and overrides, as for `train.py`. The default is a small number of steps.
+    kills: The number of kills. A third of them waits for a save, a sixth strikes during start-up.
+    seed: The seed of the random times.
+    say: Receives lines about the progress.
 
   Raises:
-    UsageError: the run itself fails.
+    UsageError: The run itself fails.
   """
   given = {flag.lstrip('-').partition('=')[0].removeprefix('config.') for flag in flags}
   refused = sorted(given & {'workdir', 'show_batch', 'coordinator', 'processes', 'process_id'})
   if refused:
-    raise UsageError(f'--{refused[0]} is not for this: it runs one process in folders of its own')
-  # Given epochs count, and are not replaced by steps.
+    raise UsageError(f'--{refused[0]} is not supported here: the runs use one process and temporary folders')
   short = [
     f'--config.{key}={value}'
     for key, value in _SHORT.items()
-    if not given & {key, key.replace('_steps', '_epochs')}
+    if not given & {key, key.replace('_steps', '_epochs')}  # epochs replace steps
   ]
   kept = ['--config.record_examples=true', '--config.keep_checkpoints=100000', '--config.report=false']
   command = [sys.executable, '-c', _PROGRAM, *flags, *short, *kept]
-  moments, proof = random.Random(seed), Proof()
+  rng, result = random.Random(seed), Verification()
   with tempfile.TemporaryDirectory() as temporary:
     root = pathlib.Path(temporary)
     whole = root / 'whole'
-    seconds = _run_to_the_end(command, whole)
-    if len(checkpoint.steps_in(whole / 'checkpoints')) < 2 or not read_metrics(whole):
-      raise UsageError('the run is too short to be struck: it needs two checkpoints, and something logged')
-    say(f'undisturbed: {len(checkpoint.steps_in(whole / "checkpoints"))} checkpoints in {seconds:.0f} s')
+    start = time.monotonic()
+    _run(command, whole)
+    saved = len(_steps(whole))
+    if saved < 2 or not read_metrics(whole):
+      raise UsageError('the run is too short to be interrupted: it needs two checkpoints and logged metrics')
+    say(f'uninterrupted: {saved} checkpoints in {time.monotonic() - start:.0f} s')
     rounds = 0
-    while proof.kills < kills:
+    while result.kills < kills:
       rounds += 1
-      folder = root / f'killed-{rounds}'
-      before, good = proof.kills, 0
-      if rounds > kills + _FRUITLESS:
-        raise UsageError(f'{rounds} runs ended before they could be killed; ask for more steps')
-      while proof.kills < min(before + _EACH, kills) and _killed(command, folder, whole, moments, proof):
-        wrong = _differs_at_latest(whole, folder)
+      if rounds > kills + _MISSES:
+        raise UsageError(f'{rounds} runs ended before they could be killed; train for more steps')
+      folder, before, good = root / f'killed-{rounds}', result.kills, 0
+      while result.kills < min(before + _KILLS_PER_RUN, kills) and _kill(command, folder, whole, rng, result):
+        wrong = _compare_latest(whole, folder)
         good += not wrong
-        proof.differences += wrong
-        say(f'kill {proof.kills} of {kills}: {_state(folder)}{"; DIFFERENT" if wrong else ""}')
-      _run_to_the_end(command, folder)
-      wrong = _differences(whole, folder, proof)
-      proof.differences += wrong
-      proof.equal += 0 if wrong else good
-      verdict = 'DIFFERENT' if wrong else 'the same bits'
-      say(f'run {rounds}, killed {proof.kills - before} times, has ended: {verdict}')
-  return proof
+        result.differences += wrong
+        step = next(iter(_steps(folder)), None)
+        state = 'no checkpoint yet' if step is None else f'last checkpoint at step {step}'
+        say(f'kill {result.kills} of {kills}: {state}{"; DIFFERENT" if wrong else ""}')
+      _run(command, folder)
+      wrong = _compare(whole, folder, result)
+      result.differences += wrong
+      result.equal += 0 if wrong else good
+      verdict = 'DIFFERENT' if wrong else 'bit-identical'
+      say(f'run {rounds} finished after {result.kills - before} kills: {verdict}')
+  return result
 
 
-def _run_to_the_end(command: list[str], folder: pathlib.Path) -> float:
-  start = time.monotonic()
+def _run(command: list[str], folder: pathlib.Path) -> None:
+  """Runs the program to its end."""
   done = subprocess.run([*command, f'--workdir={folder}'], capture_output=True, text=True, check=False)
   if done.returncode:
-    last = (done.stderr.strip() or 'it said nothing').splitlines()[-1]
-    raise UsageError(f'the run ends with {done.returncode}: {last.removeprefix("error: ")}')
-  return time.monotonic() - start
+    last = (done.stderr.strip() or 'no message').splitlines()[-1]
+    raise UsageError(f'the run fails with exit code {done.returncode}: {last.removeprefix("error: ")}')
 
 
-def _killed(
-  command: list[str], folder: pathlib.Path, whole: pathlib.Path, moments: random.Random, proof: Proof
+def _kill(
+  command: list[str], folder: pathlib.Path, whole: pathlib.Path, rng: random.Random, result: Verification
 ) -> bool:
-  """Runs until the next kill; False if the run ends before it."""
-  left, log = _partial(folder), _examples(folder)  # by the kill before
+  """Runs the program and kills it; returns False if it ends before."""
+  partial, log = _partial(folder), _examples_inode(folder)  # as the previous kill left them
   steps = len(read_lines(whole / _EXAMPLES))
-  first = next(iter(checkpoint.steps_in(folder / 'checkpoints')), 0) + 1
-  last = min(first + steps // _EACH, steps)
-  step, seconds = moments.randint(min(first, last), last), moments.uniform(0, 5)
-  # A third inside of a save, a sixth in the program's start, the others at a step.
-  kind = ('step', 'step', 'save', 'start', 'step', 'save')[proof.kills % 6]
-  begun = time.monotonic()
+  first = next(iter(_steps(folder)), 0) + 1
+  last = min(first + steps // _KILLS_PER_RUN, steps)
+  step, seconds = rng.randint(min(first, last), last), rng.uniform(0, 5)
+  kind = ('step', 'step', 'save', 'start', 'step', 'save')[result.kills % 6]
+  begin = time.monotonic()
 
   def is_time() -> bool:
-    match kind:
-      case 'save':
-        return bool(_partial(folder) - left)
-      case 'start':
-        return time.monotonic() - begun > seconds
-      case _:
-        return _examples(folder) != log and len(read_lines(folder / _EXAMPLES)) >= step
+    if kind == 'save':
+      return bool(_partial(folder) - partial)
+    if kind == 'start':
+      return time.monotonic() - begin > seconds
+    return _examples_inode(folder) != log and len(read_lines(folder / _EXAMPLES)) >= step
 
   with subprocess.Popen(
     [*command, f'--workdir={folder}'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
   ) as process:
     while process.poll() is None and not is_time():
       time.sleep(0.001 if kind == 'save' else 0.01)
-    time.sleep(moments.uniform(0, 0.05))
+    time.sleep(rng.uniform(0, 0.05))
     if process.poll() is not None:
       return False
     process.kill()
-  proof.kills += 1
-  proof.inside_save += bool(_partial(folder) - left)
+  result.kills += 1
+  result.inside_save += bool(_partial(folder) - partial)
   return True
 
 
-def _examples(folder: pathlib.Path) -> int | None:
-  """Which file the examples of the steps are recorded in: a run that goes on begins another."""
+def _steps(folder: pathlib.Path) -> list[int]:
+  return checkpoint.steps_in(folder / 'checkpoints')
+
+
+def _examples_inode(folder: pathlib.Path) -> int | None:
+  """Identifies the file of recorded examples: a resumed run starts a new one."""
   path = folder / _EXAMPLES
   return path.stat().st_ino if path.exists() else None
 
 
 def _partial(folder: pathlib.Path) -> set[tuple[str, int]]:
-  """Unfinished checkpoints: their names, and which of several of a name they are."""
+  """Returns names and inodes of the unfinished checkpoints."""
   found = set()
   for path in (folder / 'checkpoints').glob(f'*{checkpoint.PARTIAL}'):
-    with contextlib.suppress(FileNotFoundError):  # finished meanwhile
+    with contextlib.suppress(FileNotFoundError):  # finished in the meantime
       found.add((path.name, path.stat().st_ino))
   return found
 
 
-def _state(folder: pathlib.Path) -> str:
-  step = next(iter(checkpoint.steps_in(folder / 'checkpoints')), None)
-  return 'no checkpoint yet' if step is None else f'the last checkpoint is that of step {step}'
+def _compare_latest(whole: pathlib.Path, folder: pathlib.Path) -> list[str]:
+  """Returns the differences of the last complete checkpoint."""
+  place = folder / 'checkpoints'
+  step = next((step for step in _steps(folder) if not checkpoint.damage(place / str(step))), None)
+  return [] if step is None else _compare_arrays(whole, folder, step)[0]
 
 
-def _differs_at_latest(whole: pathlib.Path, folder: pathlib.Path) -> list[str]:
-  """What the last whole checkpoint has otherwise than the undisturbed run had at its step."""
-  places = (folder / 'checkpoints', whole / 'checkpoints')
-  step = next((s for s in checkpoint.steps_in(places[0]) if not checkpoint.damage(places[0] / str(s))), None)
-  return [] if step is None else _different_arrays(*places, step)[0]
-
-
-def _different_arrays(ours: pathlib.Path, theirs: pathlib.Path, step: int) -> tuple[list[str], int]:
-  one, other = (checkpoint.load_arrays(place, step) for place in (ours, theirs))
+def _compare_arrays(whole: pathlib.Path, folder: pathlib.Path, step: int) -> tuple[list[str], int]:
+  """Returns the differences of a checkpoint, and its number of arrays."""
+  one, other = (
+    {name: array.tobytes() for name, array in checkpoint.load_arrays(place / 'checkpoints', step).items()}
+    for place in (folder, whole)
+  )
   names = sorted({*one, *other})
-  same = [name in one and name in other and one[name].tobytes() == other[name].tobytes() for name in names]
-  return [f'{name} at step {step}' for name, equal in zip(names, same, strict=True) if not equal], len(names)
+  return [f'{name} at step {step}' for name in names if one.get(name) != other.get(name)], len(names)
 
 
-def _differences(whole: pathlib.Path, folder: pathlib.Path, proof: Proof) -> list[str]:
-  """What of an ended run is not as in the undisturbed one."""
-  wrong, arrays = [], 0
-  steps = [checkpoint.steps_in(place / 'checkpoints') for place in (whole, folder)]
-  if steps[0] != steps[1]:
-    wrong.append(f'checkpoints of the steps {steps[1]}, not {steps[0]}')
-  for step in set(steps[0]) & set(steps[1]):
-    different, count = _different_arrays(folder / 'checkpoints', whole / 'checkpoints', step)
-    wrong, arrays = wrong + different, arrays + count
+def _compare(whole: pathlib.Path, folder: pathlib.Path, result: Verification) -> list[str]:
+  """Returns the differences of a finished run, and counts what was compared."""
+  wrong = []
+  expected, steps = _steps(whole), _steps(folder)
+  if steps != expected:
+    wrong.append(f'checkpoints at steps {steps} instead of {expected}')
+  for step in set(steps) & set(expected):
+    different, count = _compare_arrays(whole, folder, step)
+    wrong += different
+    result.compared['arrays'] += count
+  keys = ('step', 'split', 'name', 'value', 'images')
   metrics = [
-    [
-      (line['step'], line['split'], line['name'], line['value'], line['images'])
-      for line in read_metrics(place)
-      if line['name'] not in _TIMED
-    ]
+    [tuple(line[key] for key in keys) for line in read_metrics(place) if line['name'] not in _TIMED]
     for place in (whole, folder)
   ]
   if metrics[0] != metrics[1]:
     wrong.append('metrics.jsonl')
-  keys = [(line['step'], line['split'], line['name']) for line in read_metrics(folder)]
-  if len(keys) != len(set(keys)):
-    wrong.append('metrics.jsonl has a value twice')
+  logged = [(line['step'], line['split'], line['name']) for line in read_metrics(folder)]
+  if len(logged) != len(set(logged)):
+    wrong.append('metrics.jsonl contains a value twice')
   examples = [read_lines(place / _EXAMPLES) for place in (whole, folder)]
   if examples[0] != examples[1]:
-    wrong.append('the examples of the steps')
-  found = {
-    'checkpoints': len(steps[1]),
-    'arrays': arrays,
-    'metrics': len(metrics[1]),
-    'steps': len(examples[1]),
-  }
-  for name, count in found.items():
-    proof.compared[name] = proof.compared.get(name, 0) + count
+    wrong.append("the steps' examples")
+  result.compared.update(checkpoints=len(steps), metrics=len(metrics[1]), steps=len(examples[1]))
   return wrong

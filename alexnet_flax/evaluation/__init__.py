@@ -1,1 +1,1 @@
-"""Trained networks scored on data sets."""
+"""Evaluation of trained networks on data sets."""

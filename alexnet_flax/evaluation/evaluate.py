@@ -1,4 +1,4 @@
-"""PretrainedModel networks scored on a data set by a named protocol."""
+"""Runs trained networks on a data set, and collects their predictions."""
 
 import concurrent.futures
 import functools
@@ -14,173 +14,159 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from alexnet_flax.data.augment import normalize
-from alexnet_flax.data.image_header import pixels
+from alexnet_flax.data.image_header import decode_pixels
 from alexnet_flax.data.images import UnreadableError, pillow_view
 from alexnet_flax.data.source import Example, Source
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError
 from alexnet_flax.evaluation.protocols import Protocol
-from alexnet_flax.evaluation.scores import Answers
+from alexnet_flax.evaluation.scores import Predictions
 from alexnet_flax.pretrained import PretrainedModel, unnamed
 
-_READ_AT_ONCE = 4096
+_TOP = 5
 
 
-def right_classes(source: Source) -> list[tuple[int, ...]]:
-  """Of each example the classes that count as right; empty where none does (ReaL)."""
-  found: list[tuple[int, ...]] = []
-  for start in range(0, source.num_examples, _READ_AT_ONCE):
-    numbers = np.arange(start, min(start + _READ_AT_ONCE, source.num_examples))
-    found += [
-      (example.label,) if example.right is None else example.right for example in source.read(numbers)
-    ]
-  return found
+def correct_classes(source: Source) -> list[tuple[int, ...]]:
+  """The classes that count as correct for each example; empty for images without a label (ReaL)."""
+  return [(example.label,) if example.correct is None else example.correct for example in source.read_all()]
 
 
-def answer(
+def predict_dataset(
   networks: Sequence[PretrainedModel],
   source: Source,
   protocol: Protocol,
   *,
   batch_size: int = 128,
   num_threads: int | None = None,
-  left_out: set[int] | None = None,
-) -> Answers:
-  """The averaged answers of networks to every image of a data set that has a right one.
+  skipped: set[int] | None = None,
+) -> Predictions:
+  """Predicts every labelled image of a data set, on all devices.
 
-  The probabilities are the mean of the softmax over crops and networks (Krizhevsky et al. 2012, sections
-  4.1 and 6.1). All devices are used.
+  Probabilities are the softmax averaged over crops and networks (Krizhevsky et al. 2012, sections 4.1 and
+  6.1).
 
   Args:
-    networks: one or more.
-    source: the data set.
-    protocol: how they see it.
-    batch_size: images at a time; made a multiple of the number of devices.
-    num_threads: for decoding; one a core if None.
-    left_out: takes the numbers of images that cannot be decoded, which are not counted then; an error if
-      None.
+    networks: One or more networks.
+    source: The data set.
+    protocol: The crops, and the classes that can be predicted.
+    batch_size: Images per batch; rounded up to a multiple of the number of devices.
+    num_threads: Decoding threads; one per core if None.
+    skipped: A set that receives the indices of images that cannot be decoded; these are not counted. If
+      None, such an image is an error.
 
   Raises:
-    UsageError: the data set has other classes than the networks, or an image cannot be decoded.
+    UsageError: The data set's classes differ from the networks', or an image cannot be decoded.
   """
   for network in networks:
     _check_classes(network, source)
-  right = right_classes(source)
-  classes = {network.source: len(network.class_names) for network in networks}
-  if len(set(classes.values())) > 1:
-    raise UsageError(f'networks that are averaged must have the same classes ({classes})')
-  allowed = None
-  if protocol.allowed is not None:
-    allowed = np.zeros(len(networks[0].class_names), bool)
-    allowed[list(protocol.allowed)] = True
-  counted = np.array([bool(some) for some in right])
+  sizes = {network.source: len(network.class_names) for network in networks}
+  if len(set(sizes.values())) > 1:
+    raise UsageError(f'averaged networks must have the same classes ({sizes})')
+  correct = correct_classes(source)
+  counted = np.array([bool(classes) for classes in correct])
   if not counted.any():
     raise UsageError(f'{source.name}: no image has a label')
 
-  best, probabilities, losses = [], [], []
-  labels = iter(some[0] if some else 0 for some in right)
-  for batch in _probabilities(networks, source, protocol.view, allowed, batch_size, num_threads, left_out):
+  top, probabilities, losses = [], [], []
+  labels = iter(classes[0] if classes else 0 for classes in correct)
+  for batch in _probabilities(networks, source, protocol, batch_size, num_threads, skipped):
     if not np.isfinite(batch).all():
-      raise UsageError(f'{" and ".join(classes)}: answers are not finite')
-    order = np.argsort(-batch, axis=1, kind='stable')[:, :5]
-    best.append(order)
+      raise UsageError(f'{" and ".join(sizes)}: the predictions are not finite')
+    order = np.argsort(-batch, axis=1, kind='stable')[:, :_TOP]
+    top.append(order)
     probabilities.append(np.take_along_axis(batch, order, 1))
-    chosen = [next(labels) for _ in batch]
-    least = np.finfo(np.float32).tiny  # a probability that float32 does not hold counts as this
-    losses.append(-np.log(np.maximum(batch[np.arange(len(batch)), chosen], least)))
-  counted[list(left_out or ())] = False
-  answers = Answers(
-    np.concatenate(best)[counted],
+    at_label = batch[np.arange(len(batch)), [next(labels) for _ in batch]]
+    losses.append(-np.log(np.maximum(at_label, np.finfo(np.float32).tiny)))  # float32 may underflow to 0
+  if sum(map(len, top)) != source.num_examples:
+    raise AssertionError(f'{sum(map(len, top))} of {source.num_examples} images of {source.name} were seen')
+  counted[list(skipped or ())] = False
+  return Predictions(
+    np.concatenate(top)[counted],
     np.concatenate(probabilities)[counted],
     np.concatenate(losses)[counted],
-    [some for some, counts in zip(right, counted, strict=True) if counts],
+    [classes for classes, counts in zip(correct, counted, strict=True) if counts],
     np.nonzero(counted)[0],
   )
-  if sum(map(len, best)) != source.num_examples:
-    raise AssertionError(f'{sum(map(len, best))} of {source.num_examples} images of {source.name} were seen')
-  return answers
 
 
 def _probabilities(
   networks: Sequence[PretrainedModel],
   source: Source,
-  view: EvalView,
-  allowed: np.ndarray | None,
+  protocol: Protocol,
   batch_size: int,
   num_threads: int | None,
-  left_out: set[int] | None = None,
+  skipped: set[int] | None = None,
 ) -> Iterator[np.ndarray]:
-  """float32 [B, C] of the data set's images in order."""
+  """Yields float32 [B, C] for the images of the data set, in order."""
   from alexnet_flax.data import loader
 
   mesh = jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
   sharding, replicated = NamedSharding(mesh, PartitionSpec('data')), NamedSharding(mesh, PartitionSpec())
   variables = jax.device_put([network.variables for network in networks], replicated)
   batch_size = -(-min(batch_size, source.num_examples) // jax.device_count()) * jax.device_count()
-  mean = jax.jit(
-    functools.partial(mean_probabilities, [network.model for network in networks], allowed=allowed),
-    out_shardings=replicated,
-  )
+  allowed = None
+  if protocol.allowed is not None:
+    allowed = np.isin(np.arange(len(networks[0].class_names)), protocol.allowed)
+  models = [network.model for network in networks]
+  mean = jax.jit(functools.partial(mean_probabilities, models, allowed=allowed), out_shardings=replicated)
+  view = protocol.view
   if view.resize == 'pil':
-    batches = _by_pillow(source, view, batch_size, num_threads, left_out)
+    batches = _pillow_batches(source, view, batch_size, num_threads, skipped)
   else:
     batches = loader.eval_batches(
       source, view, batch_size=batch_size, num_classes=len(source.class_names), num_threads=num_threads
     )
-  done = 0
-  with tqdm(
-    total=source.num_examples, unit='image', desc=source.name, disable=not sys.stderr.isatty()
-  ) as bar:
-    for batch in loader.to_devices(batches, sharding):
-      count = min(batch_size, source.num_examples - done)
+  total = source.num_examples
+  with tqdm(total=total, unit='image', desc=source.name, disable=not sys.stderr.isatty()) as bar:
+    for start, batch in enumerate(loader.to_devices(batches, sharding)):
+      count = min(batch_size, total - start * batch_size)
       yield np.asarray(mean(variables, batch['image']))[:count]
-      done += count
       bar.update(count)
 
 
-def _by_pillow(
-  source: Source, view: EvalView, batch_size: int, num_threads: int | None, left_out: set[int] | None
+def _pillow_batches(
+  source: Source, view: EvalView, batch_size: int, num_threads: int | None, skipped: set[int] | None
 ) -> Iterator[dict[str, np.ndarray]]:
-  """The images decoded and resized by Pillow itself: what published figures were measured with, to the bit.
+  """Yields images decoded and resized by Pillow, the program that published accuracies were measured with.
 
-  TensorFlow's antialiasing, which training evaluates with, rounds otherwise by a level here and there.
+  TensorFlow's antialiased resizing, used for evaluation during training, rounds some values differently.
   """
 
-  def seen(number: int, example: Example) -> np.ndarray:
+  def decode(index: int, example: Example) -> np.ndarray:
     try:
-      return pillow_view(pixels(example.image), view)
+      return pillow_view(decode_pixels(example.image), view)
     except UnreadableError as error:
-      if left_out is not None:
-        left_out.add(number)
-        return pillow_view(np.zeros((view.resize_side, view.resize_side, 3), np.uint8), view)
-      raise UsageError(f'{source.name}: {example.name or "an image"} cannot be decoded: {error}') from None
+      if skipped is None:
+        name = example.name or 'an image'
+        raise UsageError(f'{source.name}: {name} cannot be decoded: {error}') from None
+      skipped.add(index)
+      return pillow_view(np.zeros((view.resize_side, view.resize_side, 3), np.uint8), view)
 
   with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count()) as threads:
 
-    def begun(start: int) -> list[concurrent.futures.Future[np.ndarray]]:
-      numbers = np.arange(start, min(start + batch_size, source.num_examples))
-      return [
-        threads.submit(seen, *pair) for pair in zip(numbers.tolist(), source.read(numbers), strict=True)
-      ]
+    def submit(start: int) -> list[concurrent.futures.Future[np.ndarray]]:
+      indices = np.arange(start, min(start + batch_size, source.num_examples))
+      pairs = zip(indices.tolist(), source.read(indices), strict=True)
+      return [threads.submit(decode, *pair) for pair in pairs]
 
-    ahead = begun(0)
+    ahead = submit(0)
     for start in range(0, source.num_examples, batch_size):
-      now, ahead = ahead, begun(start + batch_size)
-      views = np.stack([future.result() for future in now])
-      filling = np.zeros((batch_size - len(views), *views.shape[1:]), np.uint8)
-      yield {'image': np.concatenate([views, filling])}
+      now, ahead = ahead, submit(start + batch_size)
+      images = np.stack([future.result() for future in now])
+      padding = [(0, batch_size - len(images)), *[(0, 0)] * (images.ndim - 1)]
+      yield {'image': np.pad(images, padding)}
 
 
 def mean_probabilities(
   models: Sequence[Any], variables: Sequence[Any], images: jax.Array, allowed: np.ndarray | None = None
 ) -> jax.Array:
-  """The mean of the softmax over networks and crops.
+  """The softmax averaged over networks and crops.
 
   Args:
-    models: C classes each.
-    variables: theirs.
-    images: uint8 RGB [B, S, S, 3], or [B, V, S, S, 3] of V crops each.
-    allowed: bool [C], which classes can be answered; all if None.
+    models: Networks with C classes each.
+    variables: Their variables.
+    images: uint8 RGB [B, S, S, 3], or [B, V, S, S, 3] with V crops each.
+    allowed: bool [C], the classes that can be predicted; all if None.
 
   Returns:
     float32 [B, C].
@@ -200,12 +186,12 @@ def mean_probabilities(
 def _check_classes(network: PretrainedModel, source: Source) -> None:
   theirs, ours = source.class_names, network.class_names
   if ours[: len(theirs)] == theirs and set(ours[len(theirs) :]) <= set(unnamed(len(ours))):
-    return  # a head may be wider than the data set it was trained for
+    return  # a head may be wider than the data set it was trained on
   if ours == unnamed(len(ours)) and len(ours) == len(theirs):
     return
   if len(theirs) != len(ours):
-    what = f'{len(theirs)} classes, and {network.source} tells {len(ours)} apart'
+    what = f'{len(theirs)} classes, but {network.source} has {len(ours)}'
   else:
-    which = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-    what = f'other classes than {network.source}: {theirs[which]!r} where that has {ours[which]!r}'
-  raise UsageError(f'{source.name} has {what}; evaluate on the classes that it was trained for')
+    first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+    what = f'other classes than {network.source}: {theirs[first]!r} instead of {ours[first]!r}'
+  raise UsageError(f'{source.name} has {what}; evaluate on the classes that the network was trained on')

@@ -1,4 +1,4 @@
-"""ImageNet's validation set and its relatives by their TFDS names: how many images, which classes."""
+"""ImageNet's validation set and its variants, by TFDS name: number of images, classes, published errors."""
 
 from typing import NamedTuple
 
@@ -6,13 +6,13 @@ import numpy as np
 
 
 class KnownSet(NamedTuple):
-  """What a published figure on a data set is measured over.
+  """The images and classes over which published results are measured.
 
   Attributes:
-    split: TFDS's name for what is evaluated.
-    images: how many it has.
-    restricted: whether only the classes that occur in it can be answered.
-    is_cropped: whether its images are 224x224 already, so that none is resized or cut again.
+    split: TFDS's name of the evaluated split.
+    images: Its number of images.
+    restricted: Whether predictions are restricted to the classes that occur in it.
+    is_cropped: Whether its images are already 224x224, so that none is resized or cropped again.
   """
 
   split: str
@@ -36,7 +36,7 @@ KNOWN = {
 
 CORRUPTED = 'imagenet2012_corrupted'
 SEVERITIES = (1, 2, 3, 4, 5)
-# AlexNet's top-1 errors in %, each averaged over five severities (google-research/augmix, imagenet.py).
+# AlexNet's top-1 errors in %, averaged over the five severities (google-research/augmix, imagenet.py).
 ALEXNET_ERRORS = {
   'gaussian_noise': 88.6428,
   'shot_noise': 89.4468,
@@ -57,7 +57,7 @@ ALEXNET_ERRORS = {
 
 
 def known_set(dataset: str) -> KnownSet | None:
-  """What is known of a data set by its TFDS name, its configuration and version aside.
+  """Returns the published set of a TFDS name, ignoring configuration and version; None if there is none.
 
   >>> known_set('imagenet_v2/matched-frequency:3.0.0').images
   10000
@@ -66,14 +66,14 @@ def known_set(dataset: str) -> KnownSet | None:
 
 
 def corruption_errors(errors: dict[str, list[float]]) -> dict[str, float]:
-  """ImageNet-C's two summaries (Hendrycks and Dietterich 2019, section 4.2), as fractions.
+  """Computes ImageNet-C's two summary metrics (Hendrycks and Dietterich 2019, section 4.2), as fractions.
 
   Args:
-    errors: of each corruption the top-1 error at each severity, as fractions.
+    errors: The top-1 errors of each corruption, one per severity, as fractions.
 
   Returns:
-    'error', the mean over corruptions and severities; 'mCE', in which each corruption's error is divided by
-    AlexNet's published one first.
+    'error', the mean over corruptions and severities; 'mCE', the mean of each corruption's error divided by
+    AlexNet's published error.
 
   >>> same = {name: [error / 100] * 5 for name, error in ALEXNET_ERRORS.items()}
   >>> {name: round(value, 4) for name, value in corruption_errors(same).items()}

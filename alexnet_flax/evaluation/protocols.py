@@ -1,4 +1,4 @@
-"""Evaluation protocols by name, and the data set that a name means."""
+"""Evaluation protocols by name, and the data sets they are applied to."""
 
 import dataclasses
 import re
@@ -16,11 +16,11 @@ PROTOCOLS = {'1-crop': False, 'ten-crop': True}
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-  """How images are shown to the networks, and which answers are allowed.
+  """How images are cropped, and which classes can be predicted.
 
   Attributes:
-    view: the crops.
-    allowed: the classes that can be answered; all if None.
+    view: The crops.
+    allowed: The classes that can be predicted; all if None.
   """
 
   view: EvalView
@@ -30,7 +30,7 @@ class Protocol:
     view = self.view
     crops = 'ten crops' if view.ten_crop else '1 crop'
     text = f'{crops} of {view.image_size}x{view.image_size}, short side {view.resize_side} ({view.resize})'
-    return text if self.allowed is None else f'{text}, {len(self.allowed)} classes allowed'
+    return text if self.allowed is None else f'{text}, restricted to {len(self.allowed)} classes'
 
 
 def protocol_of(
@@ -40,18 +40,18 @@ def protocol_of(
   size: int | None = None,
   allowed: tuple[int, ...] | None = None,
 ) -> Protocol:
-  """A protocol by its name, for networks that are to see the same images.
+  """Returns a protocol by name, for networks that are evaluated on the same crops.
 
   Args:
-    networks: which give the short side and, if `size` is None, the side of the crops.
-    name: one of `PROTOCOLS`.
-    resize: as Pillow does it, or TensorFlow.
-    size: of the crops, such as 224 or 227.
-    allowed: see `Protocol`.
+    networks: The networks. They determine the short side and, if `size` is None, the side of the crops.
+    name: One of `PROTOCOLS`.
+    resize: The resizing algorithm, Pillow's or TensorFlow's.
+    size: The side of the crops, such as 224 or 227.
+    allowed: See `Protocol`.
 
   Raises:
-    UsageError: there is no such protocol, a network cannot see crops of that side, or two networks
-      want different ones.
+    UsageError: There is no such protocol, crops of that side do not fit a network, or the networks need
+      different crops.
   """
   if name not in PROTOCOLS:
     raise unknown_name('protocol', name, PROTOCOLS)
@@ -59,26 +59,28 @@ def protocol_of(
   for network in networks:
     spec = network.spec
     side = spec.image_size if size is None else size
-    # fc6 has as many inputs as the last pooling leaves values.
+    # The size after the last pooling determines the number of fc6's inputs.
     final, needed = (list(spec.side_lengths(s).values())[-1] for s in (side, spec.image_size))
     if final != needed:
       raise UsageError(
-        f'{network.source} cannot see crops of {side}x{side}: {final}x{final} are left of them at its last'
-        f' pooling, and it is made for {needed}x{needed}; its own size is {spec.image_size}'
+        f'crops of {side}x{side} do not fit {network.source}: its last pooling gives {final}x{final}, but its'
+        f' weights need {needed}x{needed}; its own crop size is {spec.image_size}'
       )
     views[EvalView(side, round(spec.image_size / spec.preprocessing.center_crop_share), resize)] = network
   if len(views) > 1:
     seen = '; '.join(f'{one.source}: {view.image_size} of {view.resize_side}' for view, one in views.items())
-    raise UsageError(f'networks that are averaged must see the same crops ({seen}); give --size')
+    raise UsageError(f'averaged networks must use the same crops ({seen}); give --size')
   (view,) = views
   return Protocol(dataclasses.replace(view, ten_crop=PROTOCOLS[name]), allowed)
 
 
 def open_evaluated(dataset: str, data_dir: str | None = None) -> Source:
-  """The split that NAME[:SPLIT] means: of ImageNet's family the published one, else 'test' or 'validation'.
+  """Opens NAME[:SPLIT].
+
+  The default split is the published one for ImageNet's sets, otherwise 'test' or 'validation'.
 
   Raises:
-    UsageError: there is no such data set or split, or it is not prepared.
+    UsageError: There is no such data set or split, or it is not prepared.
   """
   name, split = split_name(dataset)
   if split is None:
@@ -91,13 +93,13 @@ def open_evaluated(dataset: str, data_dir: str | None = None) -> Source:
 
 
 def split_name(dataset: str) -> tuple[str, str | None]:
-  """NAME and SPLIT of NAME[:SPLIT]; a name may end in a version.
+  """Splits NAME[:SPLIT] into NAME and SPLIT; the name may end in a version.
 
   >>> split_name('imagenet_v2/matched-frequency:3.0.0'), split_name('cifar10:test[:50%]')
   (('imagenet_v2/matched-frequency:3.0.0', None), ('cifar10', 'test[:50%]'))
 
   Raises:
-    UsageError: it is no such thing.
+    UsageError: The text has another form.
   """
   match = re.fullmatch(r'([^:]+(?::\d+\.\d+\.\d+)?)(?::(.+))?', dataset)
   if match is None:

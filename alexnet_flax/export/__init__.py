@@ -1,1 +1,1 @@
-"""Trained networks for other programs."""
+"""PretrainedModel networks for other programs."""

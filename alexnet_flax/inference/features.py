@@ -1,4 +1,4 @@
-"""Activations of named layers for any images."""
+"""Activations of named layers as features of images."""
 
 import functools
 import itertools
@@ -32,26 +32,26 @@ def features(
   dtype: Any = np.float32,
   batch_size: int = 64,
 ) -> dict[str, np.ndarray]:
-  """What the named layers make of images, in evaluation mode.
+  """Returns the activations of the named layers, in evaluation mode.
 
   Args:
-    model: the network.
-    variables: its variables.
-    images: uint8 RGB images of any sizes: a sequence of [H, W, 3], or [N, H, W, 3]. Each is resized
-      and cut as in evaluation, and normalised as the spec says. With `preprocessed`, floats
-      [N, H, W, 3] that go to the network as they are.
-    layers: endpoints' names, such as ['relu3', 'fc7'].
-    preprocessed: see `images`.
-    pool: 'mean' or 'max' over space, for layers that have space; None for all of it.
-    dtype: of the result.
-    batch_size: images at a time; the last batch is filled up.
+    model: The network.
+    variables: Its variables.
+    images: uint8 RGB images of any size: a sequence of [H, W, 3], or an array [N, H, W, 3]. Each is resized,
+      cropped and normalised as in evaluation. With `preprocessed`, float [N, H, W, 3], which the network
+      receives unchanged.
+    layers: The names of endpoints, such as ['relu3', 'fc7'].
+    preprocessed: See `images`.
+    pool: 'mean' or 'max' over the spatial dimensions of layers that have them; None for no pooling.
+    dtype: The type of the result.
+    batch_size: Images per batch; the last batch is padded.
 
   Returns:
-    Layer -> [N, H, W, C], or [N, C] where the layer has no space or is pooled; row i is image i.
+    By layer, [N, H, W, C], or [N, C] if the layer has no spatial dimensions or is pooled. Row i is image i.
 
   Raises:
-    UsageError: there is no such layer or pooling.
-    ValueError: an image is not of the shape and type said above.
+    UsageError: There is no such layer or pooling.
+    ValueError: An image does not have the shape and type stated above.
 
   >>> import jax, numpy as np
   >>> from alexnet_flax import AlexNet, VARIANTS, features
@@ -62,11 +62,11 @@ def features(
   {'relu3': (1, 3, 3, 24), 'fc7': (1, 256)}
   """
   if preprocessed and not all(jnp.issubdtype(image.dtype, jnp.floating) for image in images):
-    raise ValueError('preprocessed images must be floats [N, H, W, 3], as the network takes them')
+    raise ValueError('preprocessed images must be floats [N, H, W, 3]')
   views = images if preprocessed else (evaluation_view(np.asarray(image), model.spec) for image in images)
   parts = list(feature_batches(model, variables, views, layers, pool=pool, batch_size=batch_size))
   if not parts:
-    raise ValueError('no images are given')
+    raise ValueError('there are no images')
   return {name: np.concatenate([part[name] for part in parts]).astype(dtype) for name in layers}
 
 
@@ -79,11 +79,11 @@ def feature_batches(
   pool: str | None = None,
   batch_size: int = 64,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """The same as `features`, a batch at a time, for views that come one by one.
+  """Yields features batch by batch, for an iterable of views.
 
   Args:
-    views: uint8 [S, S, 3], cut as in evaluation, or floats [S, S, 3] that have been normalised too.
-    model, variables, layers, pool, batch_size: as for `features`.
+    model, variables, layers, pool, batch_size: See `features`.
+    views: uint8 [S, S, 3], cropped as in evaluation, or float [S, S, 3], also normalised.
   """
   known = [name for name, _ in model.spec.named_layers()]
   for name in layers:

@@ -1,4 +1,4 @@
-"""Where a network looks: Grad-CAM (Selvaraju et al. 2017), and the map laid over its image."""
+"""Grad-CAM (Selvaraju et al. 2017), and its map overlaid on the image."""
 
 import functools
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from alexnet_flax.data.augment import normalize
 from alexnet_flax.errors import unknown_name
@@ -25,22 +24,24 @@ def grad_cam(
   *,
   layer: str | None = None,
 ) -> np.ndarray:
-  """How much each place of a layer speaks for a class: the ReLU of the channels' sum, each weighted by the
-  mean derivative of the class's logit by it (Selvaraju et al. 2017, equations 1 and 2).
+  """Computes Grad-CAM maps: how strongly each position of a layer supports a class.
+
+  A map is the ReLU of the sum of the layer's channels, each weighted by the mean gradient of the class's
+  logit with respect to it (Selvaraju et al. 2017, equations 1 and 2).
 
   Args:
-    model: the network.
-    variables: its variables.
-    images: uint8 RGB [N, S, S, 3], cut as in evaluation.
-    classes: int [N]; the most probable one of each image if None.
-    layer: with space; the last before the last pooling if None.
+    model: The network.
+    variables: Its variables.
+    images: uint8 RGB [N, S, S, 3], cropped as in evaluation.
+    classes: int [N]; the top-1 prediction of each image if None.
+    layer: A layer with spatial dimensions; the last one before the last pooling if None.
 
   Returns:
-    float32 [N, H, W], the greatest value of each being 1; 0 where nothing speaks for the class.
+    float32 [N, H, W] in 0 ... 1, with maximum 1; all 0 if no position supports the class.
 
   Raises:
-    UsageError: there is no such layer.
-    ValueError: the layer has no space.
+    UsageError: There is no such layer.
+    ValueError: The layer has no spatial dimensions.
   """
   names = [name for name, _ in model.spec.named_layers()]
   name = default_layer(model.spec) if layer is None else layer
@@ -51,24 +52,25 @@ def grad_cam(
 
 
 def default_layer(spec: Spec) -> str:
-  """The last layer with space before the last pooling; 'relu5' or 'norm5'."""
-  layers = list(spec.named_layers())
+  """Returns the last layer before the last pooling, such as 'relu5' or 'norm5'."""
+  layers = spec.named_layers()
   last = max(i for i, (_, layer) in enumerate(layers) if isinstance(layer, Conv))
   pools = [i for i, (_, layer) in enumerate(layers) if isinstance(layer, Pool) and i > last]
   return layers[pools[0] - 1 if pools else last][0]
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-  """An image under its map, in colours from black to yellow.
+  """Overlays a map on an image, in colours from black to yellow.
 
   Args:
     image: uint8 [S, S, 3].
-    heat: float [H, W] in 0 ... 1, made as large as the image.
+    heat: float [H, W] in 0 ... 1, which is resized to the image.
 
   Returns:
     uint8 [S, S, 3].
   """
   import matplotlib
+  from PIL import Image
 
   height, width = image.shape[:2]
   smooth = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
@@ -91,11 +93,11 @@ def _compiled(model: AlexNet, layer: str) -> Any:
 
     shape = jax.eval_shape(lambda: model.apply(variables, inputs, train=False, endpoints=True)[1][layer])
     if len(shape.shape) != 4:
-      raise ValueError(f'the layer {layer} has no space left; choose one before the flattening')
+      raise ValueError(f'the layer {layer} has no spatial dimensions; choose one before the flattening')
     gradient, activations = jax.grad(wanted, has_aux=True)(jnp.zeros(shape.shape, jnp.float32))
     weights = gradient.mean((1, 2), keepdims=True)
     heat = jax.nn.relu((weights * activations.astype(jnp.float32)).sum(-1))
-    greatest = heat.max((1, 2), keepdims=True)
-    return heat / jnp.where(greatest > 0, greatest, 1.0)
+    largest = heat.max((1, 2), keepdims=True)
+    return heat / jnp.where(largest > 0, largest, 1.0)
 
   return jax.jit(cam)

@@ -1,6 +1,5 @@
-"""What each layer makes of some images: sizes, spread, and units that stay silent."""
+"""Statistics of each layer's output: size, mean, deviation, dead channels."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,16 +11,16 @@ from alexnet_flax.models.alexnet import AlexNet
 
 
 class LayerStatistics(NamedTuple):
-  """Of one layer's output over some images.
+  """Statistics of one layer over a batch of images.
 
   Attributes:
-    name: the layer's.
-    shape: of its output for one image.
-    parameters: how many it has.
-    weight_deviation: standard deviation of its kernel, or None.
-    mean, deviation: of its output.
-    zeros: share of its values that are 0.
-    dead: share of its channels that are nowhere above 0.
+    name: The name of the layer.
+    shape: The shape of its output for one image.
+    parameters: Its number of parameters.
+    weight_deviation: The standard deviation of its kernel, or None.
+    mean, deviation: Mean and standard deviation of its output.
+    zeros: The share of its output values that are 0.
+    dead: The share of its channels that are never above 0.
   """
 
   name: str
@@ -35,20 +34,23 @@ class LayerStatistics(NamedTuple):
 
 
 def layer_statistics(model: AlexNet, variables: Any, images: np.ndarray | jax.Array) -> list[LayerStatistics]:
-  """The statistics of every layer, in the order of the network.
+  """Returns the statistics of every layer, in the order of the network.
 
   Args:
-    model: the network.
-    variables: its variables.
+    model: The network.
+    variables: Its variables.
     images: uint8 RGB [N, S, S, 3].
   """
 
+  def taps(variables: Any, images: jax.Array) -> Any:
+    inputs = normalize({'image': images}, preprocessing=model.spec.preprocessing)['image']
+    return model.apply(variables, inputs, train=False, endpoints=True)[1]
+
   @jax.jit
   def measure(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-    taps = _taps(model, variables, images)
-    return {name: _measured(x.astype(jnp.float32)) for name, x in taps.items()}
+    return {name: _measure(x.astype(jnp.float32)) for name, x in taps(variables, images).items()}
 
-  shapes = jax.eval_shape(functools.partial(_taps, model), variables, images)
+  shapes = jax.eval_shape(taps, variables, images)
   values = jax.device_get(measure(variables, images))
   found = []
   for name, _ in model.spec.named_layers():
@@ -59,12 +61,7 @@ def layer_statistics(model: AlexNet, variables: Any, images: np.ndarray | jax.Ar
   return found
 
 
-def _taps(model: AlexNet, variables: Any, images: jax.Array) -> Any:
-  inputs = normalize({'image': images}, preprocessing=model.spec.preprocessing)['image']
-  return model.apply(variables, inputs, train=False, endpoints=True)[1]
-
-
-def _measured(x: jax.Array) -> jax.Array:
-  """Mean, deviation, share of zeros, share of silent channels."""
-  silent = jnp.all(x <= 0, axis=tuple(range(x.ndim - 1)))
-  return jnp.stack([x.mean(), x.std(), jnp.mean((x == 0).astype(x.dtype)), jnp.mean(silent.astype(x.dtype))])
+def _measure(x: jax.Array) -> jax.Array:
+  """Returns the mean, the deviation, the share of zeros, and the share of dead channels."""
+  dead = jnp.all(x <= 0, axis=tuple(range(x.ndim - 1)))
+  return jnp.stack([x.mean(), x.std(), jnp.mean((x == 0).astype(x.dtype)), jnp.mean(dead.astype(x.dtype))])

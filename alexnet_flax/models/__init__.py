@@ -1,1 +1,1 @@
-"""Networks as data, and the linen module that walks them."""
+"""Network specifications, and the linen module that builds them."""

@@ -1,7 +1,7 @@
-"""One linen module for the whole family: it walks a spec's layers."""
+"""One linen module for the whole family: it applies the layers of a spec in order."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +20,16 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class AlexNet(nn.Module):
-  """An AlexNet, as its spec says.
+  """The network that a spec describes.
 
   Attributes:
-    spec: one of `VARIANTS`, or your own.
-    num_classes: length of the logits; the spec's own number if None.
+    spec: One of `VARIANTS`, or your own.
+    num_classes: The number of logits; the spec's own number if None.
     dtype: float32 or bfloat16, for the arithmetic between input and logits. Parameters, running
-      statistics, the norms' sums and the logits are float32 in both.
-    fixed_norms: BatchNorm layers that normalise by their running statistics in training too, and leave
-      those as they are.
-    axis_name: the mapped axis over which BatchNorm takes its moments, under `jax.pmap`. Not needed
-      under `jax.jit`, where the batch is whole.
+      statistics, the norms' sums and the logits are always float32.
+    axis_name: The mapped axis over which BatchNorm computes its moments, under `jax.pmap`. Not needed
+      under `jax.jit`, where BatchNorm sees the whole batch.
+    fixed_norms: BatchNorm layers that also use their running statistics in training, without updating them.
 
   >>> import jax, jax.numpy as jnp
   >>> from alexnet_flax import AlexNet, VARIANTS
@@ -57,23 +56,23 @@ class AlexNet(nn.Module):
     endpoints: bool = False,
     perturbations: Mapping[str, jax.Array] | None = None,
   ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
-    """Logits of a batch of images.
+    """Computes the logits of a batch of images.
 
     Args:
-      images: float [B, H, W, 3], preprocessed as `spec.preprocessing` says.
-      train: normalise by the batch and drop out (needs `rngs={'dropout': key}`, and
-        `mutable=['batch_stats']` where the spec has BatchNorm).
-      endpoints: return every layer's output as well.
-      perturbations: what to add to layers' outputs, by their names. The derivative by a perturbation of
-        zeros is that by the layer's output.
+      images: float [B, H, W, 3], preprocessed according to `spec.preprocessing`.
+      train: Whether to use batch statistics and dropout (needs `rngs={'dropout': key}`, and
+        `mutable=['batch_stats']` if the spec has BatchNorm).
+      endpoints: Whether to also return every layer's output.
+      perturbations: Arrays to add to the outputs of layers, by layer name. The gradient with respect to a
+        perturbation of zeros is the gradient with respect to that layer's output.
 
     Returns:
-      float32 logits [B, num_classes], never softmaxed; with `endpoints`, also a dictionary of every
+      float32 logits [B, num_classes], without softmax; with `endpoints`, also a dictionary of every
       layer's output by name ('conv1', 'relu1', ..., 'fc8').
 
     Raises:
-      ValueError: the shape is not [B, H, W, 3], or H or W is too small for the network.
-      TypeError: the images are integers, so have not been preprocessed.
+      ValueError: The shape is not [B, H, W, 3], or H or W is too small for the network.
+      TypeError: The images are integers, so have not been preprocessed.
     """
     if images.ndim != 4 or images.shape[-1] != 3:
       raise ValueError(f'images (of shape {images.shape}) must have shape [B, H, W, 3]')
@@ -110,7 +109,7 @@ class AlexNet(nn.Module):
         )(x)
       case specs.Dense():
         return nn.Dense(
-          self._classes() if layer.features is None else layer.features,
+          layer.features or self.num_classes or self.spec.num_classes,
           dtype=self.dtype,
           kernel_init=_kernel_init(layer.kernel_init),
           bias_init=_bias_init(layer.bias_init, x.shape[-1]),
@@ -125,7 +124,7 @@ class AlexNet(nn.Module):
           dtype=self.dtype,
           use_bias=layer.affine,
           use_scale=layer.affine,
-          use_fast_variance=False,  # E[x^2] - E[x]^2 cancels: devices would differ in the fifth digit
+          use_fast_variance=False,  # E[x^2] - E[x]^2 loses precision: devices differ in the fifth digit
           name=name,
         )(x)
       case specs.Dropout():
@@ -140,9 +139,8 @@ class AlexNet(nn.Module):
         return layers.spatial_response_norm(x, layer)
       case specs.Flatten():
         return x.reshape(x.shape[0], -1)
-
-  def _classes(self) -> int:
-    return self.spec.num_classes if self.num_classes is None else self.num_classes
+      case _:
+        assert_never(layer)
 
 
 def _kernel_init(init: specs.Normal | specs.VarianceScaling) -> Callable[..., jax.Array]:

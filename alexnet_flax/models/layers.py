@@ -1,6 +1,6 @@
-"""The layers flax does not have, or has slower: pooling, and the two local response norms.
+"""Layers that flax lacks or computes more slowly: pooling, and the two local response norms.
 
-All take and return [B, H, W, C]. Sums are made in float32 at least; the result has the input's dtype.
+All take and return [B, H, W, C]. Sums are accumulated in at least float32; results have the input's dtype.
 """
 
 import functools
@@ -15,7 +15,7 @@ from alexnet_flax.models.spec import LocalResponseNorm, Pool, SpatialResponseNor
 
 
 def pool(x: jax.Array, layer: Pool) -> jax.Array:
-  """Max or average pooling by `layer`; an average counts only what lies in the image."""
+  """Applies max or average pooling; an average excludes padding."""
   window, strides = (layer.kernel_size, layer.kernel_size), (layer.strides, layer.strides)
   padding = [window_padding(layer, side) for side in x.shape[1:3]]
   if layer.kind == 'avg':
@@ -26,10 +26,10 @@ def pool(x: jax.Array, layer: Pool) -> jax.Array:
 
 
 def _window_slices(x: jax.Array, layer: Pool) -> Iterator[jax.Array]:
-  """For every place in the window, row by row, the values that all windows have there.
+  """Yields, for each position in the window, row by row, the values of all windows at that position.
 
-  A maximum of these is fused by XLA, and so is its derivative; that of `nn.max_pool` is a
-  select-and-scatter, several times slower on CPU (`benchmarks/train_step.py` compares the two).
+  XLA fuses their maximum, and its gradient. The gradient of `nn.max_pool` is a select-and-scatter, several
+  times slower on CPU (`benchmarks/train_step.py` compares the two).
   """
   spans = [(side - layer.kernel_size) // layer.strides * layer.strides + 1 for side in x.shape[1:3]]
   for top, left in itertools.product(range(layer.kernel_size), repeat=2):
@@ -37,19 +37,19 @@ def _window_slices(x: jax.Array, layer: Pool) -> Iterator[jax.Array]:
 
 
 def _first_greatest(a: jax.Array, b: jax.Array) -> jax.Array:
-  """The greater; of equals the first, which then has the whole gradient; NaN before everything.
+  """Returns the maximum. The first of equal values receives the whole gradient; NaN propagates.
 
-  Not `jnp.maximum`: its derivative asks whether an operand equals the result, and XLA may compute
-  either anew, with another rounding, inside the derivative's fusion. Then nothing is equal, and the
-  gradient is lost (seen on CPU with a batch sharded over eight devices).
+  `jnp.maximum` is not used: its gradient tests whether an operand equals the result, and XLA may recompute
+  either inside the gradient's fusion with different rounding. Then neither is equal, and the gradient is
+  lost (observed on CPU with a batch sharded over eight devices).
   """
   return jnp.where((b > a) | jnp.isnan(b), b, a)
 
 
 def local_response_norm(x: jax.Array, layer: LocalResponseNorm) -> jax.Array:
-  """b = a / (k + alpha * sum a^2)^beta over `size` neighbouring channels (2012 paper, section 3.3).
+  """Computes b = a / (k + alpha * sum a^2)^beta over `size` adjacent channels (2012 paper, section 3.3).
 
-  The window of channel c is c - size // 2 ... c + (size - 1) // 2, cut at the ends of its group.
+  The window of channel c is c - size // 2 ... c + (size - 1) // 2, clipped at the ends of its group.
   """
   *space, channels = x.shape
   grouped = x.reshape(*space, layer.groups, channels // layer.groups)
@@ -63,9 +63,9 @@ def local_response_norm(x: jax.Array, layer: LocalResponseNorm) -> jax.Array:
 
 
 def spatial_response_norm(x: jax.Array, layer: SpatialResponseNorm) -> jax.Array:
-  """b = a / (k + alpha * sum a^2)^beta over a size x size window of the same channel.
+  """Computes b = a / (k + alpha * sum a^2)^beta over a size x size window of the same channel.
 
-  The window is cut at the image's edge (the 2012 program's layer 'rnorm').
+  The window is clipped at the image's border (the 2012 program's layer 'rnorm').
   """
   before = layer.size // 2
   pads = (before, layer.size - 1 - before)

@@ -1,7 +1,7 @@
-"""An AlexNet as data: a tuple of small frozen dataclasses, in the order in which an image meets them.
+"""A network as data: a tuple of frozen dataclasses, one per layer, from input to logits.
 
-Two AlexNets differ by order, padding, groups, norms and constants. A tuple of layers states all of that and
-reads like the paper. The networks themselves are in `variants/`; `alexnet.py` walks them.
+AlexNets differ in layer order, padding, groups, norms and constants. A tuple of layers states all of this
+and reads like the paper. The networks are defined in `variants/`; `alexnet.py` applies their layers.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ class Normal:
 
 @dataclasses.dataclass(frozen=True)
 class VarianceScaling:
-  """Weights of variance scale / fan, as `jax.nn.initializers.variance_scaling` draws them."""
+  """Weights of variance scale / fan, drawn by `jax.nn.initializers.variance_scaling`."""
 
   scale: float
   mode: Literal['fan_in', 'fan_avg']
@@ -32,7 +32,7 @@ class VarianceScaling:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-  """Biases that all start at `value`."""
+  """Biases initialised to `value`."""
 
   value: float = 0.0
 
@@ -49,10 +49,7 @@ TORCH_UNIFORM = VarianceScaling(1 / 3, 'fan_in', 'uniform')
 
 @dataclasses.dataclass(frozen=True)
 class Multipliers:
-  """What the recipe's learning rate and weight decay are multiplied by for one layer's parameters.
-
-  A norm's scale counts as its kernel.
-  """
+  """Factors on the learning rate and weight decay of one layer's parameters; a norm's scale is its kernel."""
 
   kernel_rate: float = 1.0
   bias_rate: float = 1.0
@@ -62,7 +59,7 @@ class Multipliers:
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-  """A square convolution with bias; in `groups`, each seeing only its share of the channels."""
+  """A square convolution with bias. Each of the `groups` sees only its share of the input channels."""
 
   features: int
   kernel_size: int
@@ -77,7 +74,7 @@ class Conv:
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-  """A fully connected layer with bias. `features=None` is the head: one logit a class."""
+  """A fully connected layer with bias. `features=None` marks the head, with one logit per class."""
 
   features: int | None
   kernel_init: Normal | VarianceScaling = GLOROT_UNIFORM
@@ -87,14 +84,14 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-  """A non-linearity; its endpoint is named for its kind (relu1, tanh1, ...)."""
+  """An activation function; its endpoint is named after its kind (relu1, tanh1, ...)."""
 
   kind: ActivationKind = 'relu'
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-  """A square pooling window; averages divide by the part of the window that lies in the image."""
+  """A square pooling window; averages exclude padding."""
 
   kernel_size: int = 3
   strides: int = 2
@@ -105,11 +102,11 @@ class Pool:
 
 @dataclasses.dataclass(frozen=True)
 class LocalResponseNorm:
-  """Normalisation across `size` neighbouring channels: b = a / (k + alpha * sum a^2)^beta.
+  """Normalisation over `size` adjacent channels: b = a / (k + alpha * sum a^2)^beta.
 
-  `alpha` multiplies the plain sum, as in the paper's section 3.3. Programs that divide it by the
-  window (Caffe, PyTorch, the 2012 program) are written here with the divided value. In `groups`,
-  no window crosses from one group of channels to the next.
+  `alpha` multiplies the plain sum, as in the paper's section 3.3. For programs that divide alpha by the
+  window size (Caffe, PyTorch, the 2012 program), the specs contain the divided value. Windows do not
+  cross the borders between `groups` of channels.
   """
 
   size: int = 5
@@ -121,7 +118,7 @@ class LocalResponseNorm:
 
 @dataclasses.dataclass(frozen=True)
 class SpatialResponseNorm:
-  """Normalisation within each channel over a size x size window, by the same formula."""
+  """Normalisation over a size x size window of each channel, by the same formula."""
 
   size: int
   k: float
@@ -146,7 +143,7 @@ class Flatten:
 
 @dataclasses.dataclass(frozen=True)
 class Dropout:
-  """In training, zeroes a share `rate` of the values and divides the others by 1 - rate."""
+  """Dropout: in training, sets values to 0 with probability `rate` and divides the others by 1 - rate."""
 
   rate: float = 0.5
 
@@ -158,10 +155,10 @@ Layer = (
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """How uint8 RGB becomes the network's input: (pixel * scale - mean) / std, in `channel_order`.
+  """Converts uint8 RGB to the network's input: (pixel * scale - mean) / std, in `channel_order`.
 
-  `mean` and `std` are in that order too, and in the units that `scale` leaves. In evaluation the
-  image is first resized, and its centre cut out; that has `center_crop_share` of the short side.
+  `mean` and `std` have the same channel order, and the units of the scaled pixels. In evaluation, the
+  image is first resized and its centre cropped; the crop's side is `center_crop_share` of the short side.
   """
 
   scale: float = 1 / 255
@@ -173,7 +170,7 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """One network: its layers, the image it was made for, and where it comes from."""
+  """One network: its layers, image size, number of classes, preprocessing, and source."""
 
   name: str
   layers: tuple[Layer, ...]
@@ -183,9 +180,9 @@ class Spec:
   preprocessing: Preprocessing = Preprocessing()
 
   def scaled(self, width: float, image_size: int | None = None) -> 'Spec':
-    """The same network with `width` times the channels, at another image size if one is given.
+    """Returns the network with `width` times the channels, and another image size if one is given.
 
-    Channels are rounded to a multiple of the network's groups, at least one a group; the head stays.
+    Channels are rounded to a multiple of the network's groups, at least one per group. The head is unchanged.
 
     Raises:
       ValueError: `width` is not positive.
@@ -204,7 +201,7 @@ class Spec:
     return dataclasses.replace(self, layers=tuple(map(scale, self.layers)), image_size=size)
 
   def replace(self, kind: type, /, **changes: Any) -> 'Spec':
-    """The same network with `changes` made in every layer of a kind.
+    """Returns the network with `changes` made in every layer of a kind.
 
     >>> from alexnet_flax import VARIANTS
     >>> spec = VARIANTS['paper'].replace(Activation, kind='tanh').replace(Pool, kind='avg')
@@ -217,10 +214,10 @@ class Spec:
     return dataclasses.replace(self, layers=layers)
 
   def named_layers(self) -> tuple[tuple[str, Layer], ...]:
-    """Each layer with the field's name for it: conv1, relu1, norm1, pool1, ..., flatten, fc6, drop6.
+    """Returns (name, layer) pairs: conv1, relu1, norm1, pool1, ..., flatten, fc6, drop6.
 
-    Weight layers are counted through; every other layer has the number of the weight layer before it,
-    and a letter where there are several of its kind (norm1a, norm1b).
+    Weight layers are numbered consecutively. Every other layer has the number of the preceding weight layer,
+    and a letter if there are several of its kind (norm1a, norm1b).
     """
     number, names = 0, []
     for layer in self.layers:
@@ -237,11 +234,11 @@ class Spec:
 
   @property
   def head(self) -> str:
-    """The name of the last layer, which gives the logits: 'fc8'."""
+    """The name of the last layer, which computes the logits: 'fc8'."""
     return self.named_layers()[-1][0]
 
   def side_lengths(self, size: int) -> dict[str, int]:
-    """The side after each convolution and pooling of an image of `size`; the last is 0 if nothing is left."""
+    """Returns the side after each convolution and pooling for images of side `size`; 0 if nothing is left."""
     sides = {}
     for name, layer in self.named_layers():
       if isinstance(layer, Conv | Pool):
@@ -251,11 +248,11 @@ class Spec:
     return sides
 
   def smallest_image_size(self) -> int:
-    """The least side of a square image of which something is left after the last pooling."""
+    """Returns the smallest side of a square image that leaves a value after the last pooling."""
     return next(size for size in itertools.count(1) if all(self.side_lengths(size).values()))
 
   def check_image_size(self, *sides: int) -> None:
-    """Raises ValueError, naming the layer, if an image with these sides does not survive the layers."""
+    """Raises ValueError, naming the layer, if an image with these sides is too small for the network."""
     for name, left in self.side_lengths(min(sides)).items():
       if not left:
         smallest = self.smallest_image_size()
@@ -266,7 +263,7 @@ class Spec:
 
 
 def layer_stem(layer: Layer) -> str:
-  """The stem of a layer's name: 'conv', 'fc', 'relu', ..."""
+  """Returns the stem of a layer's name: 'conv', 'fc', 'relu', ..."""
   match layer:
     case Conv():
       return 'conv'
@@ -287,11 +284,11 @@ def layer_stem(layer: Layer) -> str:
 
 
 def window_padding(layer: Conv | Pool, size: int) -> tuple[int, int]:
-  """The padding before and after a side of `size` that makes a VALID window give the layer's output.
+  """Returns the padding before and after a side of `size`, such that VALID windows give the layer's output.
 
-  'SAME' gives ceil(size / strides) outputs, placed as XLA and TensorFlow place them. A number pads
-  both ends; `ceil_mode` adds at the end what a last, partial window needs, provided that this window
-  begins inside the image or its leading padding (Caffe's and PyTorch's rule).
+  'SAME' gives ceil(size / strides) outputs, aligned as in XLA and TensorFlow. A number pads both ends.
+  `ceil_mode` pads the end for a last, partial window if that window begins inside the image or its
+  leading padding (Caffe's and PyTorch's rule).
   """
   window, strides = layer.kernel_size, layer.strides
   if layer.padding == 'SAME':
@@ -306,5 +303,5 @@ def window_padding(layer: Conv | Pool, size: int) -> tuple[int, int]:
 
 
 def output_side(layer: Conv | Pool, size: int) -> int:
-  """The side that a window leaves of a side of `size`; 0 if nothing is left."""
+  """Returns the output side of a layer for an input side of `size`; 0 if nothing is left."""
   return max((size + sum(window_padding(layer, size)) - layer.kernel_size) // layer.strides + 1, 0)

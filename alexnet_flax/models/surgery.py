@@ -1,4 +1,4 @@
-"""Networks made from networks, for transfer learning: which layers, with which head, at which rates."""
+"""Modifies specs for transfer learning: selects layers, replaces the head, scales learning rates."""
 
 import dataclasses
 import fnmatch
@@ -18,19 +18,19 @@ from alexnet_flax.models.spec import (
   VarianceScaling,
 )
 
-HEAD = 'head'  # the last layer, whatever its name
+HEAD = 'head'  # a pattern for the last layer, whatever its name
 
 
 def layer_patterns(text: str) -> list[str]:
-  """The names in 'conv1, norm*'."""
+  """Splits a list such as 'conv1, norm*' into patterns."""
   return [name.strip() for name in text.split(',') if name.strip()]
 
 
 def rate_multipliers(text: str) -> dict[str, float]:
-  """The pairs in 'conv*:0.1, fc8:10'.
+  """Parses a list such as 'conv*:0.1, fc8:10' into multipliers by pattern.
 
   Raises:
-    UsageError: it is not written so, or a multiplier is negative.
+    UsageError: The text has another form, or a multiplier is negative.
   """
   rates = {}
   for pair in layer_patterns(text):
@@ -45,10 +45,10 @@ def rate_multipliers(text: str) -> dict[str, float]:
 
 
 def match_layers(spec: Spec, patterns: Iterable[str]) -> list[str]:
-  """The layers whose names match any pattern ('conv*', 'norm[1-3]', 'head'), in the network's order.
+  """Returns the layers whose names match any pattern ('conv*', 'norm[1-3]', 'head'), in the network's order.
 
   Raises:
-    UsageError: a pattern matches nothing.
+    UsageError: A pattern matches no layer.
 
   >>> from alexnet_flax import VARIANTS
   >>> match_layers(VARIANTS['paper'], ['norm*', 'fc8'])
@@ -65,10 +65,10 @@ def match_layers(spec: Spec, patterns: Iterable[str]) -> list[str]:
 
 
 def frozen_layers(spec: Spec, patterns: Iterable[str]) -> list[str]:
-  """The layers with parameters or statistics that `patterns` freeze: those named, and their BatchNorm.
+  """Returns the layers with parameters or statistics that `patterns` freeze, including their BatchNorm.
 
-  The BatchNorm of a convolution or fully connected layer is that between it and the next one; one on the
-  network's input goes with the first.
+  The BatchNorm of a convolution or fully connected layer is the one between it and the next such layer. One
+  on the network's input belongs to the first.
   """
   named = set(match_layers(spec, patterns))
   first = next(name for name, layer in spec.named_layers() if isinstance(layer, Conv | Dense))
@@ -82,10 +82,10 @@ def frozen_layers(spec: Spec, patterns: Iterable[str]) -> list[str]:
 
 
 def scale_rates(spec: Spec, rates: Mapping[str, float]) -> Spec:
-  """The network with the learning rates of the layers that match each pattern multiplied.
+  """Returns the network with the learning rates of the layers matching each pattern multiplied.
 
   Raises:
-    UsageError: a pattern matches nothing, or only layers without parameters.
+    UsageError: A pattern matches no layer, or only layers without parameters.
 
   >>> from alexnet_flax import VARIANTS
   >>> scale_rates(VARIANTS['caffe'], {'conv*': 0.1}).layers[0].multipliers.bias_rate
@@ -95,7 +95,7 @@ def scale_rates(spec: Spec, rates: Mapping[str, float]) -> Spec:
   for pattern, factor in rates.items():
     matching = match_layers(spec, [pattern])
     if not frozen_layers(spec, matching):
-      raise UsageError(f'{pattern!r} names no layer with parameters')
+      raise UsageError(f'{pattern!r} matches no layer with parameters')
     for name in matching:
       factors[name] *= factor
 
@@ -110,10 +110,10 @@ def scale_rates(spec: Spec, rates: Mapping[str, float]) -> Spec:
 
 
 def with_head_on(spec: Spec, layer: str) -> Spec:
-  """The network up to a layer, and the head upon it.
+  """Returns the network up to a layer, with the head on top of it.
 
   Raises:
-    UsageError: there is no such layer, or it is the head.
+    UsageError: There is no such layer, or it is the head.
 
   >>> from alexnet_flax import VARIANTS
   >>> [name for name, _ in with_head_on(VARIANTS['torchvision'], 'pool1').named_layers()]
@@ -128,14 +128,14 @@ def with_head_on(spec: Spec, layer: str) -> Spec:
 
 
 def with_head_init(spec: Spec, kernel_init: Normal | VarianceScaling) -> Spec:
-  """The network whose head's kernel starts otherwise."""
+  """Returns the network with another initialisation of the head's kernel."""
   *others, head = spec.layers
   assert isinstance(head, Dense)
   return dataclasses.replace(spec, layers=(*others, dataclasses.replace(head, kernel_init=kernel_init)))
 
 
 def computation(layer: Layer) -> Layer:
-  """The layer without what it says of training alone: two that are equal then compute the same."""
+  """Returns the layer without its training-only settings: equal results compute the same in evaluation."""
   match layer:
     case Conv():
       default = Conv(1, 1)

@@ -1,4 +1,4 @@
-"""Curves as SVG inside of a page: its own text and colours, light and dark."""
+"""Line charts as inline SVG that uses the page's font and colours, light and dark."""
 
 import io
 import re
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 
-# Colours that stand for the page's: text, and one for each series.
+# Placeholders that are replaced by the page's colours: text, and one for each series.
 _TEXT = '#0a0b0c'
 _SERIES = tuple(f'#0102{number:02x}' for number in range(8))
 
@@ -17,9 +17,9 @@ class Series(NamedTuple):
   """A curve.
 
   Attributes:
-    label: for the legend.
-    xs, ys: its points.
-    color: which of the page's colours, from 0.
+    label: The label in the legend.
+    xs, ys: The points.
+    color: The number of the page's colour, from 0.
   """
 
   label: str
@@ -29,29 +29,23 @@ class Series(NamedTuple):
 
 
 def line_chart(series: Sequence[Series], x_label: str, y_label: str, *, percent: bool = False) -> str:
-  """Curves as an SVG element whose colours are the page's variables (--series-0, ..., currentColor)."""
+  """Draws curves as an SVG element; its colours are the page's variables (--series-0, ..., currentColor)."""
   style: Any = {
     'svg.fonttype': 'none',
     'svg.hashsalt': 'alexnet_flax',
     'axes.spines.top': False,
     'axes.spines.right': False,
     'font.size': 9,
-    'text.parse_math': False,  # a name may have a dollar
+    'text.parse_math': False,  # a name may contain a dollar sign
     **dict.fromkeys(('text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'ytick.color'), _TEXT),
   }
   with matplotlib.rc_context(style):
     figure = Figure(figsize=(4.6, 2.7), layout='constrained')
     axes = figure.subplots()
-    lines = [
-      axes.plot(
-        one.xs,
-        one.ys,
-        color=_SERIES[one.color % len(_SERIES)],
-        marker='.' if len(one.xs) < 30 else None,
-        linewidth=1.6,
-      )[0]
-      for one in series
-    ]
+    lines = []
+    for one in series:
+      color, marker = _SERIES[one.color % len(_SERIES)], '.' if len(one.xs) < 30 else None
+      lines += axes.plot(one.xs, one.ys, color=color, marker=marker, linewidth=1.6)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(color=_TEXT, alpha=0.12, linewidth=0.6)

@@ -1,4 +1,4 @@
-"""`alexnet-flax demo`: a page to drop an image on, for this machine alone unless told otherwise."""
+"""`alexnet-flax demo`: a web page that classifies images, by default for this machine only."""
 
 import contextlib
 import errno
@@ -31,34 +31,33 @@ _LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 
 
 def application(network: PretrainedModel, hosts: tuple[str, ...] = ('*',)) -> Starlette:
-  """The page and what it asks for: GET / and POST /answer with the image as 'image'.
+  """Returns the web application: GET / is the page, POST /predict takes the image as 'image'.
 
   Args:
-    network: which answers.
-    hosts: names under which the page may be asked for; another site cannot then read it by a name of its
-      own that leads here (DNS rebinding).
+    network: The network that predicts.
+    hosts: The accepted host names. Other names are refused, which prevents DNS rebinding by other sites.
   """
   page = page_template('demo.html').render(
     network=network,
     filters=data_uri(filter_tiles(first_kernel(network.spec, network.variables['params'])), exact=True),
     max_bytes=MAX_BYTES,
   )
-  answer = page_template('answer.html')
+  template = page_template('prediction.html')
 
   def show(request: Request) -> Response:
     del request
     return HTMLResponse(page, headers=_HEADERS)
 
-  async def ask(request: Request) -> Response:
+  async def predict(request: Request) -> Response:
     try:
       image = await _uploaded(request)
-      found = await run_in_threadpool(_answers, network, image)
+      values = await run_in_threadpool(_prediction, network, image)
     except UnreadableError as error:
-      return HTMLResponse(answer.render(error=str(error)), status_code=422, headers=_HEADERS)
-    return HTMLResponse(answer.render(error=None, **found), headers=_HEADERS)
+      return HTMLResponse(template.render(error=str(error)), status_code=422, headers=_HEADERS)
+    return HTMLResponse(template.render(error=None, **values), headers=_HEADERS)
 
   return Starlette(
-    routes=[Route('/', show), Route('/answer', ask, methods=['POST'])],
+    routes=[Route('/', show), Route('/predict', predict, methods=['POST'])],
     middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)],
   )
 
@@ -75,7 +74,7 @@ def serve(network: PretrainedModel, host: str, port: int) -> None:
   """Serves the page until it is interrupted.
 
   Raises:
-    UsageError: the port is in use, or the address is none of this machine's.
+    UsageError: The port is in use, or the address does not belong to this machine.
   """
   family = socket.AF_INET6 if ':' in host else socket.AF_INET
   listening = socket.socket(family, socket.SOCK_STREAM)
@@ -86,45 +85,45 @@ def serve(network: PretrainedModel, host: str, port: int) -> None:
   except (OSError, OverflowError) as error:
     listening.close()
     if getattr(error, 'errno', None) == errno.EADDRINUSE:
-      raise UsageError(f'port {port} is in use; choose another by --port, or 0 for a free one') from None
+      raise UsageError(f'port {port} is in use; choose another with --port, or 0 for a free one') from None
     raise UsageError(f'cannot listen on {host}:{port}: {error}') from None
   place = f'[{host}]' if family == socket.AF_INET6 else host
-  print(f'http://{place}:{listening.getsockname()[1]} (Ctrl-C ends it)', flush=True)
+  print(f'http://{place}:{listening.getsockname()[1]} (Ctrl-C stops it)', flush=True)
   hosts = ('localhost', '127.0.0.1', '[::1]') if host in _LOOPBACK else ('*',)
   server = uvicorn.Server(
     uvicorn.Config(application(network, hosts), log_level='warning', limit_concurrency=16)
   )
-  with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn when all is closed
+  with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after shutting down
     server.run(sockets=[listening])
 
 
 async def _uploaded(request: Request) -> np.ndarray:
-  """The image of a request, as uint8 RGB.
+  """Reads the image of a request as uint8 RGB.
 
   Raises:
-    UnreadableError: it is too large, of another kind, or broken.
+    UnreadableError: It is too large, has another format, or is damaged.
   """
   too_large = UnreadableError(f'the image is larger than {MAX_BYTES >> 20} MiB')
   length = request.headers.get('content-length', '')
   if not length.isdigit():
-    raise UnreadableError('the request does not say how large it is')
+    raise UnreadableError('the request has no content length')
   if int(length) > MAX_BYTES + 4096:
     raise too_large
   try:
     async with request.form(max_files=1, max_fields=1) as form:
       upload: Any = form.get('image')
       if upload is None or isinstance(upload, str):
-        raise UnreadableError("no image was sent (as the form's field 'image')")
+        raise UnreadableError("the form has no file 'image'")
       content = await upload.read(MAX_BYTES + 1)
-  except HTTPException as error:  # no form, or a broken one
+  except HTTPException as error:  # not a form, or a malformed one
     raise UnreadableError(error.detail) from None
   if len(content) > MAX_BYTES:
     raise too_large
   return await run_in_threadpool(read_image, io.BytesIO(content), FORMATS)
 
 
-def _answers(network: PretrainedModel, image: np.ndarray) -> dict[str, Any]:
-  """The five best answers, where the network looks, and every layer's channels."""
+def _prediction(network: PretrainedModel, image: np.ndarray) -> dict[str, Any]:
+  """Returns the top-5 predictions, the Grad-CAM map, and the channels of every layer."""
   spec, head = network.spec, network.spec.head
   view = evaluation_view(image, spec)
   layers = [name for name, layer in spec.named_layers() if not isinstance(layer, Flatten | Dropout)]
@@ -133,8 +132,8 @@ def _answers(network: PretrainedModel, image: np.ndarray) -> dict[str, Any]:
   heat = grad_cam(network.model, network.variables, view[None], np.array([best[0].label]))
   return {
     'view': data_uri(view),
-    'looks': data_uri(overlay(view, heat[0])),
-    'answers': best,
+    'grad_cam': data_uri(overlay(view, heat[0])),
+    'predictions': best,
     'layers': [
       (name, taps[name].shape[1:], data_uri(channel_tiles(taps[name][0]), exact=True)) for name in layers
     ],

@@ -1,4 +1,4 @@
-"""Images of what was learned: filters and activations as tiles, and images inside of a page."""
+"""Figures of filters and activations, and images embedded in a page."""
 
 import base64
 import io
@@ -15,34 +15,34 @@ _GAP = 1
 
 
 def first_kernel(spec: Spec, params: Any) -> np.ndarray:
-  """The first convolution's kernel, float [K, K, 3, F], in RGB whatever the network's order of colours is."""
+  """Returns the first convolution's kernel, float [K, K, 3, F], in RGB order even if the network uses BGR."""
   name = next(name for name, layer in spec.named_layers() if isinstance(layer, Conv))
   kernel = np.asarray(params[name]['kernel'])
   return kernel[:, :, ::-1] if spec.preprocessing.channel_order == 'BGR' else kernel
 
 
 def filter_tiles(kernel: np.ndarray) -> np.ndarray:
-  """A first layer's filters side by side, as in figure 3 of Krizhevsky et al. 2012.
+  """Draws the filters of a first layer side by side, as in figure 3 of Krizhevsky et al. 2012.
 
-  Each is stretched about grey to its own greatest weight, so that 0 is grey in all.
+  Each filter is scaled by its largest absolute weight; grey is 0.
 
   Args:
-    kernel: float [K, K, 3, F] in the order of colours RGB.
+    kernel: float [K, K, 3, F] in RGB order.
 
   Returns:
     uint8 [H, W, 3].
   """
-  greatest = np.abs(kernel).max(axis=(0, 1, 2), keepdims=True)
-  scaled = 0.5 + 0.5 * kernel / np.where(greatest > 0, greatest, 1)
+  largest = np.abs(kernel).max(axis=(0, 1, 2), keepdims=True)
+  scaled = 0.5 + 0.5 * kernel / np.where(largest > 0, largest, 1)
   return tiles(np.round(255 * np.moveaxis(scaled, 3, 0)).astype(np.uint8))
 
 
 def channel_tiles(activations: np.ndarray, most: int = 64) -> np.ndarray:
-  """A layer's channels side by side, each stretched to its own range.
+  """Draws the channels of a layer side by side, each scaled to its own range.
 
   Args:
-    activations: float [H, W, C], or [C], which are shown as one square of C values.
-    most: how many channels.
+    activations: float [H, W, C], or [C], which is drawn as one square of C values.
+    most: The maximum number of channels.
 
   Returns:
     uint8 [H, W, 3].
@@ -51,13 +51,13 @@ def channel_tiles(activations: np.ndarray, most: int = 64) -> np.ndarray:
     side = math.ceil(math.sqrt(len(activations)))
     activations = np.pad(activations, (0, side**2 - len(activations))).reshape(side, side, 1)
   channels = np.moveaxis(activations[..., :most], 2, 0)
-  least, greatest = (f(channels, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
-  scaled = (channels - least) / np.where(greatest > least, greatest - least, 1)
+  low, high = (f(channels, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
+  scaled = (channels - low) / np.where(high > low, high - low, 1)
   return tiles(np.repeat(np.round(255 * scaled).astype(np.uint8)[..., None], 3, axis=-1))
 
 
 def tiles(images: np.ndarray) -> np.ndarray:
-  """Images uint8 [N, H, W, 3] in rows of a rectangle that is wider than high; gaps are grey."""
+  """Arranges images, uint8 [N, H, W, 3], in rows, wider than high, with grey gaps."""
   count, height, width, _ = images.shape
   columns = min(math.ceil(math.sqrt(1.5 * count)), count)
   rows = math.ceil(count / columns)
@@ -70,7 +70,7 @@ def tiles(images: np.ndarray) -> np.ndarray:
 
 
 def data_uri(image: np.ndarray, *, exact: bool = False) -> str:
-  """An image uint8 [H, W, 3] as text for a page: PNG if it is small or must be exact, else JPEG."""
+  """Encodes an image, uint8 [H, W, 3], as a data URI: PNG if it is small or must be exact, otherwise JPEG."""
   kind = 'PNG' if exact or min(image.shape[:2]) < 96 else 'JPEG'
   buffer = io.BytesIO()
   Image.fromarray(image).save(buffer, kind, **({'quality': 85} if kind == 'JPEG' else {'optimize': True}))
@@ -78,7 +78,7 @@ def data_uri(image: np.ndarray, *, exact: bool = False) -> str:
 
 
 def page_template(name: str) -> jinja2.Template:
-  """One of the package's templates; a value that it is not given is an error."""
+  """Loads one of the package's templates; an undefined value is an error."""
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('alexnet_flax.viz'), autoescape=True, undefined=jinja2.StrictUndefined
   )

@@ -1,51 +1,43 @@
-"""What a report shows of one run with its data: answers to images, neighbours, mistakes, layers."""
+"""The part of a report that needs the data: predictions, neighbours, confusion matrix, layer statistics."""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
 from alexnet_flax.data.source import Source
-from alexnet_flax.evaluation.scores import Answers, Estimate, most_confused
+from alexnet_flax.evaluation.scores import Estimate, Predictions, most_confused
 from alexnet_flax.inference.features import feature_batches
 from alexnet_flax.inference.layer_stats import LayerStatistics, layer_statistics
 from alexnet_flax.models.spec import Dropout, Flatten
 from alexnet_flax.viz.figures import data_uri
-from alexnet_flax.viz.report_run import Sources, Subject
+from alexnet_flax.viz.report_run import RunResults, Sources
 
-PANEL = 8  # images, as in figure 4 of Krizhevsky et al. 2012
-QUERIES, NEIGHBOURS = 5, 6
-GALLERY = 2000
-_FEW_CLASSES = 30  # so many have a whole confusion matrix
-_STATISTICS_OVER = 64
+_PANEL = 8  # images, as in figure 4 of Krizhevsky et al. 2012
 _MISTAKES = 8
+_QUERIES, _NEIGHBOURS, _GALLERY = 5, 6, 2000
+_FEW_CLASSES = 30  # up to which the whole confusion matrix is shown
+_STATISTICS_OVER = 64
 
 
-@dataclasses.dataclass(frozen=True)
-class Guess:
-  """An image with the network's five best answers.
-
-  Attributes:
-    image: as a data URI.
-    label: the right class.
-    answers: (class, probability, whether it is right).
-  """
+class PredictedImage(NamedTuple):
+  """An image, as a data URI, with its label and top-5 predictions: (class, probability, is correct)."""
 
   image: str
   label: str
-  answers: list[tuple[str, float, bool]]
+  predictions: list[tuple[str, float, bool]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """An image and its nearest neighbours, each (image, class)."""
+class NeighbourRow(NamedTuple):
+  """An image with its nearest neighbours, each (data URI, class)."""
 
   query: tuple[str, str]
   neighbours: list[tuple[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
-class ShownImages:
-  """What can be shown only where the data are at hand."""
+class EvaluationSection:
+  """What a report shows of a run if its data are available."""
 
   images: int
   protocol: str
@@ -53,9 +45,9 @@ class ShownImages:
   top5: Estimate
   loss: Estimate
   calibration_error: float
-  panel: list[Guess]
-  mistakes: list[Guess]
-  neighbours: list[Row]
+  panel: list[PredictedImage]
+  mistakes: list[PredictedImage]
+  neighbours: list[NeighbourRow]
   neighbours_layer: str
   gallery: int
   confusion: list[list[int]] | None
@@ -64,89 +56,69 @@ class ShownImages:
   layers_over: int
 
 
-def shown_images(subject: Subject) -> ShownImages | None:
-  """All of it; None where the data are not at hand."""
-  answers, sources = subject.answers, subject.sources
-  if answers is None or sources is None:
+def evaluation_section(results: RunResults) -> EvaluationSection | None:
+  """Computes the section; returns None without the data."""
+  predictions, sources = results.predictions, results.sources
+  if predictions is None or sources is None:
     return None
-  source = sources.evaluated
-  names = subject.network.readable_names
+  network, names, count = results.network, results.network.readable_names, len(predictions.labels)
   rng = np.random.default_rng(0)
-  panel = np.sort(rng.choice(len(answers.right), min(PANEL, len(answers.right)), replace=False))
-  wrong = np.nonzero(~answers.hits[:, 0])[0]
-  mistakes = wrong[np.argsort(-answers.losses[wrong], kind='stable')][:_MISTAKES]
-  _, some = subject.views(source, answers.numbers[:_STATISTICS_OVER])
-  confusion = answers.confusion(len(names))
-  rows, layer, gallery = _neighbours(subject, sources, rng)
-  return ShownImages(
-    images=len(answers.right),
-    protocol=str(subject.protocol),
-    top1=answers.top(1),
-    top5=answers.top(5),
-    loss=answers.loss(),
-    calibration_error=answers.calibration_error(),
-    panel=_guesses(subject, answers, source, panel),
-    mistakes=_guesses(subject, answers, source, mistakes),
+  panel = np.sort(rng.choice(count, min(_PANEL, count), replace=False))
+  wrong = np.nonzero(~predictions.hits[:, 0])[0]
+  mistakes = wrong[np.argsort(-predictions.losses[wrong], kind='stable')][:_MISTAKES]
+  _, views = results.views(sources.evaluated, predictions.indices[:_STATISTICS_OVER])
+  confusion = predictions.confusion(len(names))
+  rows, layer, gallery = _neighbours(results, sources, rng)
+  return EvaluationSection(
+    images=count,
+    protocol=str(results.protocol),
+    top1=predictions.top_k(1),
+    top5=predictions.top_k(5),
+    loss=predictions.mean_loss(),
+    calibration_error=predictions.calibration_error(),
+    panel=_predicted_images(results, predictions, sources.evaluated, panel),
+    mistakes=_predicted_images(results, predictions, sources.evaluated, mistakes),
     neighbours=rows,
     neighbours_layer=layer,
     gallery=gallery,
     confusion=confusion.tolist() if len(names) <= _FEW_CLASSES else None,
-    confused=[(names[label], names[taken], count) for label, taken, count in most_confused(confusion, 12)],
-    layers=layer_statistics(subject.network.model, subject.network.variables, some),
-    layers_over=len(some),
+    confused=[(names[label], names[top1], images) for label, top1, images in most_confused(confusion, 12)],
+    layers=layer_statistics(network.model, network.variables, views),
+    layers_over=len(views),
   )
 
 
-def _guesses(subject: Subject, answers: Answers, source: Source, places: np.ndarray) -> list[Guess]:
-  """Of the answers at some places."""
-  names = subject.network.readable_names
-  _, views = subject.views(source, answers.numbers[places])
-  return [
-    Guess(
-      data_uri(view),
-      names[answers.labels[place]],
-      [
-        (names[best], float(probability), bool(hit))
-        for best, probability, hit in zip(
-          answers.best[place], answers.probabilities[place], answers.hits[place], strict=True
-        )
-      ],
-    )
-    for place, view in zip(places.tolist(), views, strict=True)
-  ]
+def _predicted_images(
+  results: RunResults, predictions: Predictions, source: Source, rows: np.ndarray
+) -> list[PredictedImage]:
+  """Returns the images of some rows of the predictions."""
+  names = results.network.readable_names
+  _, views = results.views(source, predictions.indices[rows])
+  found = []
+  for row, view in zip(rows.tolist(), views, strict=True):
+    top = (predictions.top_classes[row], predictions.probabilities[row], predictions.hits[row])
+    best = [(names[number], float(share), bool(hit)) for number, share, hit in zip(*top, strict=True)]
+    found.append(PredictedImage(data_uri(view), names[predictions.labels[row]], best))
+  return found
 
 
-def _neighbours(subject: Subject, both: Sources, rng: np.random.Generator) -> tuple[list[Row], str, int]:
-  """Evaluated images, and the training images whose last hidden layer is nearest to theirs."""
-  network, names = subject.network, subject.network.readable_names
-  sources = (both.evaluated, both.train)
-  hidden = list(network.spec.named_layers())[:-1]
+def _neighbours(
+  results: RunResults, sources: Sources, rng: np.random.Generator
+) -> tuple[list[NeighbourRow], str, int]:
+  """Finds the training images whose last hidden activations are nearest to those of evaluated images."""
+  network, names = results.network, results.network.readable_names
+  hidden = network.spec.named_layers()[:-1]
   layer = [name for name, one in hidden if not isinstance(one, Dropout | Flatten)][-1]
-  chosen = [
-    np.sort(rng.choice(source.num_examples, min(count, source.num_examples), replace=False))
-    for source, count in zip(sources, (QUERIES, GALLERY), strict=True)
-  ]
-  seen = [subject.views(source, numbers) for source, numbers in zip(sources, chosen, strict=True)]
-  views = [some for _, some in seen]
-  labels = [
-    [example.label for example in source.read(kept)] for source, (kept, _) in zip(sources, seen, strict=True)
-  ]
-  queries, gallery = (
-    np.concatenate(
-      [
-        part[layer].reshape(len(part[layer]), -1)
-        for part in feature_batches(network.model, network.variables, some, [layer])
-      ]
-    )
-    for some in views
-  )
+  features, images = [], []
+  for source, count in ((sources.evaluated, _QUERIES), (sources.train, _GALLERY)):
+    chosen = rng.choice(source.num_examples, min(count, source.num_examples), replace=False)
+    kept, views = results.views(source, np.sort(chosen))
+    batches = feature_batches(network.model, network.variables, views, [layer])
+    features.append(np.concatenate([batch[layer].reshape(len(batch[layer]), -1) for batch in batches]))
+    images.append([(view, names[one.label]) for view, one in zip(views, source.read(kept), strict=True)])
   rows = []
-  for number, query in enumerate(queries):
-    nearest = np.argsort(np.linalg.norm(gallery - query, axis=1), kind='stable')[:NEIGHBOURS]
-    rows.append(
-      Row(
-        (data_uri(views[0][number]), names[labels[0][number]]),
-        [(data_uri(views[1][one]), names[labels[1][one]]) for one in nearest],
-      )
-    )
-  return rows, layer, len(gallery)
+  for query, (view, name) in zip(features[0], images[0], strict=True):
+    nearest = np.argsort(np.linalg.norm(features[1] - query, axis=1), kind='stable')[:_NEIGHBOURS]
+    found = [(data_uri(images[1][one][0]), images[1][one][1]) for one in nearest]
+    rows.append(NeighbourRow((data_uri(view), name), found))
+  return rows, layer, len(images[1])

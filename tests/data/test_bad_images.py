@@ -1,4 +1,4 @@
-"""Odd and broken images: decoded right, or refused, or left out, named and counted."""
+"""Unusual and damaged images: decoded correctly, refused, or skipped, named and counted."""
 
 import dataclasses
 import io
@@ -19,12 +19,12 @@ from tests.helpers import encode, eval_view, replace, smooth_image
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
 
-PICTURE = smooth_image(60, 80, seed=4)
+PHOTO = smooth_image(60, 80, seed=4)
 EVAL, TRAIN = EvalView(32, 36), TrainView(32)
 
 
 def converted(mode):
-  return Image.fromarray(PICTURE).convert(mode)
+  return Image.fromarray(PHOTO).convert(mode)
 
 
 def saved(image, kind, **options):
@@ -33,11 +33,11 @@ def saved(image, kind, **options):
   return buffer.getvalue()
 
 
-def turned_by_exif(kind='JPEG', **options):
-  """Stored on its side, with the orientation that sets it upright."""
+def rotated_by_exif(kind='JPEG', **options):
+  """Stored sideways, with the EXIF orientation that turns it upright."""
   exif = Image.Exif()
-  exif[0x0112] = 6  # turn by 90 degrees clockwise
-  return saved(Image.fromarray(np.rot90(PICTURE)), kind, exif=exif, **options)
+  exif[0x0112] = 6  # rotate by 90 degrees clockwise
+  return saved(Image.fromarray(np.rot90(PHOTO)), kind, exif=exif, **options)
 
 
 def with_alpha():
@@ -47,7 +47,7 @@ def with_alpha():
 
 
 JPEG = saved(converted('RGB'), 'JPEG', quality=98, subsampling=0)
-ODD = {
+UNUSUAL = {
   'png under a jpeg name': (saved(converted('RGB'), 'PNG'), 1),
   'gif': (saved(converted('RGB'), 'GIF'), 40),
   'bmp': (saved(converted('RGB'), 'BMP'), 1),
@@ -55,14 +55,14 @@ ODD = {
   'tiff': (saved(converted('RGB'), 'TIFF'), 1),
   'progressive': (saved(converted('RGB'), 'JPEG', quality=98, subsampling=0, progressive=True), 5),
   'cmyk': (saved(converted('CMYK'), 'JPEG', quality=98), 8),
-  'exif': (turned_by_exif(quality=100, subsampling=0), 5),
-  'exif in png': (turned_by_exif('PNG'), 1),
+  'exif': (rotated_by_exif(quality=100, subsampling=0), 5),
+  'exif in png': (rotated_by_exif('PNG'), 1),
   'alpha': (with_alpha(), 1),
   'palette': (saved(converted('RGB').quantize(256), 'PNG'), 40),
 }
 BAD = {
   'empty': b'',
-  'text': b'this is no image',
+  'text': b'this is not an image',
   'truncated': JPEG[: len(JPEG) // 3],
   'header alone': JPEG[:20],
   'truncated png': saved(converted('RGB'), 'PNG')[:200],
@@ -70,7 +70,7 @@ BAD = {
 
 
 def folder(root, *extra, good=6):
-  """A folder of two classes with good images and the given ones, whatever they are."""
+  """A folder of two classes with good images and the given file contents."""
   contents = [*(encode(smooth_image(50, 70, i)) for i in range(good)), *extra]
   for number, content in enumerate(contents):
     path = root / 'train' / str(number % 2) / f'{number}.jpg'
@@ -100,9 +100,9 @@ def trained(source, steps=range(6), bad=None, **options):
   )
 
 
-@pytest.mark.parametrize('kind', ODD)
-def test_odd_images_are_decoded_right(tmp_path, kind):
-  content, tolerance = ODD[kind]
+@pytest.mark.parametrize('kind', UNUSUAL)
+def test_unusual_formats_are_decoded_correctly(tmp_path, kind):
+  content, tolerance = UNUSUAL[kind]
   source = folder(tmp_path, content)
   row = next(i for i, one in enumerate(source.read(np.arange(7))) if one.name.endswith('6.jpg'))
   ours = evaluated(source)['image'][row].astype(int)
@@ -111,30 +111,30 @@ def test_odd_images_are_decoded_right(tmp_path, kind):
 
 
 def test_grey_and_one_pixel(tmp_path):
-  grey, line = encode(PICTURE[..., 0], 'PNG'), encode(PICTURE[:1], 'PNG')
-  source = folder(tmp_path, grey, line, encode(PICTURE[:1, :1], 'PNG'))
+  grey, line = encode(PHOTO[..., 0], 'PNG'), encode(PHOTO[:1], 'PNG')
+  source = folder(tmp_path, grey, line, encode(PHOTO[:1, :1], 'PNG'))
   batch = evaluated(source)
   assert batch['weight'].tolist() == [1.0] * 9
   rows = {one.name[-5:]: row for row, one in enumerate(source.read(np.arange(9)))}
-  same = np.repeat(PICTURE[..., :1], 3, -1)
-  for name, image, most in (('6.jpg', same, 1), ('7.jpg', PICTURE[:1], 1), ('8.jpg', PICTURE[:1, :1], 0)):
+  same = np.repeat(PHOTO[..., :1], 3, -1)
+  for name, image, most in (('6.jpg', same, 1), ('7.jpg', PHOTO[:1], 1), ('8.jpg', PHOTO[:1, :1], 0)):
     expected = eval_view(encode(image, 'PNG'), EVAL).astype(int)
     assert np.abs(batch['image'][rows[name]] - expected).max() <= most
-  assert (batch['image'][rows['8.jpg']] == PICTURE[0, 0]).all()
+  assert (batch['image'][rows['8.jpg']] == PHOTO[0, 0]).all()
   assert len(trained(folder(tmp_path))) == 6
 
 
 @pytest.mark.parametrize('kind', BAD)
-def test_bad_images_are_an_error_that_names_them(tmp_path, kind):
+def test_an_error_names_the_bad_image(tmp_path, kind):
   source = folder(tmp_path, BAD[kind])
-  with pytest.raises(UsageError, match=r'6\.jpg cannot be decoded: .*; mend or remove it, or set'):
+  with pytest.raises(UsageError, match=r'6\.jpg cannot be decoded: .*; repair or remove it, or set'):
     evaluated(source)
   with pytest.raises(UsageError, match=r'6\.jpg cannot be decoded'):
     trained(source)
 
 
 @pytest.mark.parametrize('kind', BAD)
-def test_bad_images_are_left_out_named_once_and_counted(tmp_path, kind):
+def test_bad_images_are_skipped_named_once_and_counted(tmp_path, kind):
   source = folder(tmp_path, BAD[kind], BAD['text'])
   said = []
   bad = BadImages('skip', said.append)
@@ -154,15 +154,15 @@ def test_bad_images_are_left_out_named_once_and_counted(tmp_path, kind):
       batch['image'], batch['label'], batch['weight'], chosen, strict=True
     ):
       assert weight == (names[number] not in ('6.jpg', '7.jpg'))
-      assert image.std() > 5  # never a blank
+      assert image.std() > 5  # never blank
       following = next(i % 8 for i in range(number, number + 8) if names[i % 8] not in ('6.jpg', '7.jpg'))
       assert label == labels[following]
   assert len(said) == 2
   assert bad.skipped == 2 + 6
-  assert bad.summary() == '2 images cannot be decoded and were left out (8 times)'
+  assert bad.summary() == '2 images cannot be decoded and were skipped (8 times)'
 
 
-def test_what_is_left_out_depends_on_nothing_that_was_read_before(tmp_path):
+def test_skipping_does_not_depend_on_earlier_batches(tmp_path):
   source = folder(tmp_path, BAD['truncated'], BAD['empty'], BAD['truncated png'])
   whole = trained(source, range(9), BadImages('skip', lambda line: None))
   for threads in (1, 2, 8):
@@ -172,14 +172,14 @@ def test_what_is_left_out_depends_on_nothing_that_was_read_before(tmp_path):
         np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_a_batch_without_any_good_image(tmp_path):
+def test_a_batch_without_good_images(tmp_path):
   source = folder(tmp_path, BAD['empty'], BAD['text'], good=0)
   with pytest.raises(UsageError, match=r'no image of .* can be decoded'):
     trained(source, bad=BadImages('skip', lambda line: None))
 
 
 @pytest.mark.parametrize('processes', [2, 4])
-def test_what_is_left_out_is_the_same_for_any_number_of_processes(tmp_path, processes):
+def test_skipping_does_not_depend_on_the_number_of_processes(tmp_path, processes):
   source = folder(tmp_path, BAD['truncated'], BAD['empty'], BAD['text'])
 
   def stream(**share):
@@ -193,7 +193,7 @@ def test_what_is_left_out_is_the_same_for_any_number_of_processes(tmp_path, proc
       np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
 
 
-def test_a_share_that_is_padding_alone(tmp_path):
+def test_a_share_that_is_only_padding(tmp_path):
   source = folder(tmp_path, BAD['empty'])
   order_of_bad = next(i for i, one in enumerate(source.read(np.arange(7))) if one.name.endswith('6.jpg'))
   first_is_bad = dataclasses.replace(source, read=lambda numbers: source.read((numbers + order_of_bad) % 7))
@@ -214,7 +214,7 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
       evaluated(source)
 
 
-def test_a_run_says_what_it_left_out(tmp_path, capsys):
+def test_a_run_reports_skipped_images(tmp_path, capsys):
   folder(tmp_path / 'data', BAD['truncated'], BAD['text'])
   config = replace(
     Config(),
@@ -231,11 +231,11 @@ def test_a_run_says_what_it_left_out(tmp_path, capsys):
   train_and_report(config, str(tmp_path / 'run'))
   said = capsys.readouterr().out
   assert said.count('6.jpg cannot be decoded') == 1
-  assert said.count('7.jpg cannot be decoded: no image') == 1
+  assert said.count('7.jpg cannot be decoded: not an image') == 1
   assert 'train[:]: 6 of 8 images were counted' in said
   assert 'report.html shows what it learned' in said
   assert 'Over all 6 images' in (tmp_path / 'run' / 'report.html').read_text()
-  assert '2 images cannot be decoded and were left out' in said
+  assert '2 images cannot be decoded and were skipped' in said
   strict = dataclasses.replace(config, data=dataclasses.replace(config.data, on_bad_image='error'))
   with pytest.raises(UsageError, match='cannot be decoded'):
     train.train(strict, tmp_path / 'other')

@@ -1,4 +1,4 @@
-"""Batches: what each step holds, however many processes and threads, and exact evaluation."""
+"""Batches: the contents of each step, for any number of processes and threads, and exact evaluation."""
 
 import functools
 
@@ -9,7 +9,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alexnet_flax.data import loader, sampling
-from alexnet_flax.data import loader as reading
 from alexnet_flax.data.decode_eval import eval_decoder
 from alexnet_flax.data.decode_train import decode_train
 from alexnet_flax.data.image_header import read_header
@@ -49,12 +48,12 @@ def assert_same(ours, theirs):
 
 
 def alone(view, image, drawn=None):
-  """The view of one stored image, by itself."""
+  """Decodes one stored image by itself."""
   decode = eval_decoder(view) if drawn is None else functools.partial(decode_train, view)
   return decode([read_header(image)], drawn)['image'][0]
 
 
-def test_a_batch_is_the_views_of_its_examples(source):
+def test_a_batch_consists_of_the_views_of_its_examples(source):
   for step, batch in enumerate(train(source)):
     indices = sampling.batch_indices(1, step, 8, source.num_examples)
     drawn = sampling.view_numbers(1, step, 8, VIEW_NUMBERS)
@@ -66,7 +65,7 @@ def test_a_batch_is_the_views_of_its_examples(source):
     assert batch['weight'].tolist() == [1.0] * 8
 
 
-def test_threads_change_nothing(source):
+def test_threads_do_not_change_batches(source):
   reference = train(source, num_threads=1)
   for num_threads in (2, 8, None):
     assert_same(train(source, num_threads=num_threads), reference)
@@ -82,8 +81,8 @@ def test_processes_share_each_batch(source, num_processes):
   assert_same(joined, train(source))
 
 
-def test_any_step_can_be_asked_for(source):
-  """In the second epoch too, which begins within a batch: 364 examples, batches of 8."""
+def test_any_step_can_be_the_first(source):
+  """Also in the second epoch, which begins within a batch: 364 examples, batches of 8."""
   whole = train(source, last_step=60)
   assert_same(train(source, first_step=44, last_step=60), whole[44:])
 
@@ -113,7 +112,7 @@ def test_evaluation_counts_every_image_once(source, batch_size, num_processes):
 
 def test_labels_outside_num_classes(source):
   batches = loader.eval_batches(source, EVAL_VIEW, batch_size=364, num_classes=9)
-  with pytest.raises(UsageError, match=r'digits:test holds the label 9; labels must be 0 ... 8'):
+  with pytest.raises(UsageError, match=r'digits:test contains the label 9; labels must be 0 ... 8'):
     next(batches)
 
 
@@ -128,7 +127,7 @@ def test_to_devices_shards_and_keeps_the_order(source):
 
 
 @pytest.mark.parametrize('ahead', [1, 2, 3])
-def test_batches_are_on_their_way_before_they_are_asked_for(source, ahead):
+def test_batches_are_transferred_ahead(source, ahead):
   mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
   host, taken = train(source, last_step=7), []
 
@@ -160,8 +159,8 @@ def photographs(tmp_path_factory):
 
 @pytest.mark.parametrize('crop', ['random_resized_crop', 'random_crop'])
 @pytest.mark.parametrize('rotation', [0.0, 20.0])
-def test_jpegs_are_the_same_by_threads_and_processes(photographs, crop, rotation):
-  """Two epochs of 40, each example once in each."""
+def test_jpegs_do_not_depend_on_threads_and_processes(photographs, crop, rotation):
+  """Two epochs of 40 examples, each example once per epoch."""
   view = TrainView(24, crop, resize_side=32, rotation=rotation)
 
   def batches(size, **options):
@@ -182,9 +181,9 @@ def test_jpegs_are_the_same_by_threads_and_processes(photographs, crop, rotation
     assert_same(joined, reference)
 
 
-def test_a_batch_in_parts_is_the_same(photographs, monkeypatch):
+def test_decoding_in_parts_gives_the_same_batches(photographs, monkeypatch):
   view = EvalView(24, 32)
   whole = list(loader.eval_batches(photographs, view, batch_size=32, num_classes=2))
-  monkeypatch.setattr(reading, '_PART', 5)
+  monkeypatch.setattr(loader, '_PART', 5)
   assert_same(loader.eval_batches(photographs, view, batch_size=32, num_classes=2), whole)
   assert [batch['weight'].sum() for batch in whole] == [32, 8]

@@ -1,8 +1,9 @@
-"""`alexnet-flax prepare NAME --side N`: what is written, that TFDS reads it, and that kills do no harm."""
+"""`alexnet-flax prepare NAME --side N`: what it writes, that TFDS reads it, and that it survives kills."""
 
 import os
 import subprocess
 
+import filelock
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -33,7 +34,7 @@ def prepare(folder, *options):
   return main(['prepare', 'image_folder', '--data_dir', str(folder), '--out_dir', out, *options]), out
 
 
-def pillows(path, side):
+def resized_by_pillow(path, side):
   with Image.open(path) as opened:
     width, height = opened.size
     short = min(opened.size)
@@ -43,7 +44,7 @@ def pillows(path, side):
 
 @pytest.mark.parametrize('crop', ['none', 'center'])
 @pytest.mark.parametrize('encoding', ['jpeg', 'raw'])
-def test_plain_tfds_reads_it(folder, encoding, crop):
+def test_tfds_reads_it(folder, encoding, crop):
   code, out = prepare(folder, '--side', '32', '--encoding', encoding, '--crop', crop, '--quality', '100')
   assert code == 0
   name = 'pets_32' + ('_center' if crop == 'center' else '') + ('_raw' if encoding == 'raw' else '_q100')
@@ -55,7 +56,7 @@ def test_plain_tfds_reads_it(folder, encoding, crop):
     name_of_file = example['file_name'].decode()
     seen.add(name_of_file)
     assert name_of_file.startswith(('cat', 'dog')[example['label']])
-    expected = pillows(folder / 'validation' / name_of_file, 32)
+    expected = resized_by_pillow(folder / 'validation' / name_of_file, 32)
     if crop == 'center':
       top, left = (round((length - 32) / 2) for length in expected.shape[:2])
       expected = expected[top : top + 32, left : left + 32]
@@ -68,7 +69,7 @@ def test_plain_tfds_reads_it(folder, encoding, crop):
   assert ours.class_names == ('cat', 'dog')
 
 
-def test_components_are_of_all_pixels_of_the_training_set(folder):
+def test_color_components_are_those_of_all_training_pixels(folder):
   _, out = prepare(folder, '--side', '32', '--encoding', 'raw')
   data = tfds.load('pets_32_raw', split='train', data_dir=out)
   values = np.concatenate([example['image'].reshape(-1, 3) for example in tfds.as_numpy(data)]) / 255
@@ -81,7 +82,7 @@ def test_components_are_of_all_pixels_of_the_training_set(folder):
 
 
 def killed_after_three_files(folder, monkeypatch):
-  """Begins to prepare; the files that were written."""
+  """Starts preparing, is interrupted, and returns the files written so far."""
   write, written = resize.write_shard, []
 
   def killed(path, *arguments):
@@ -96,13 +97,13 @@ def killed_after_three_files(folder, monkeypatch):
   return written
 
 
-def test_a_killed_run_goes_on_at_its_shard(folder, monkeypatch, capsys):
+def test_an_interrupted_run_continues_with_the_next_shard(folder, monkeypatch, capsys):
   monkeypatch.setattr(resize, '_SHARD_BYTES', 6 * 32 * 32 * 4)  # six images each
   write, written = resize.write_shard, killed_after_three_files(folder, monkeypatch)
   out = folder.parent / 'tfds'
-  assert not list(out.rglob('dataset_info.json'))  # nobody sees half of it
+  assert not list(out.rglob('dataset_info.json'))  # an incomplete data set is not visible
   before = {path: path.stat().st_mtime_ns for path in written}
-  (written[2].parent / f'partial-1.{written[2].name}').write_bytes(b'half')
+  (written[2].parent / f'.partial-1-{written[2].name}').write_bytes(b'half')
   again = []
   monkeypatch.setattr(resize, 'write_shard', lambda path, *rest: (again.append(path), write(path, *rest)))
   assert prepare(folder, '--side', '32', '--encoding', 'raw')[0] == 0
@@ -118,12 +119,12 @@ def test_a_killed_run_goes_on_at_its_shard(folder, monkeypatch, capsys):
   assert 'already' in capsys.readouterr().out
 
 
-def test_bad_images_are_left_out_by_request(folder, capsys):
+def test_bad_images_are_skipped_on_request(folder, capsys):
   bad = folder / 'train' / 'cat' / '0.png'
-  bad.write_bytes(b'no image')
+  bad.write_bytes(b'not an image')
   assert prepare(folder, '--side', '32')[0] == 2
   said = capsys.readouterr().err
-  assert '0.png cannot be decoded: no image' in said
+  assert '0.png cannot be decoded: not an image' in said
   code, out = prepare(folder, '--side', '32', '--on_bad_image', 'skip')
   assert code == 0
   assert '1 images cannot be decoded' in capsys.readouterr().out
@@ -139,7 +140,7 @@ def test_bad_images_are_left_out_by_request(folder, capsys):
     (['--side', '32', '--crop', 'centre'], "did you mean 'center'"),
   ],
 )
-def test_mistakes_are_one_line(folder, capsys, options, message):
+def test_error_messages_have_one_line(folder, capsys, options, message):
   code, _ = prepare(folder, *options)
   said = capsys.readouterr().err
   assert code == 2
@@ -148,8 +149,8 @@ def test_mistakes_are_one_line(folder, capsys, options, message):
   assert not (folder.parent / 'tfds').exists()
 
 
-def test_windows_of_raw_images_are_copied(folder):
-  """What a step holds, looked up in the stored pixels; whatever the threads and processes."""
+def test_crops_of_raw_images_are_exact(folder):
+  """A batch equals the crops of the stored pixels, for any number of threads and processes."""
   _, out = prepare(folder, '--side', '32', '--encoding', 'raw')
   source, view = open_dataset('pets_32_raw', 'train', out), TrainView(28, 'random_crop', resize_side=32)
   arguments = {'seed': 3, 'batch_size': 8, 'first_step': 2, 'last_step': 9, 'num_classes': 2}
@@ -173,8 +174,8 @@ def test_windows_of_raw_images_are_copied(folder):
   assert 0 < mirrored < 56
 
 
-def test_raw_images_of_another_side_are_resized(folder):
-  """Windows of 28 of 32 are windows of 35 of 40."""
+def test_raw_images_of_another_size_are_resized(folder):
+  """A crop of 28 from 32 is a crop of 35 from 40, resized."""
   _, out = prepare(folder, '--side', '40', '--encoding', 'raw')
   source, view = open_dataset('pets_40_raw', 'train', out), TrainView(28, 'random_crop', resize_side=32)
   arguments = {'seed': 3, 'batch_size': 8, 'first_step': 0, 'last_step': 1, 'num_classes': 2}
@@ -191,8 +192,8 @@ def test_raw_images_of_another_side_are_resized(folder):
     assert np.abs(batch['image'][row] - expected).mean() < 3  # bilinear, and antialiased bilinear
 
 
-def test_what_goes_on_is_the_same_or_begins_anew(folder, monkeypatch, capsys):
-  """Twenty images in four files, killed after three; then two more images."""
+def test_a_changed_source_starts_over_or_is_refused(folder, monkeypatch, capsys):
+  """Twenty images in four files, interrupted after three; then two images are added."""
   monkeypatch.setattr(resize, '_SHARD_BYTES', 6 * 32 * 32 * 4)
   write = resize.write_shard
   killed_after_three_files(folder, monkeypatch)
@@ -206,22 +207,19 @@ def test_what_goes_on_is_the_same_or_begins_anew(folder, monkeypatch, capsys):
   (folder / 'train' / 'cat' / '20.png').unlink()
   capsys.readouterr()
   assert prepare(folder, '--side', '32', '--encoding', 'raw')[0] == 2
-  assert 'was made of other images; remove it' in capsys.readouterr().err
+  assert 'was made from other images; remove it' in capsys.readouterr().err
 
 
-def test_two_at_once(folder, capsys):
-  import fcntl
-
+def test_two_processes_at_once(folder, capsys):
   place = folder.parent / 'tfds' / 'pets_32_q90' / '1.0.0'
   place.mkdir(parents=True)
-  with (place / '.lock').open('w') as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+  with filelock.FileLock(place / '.lock'):
     assert prepare(folder, '--side', '32')[0] == 2
   assert 'another process is writing' in capsys.readouterr().err
   assert prepare(folder, '--side', '32')[0] == 0
 
 
-def test_a_folder_whose_name_begins_with_a_number(folder):
+def test_a_folder_whose_name_starts_with_a_digit(folder):
   moved = folder.rename(folder.parent / '2020 pets')
   assert prepare(moved, '--side', '32')[0] == 0
   assert (
@@ -229,14 +227,14 @@ def test_a_folder_whose_name_begins_with_a_number(folder):
   )
 
 
-def test_a_line_of_pixels(folder, capsys):
+def test_an_extremely_thin_image(folder, capsys):
   (folder / 'train' / 'cat' / 'line.png').write_bytes(encode(smooth_image(1, 1000, 0), 'PNG'))
   assert prepare(folder, '--side', '256')[0] == 2
-  assert 'line.png cannot be decoded: 1x1000 would become 256,000 pixels long' in capsys.readouterr().err
+  assert 'line.png cannot be decoded: 1x1000 would be resized to 256,000 pixels' in capsys.readouterr().err
   assert prepare(folder, '--side', '256', '--on_bad_image', 'skip')[0] == 0
 
 
-def test_a_chunk_of_bad_images(folder, monkeypatch):
+def test_a_chunk_of_only_bad_images(folder, monkeypatch):
   monkeypatch.setattr(shards, '_CHUNK', 2)
   for name in ('x', 'y', 'z'):
     (folder / 'train' / 'dog' / f'{name}.png').write_bytes(b'')
@@ -245,7 +243,7 @@ def test_a_chunk_of_bad_images(folder, monkeypatch):
   assert open_dataset('pets_32_q90', 'train', out).num_examples == 20
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason='only root can mount a small filesystem')
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root can mount a small file system')
 def test_a_full_disk(folder, tmp_path, capsys):
   small = tmp_path / 'small'
   small.mkdir()
@@ -257,12 +255,12 @@ def test_a_full_disk(folder, tmp_path, capsys):
     said = capsys.readouterr().err
     assert code == 2
     assert 'cannot write' in said
-    assert 'No space left on device; what is written stays' in said
+    assert 'No space left on device; finished shards are kept' in said
     assert not list(small.rglob('*partial*'))
   finally:
     subprocess.run(['umount', '-l', str(small)], check=True)
 
 
-def test_options_of_smaller_images_need_a_side(capsys):
+def test_options_for_smaller_images_need_a_side(capsys):
   assert main(['prepare', 'digits', '--encoding', 'raw']) == 2
-  assert '--encoding is for smaller images; give their --side too' in capsys.readouterr().err
+  assert '--encoding is for smaller images; add their --side' in capsys.readouterr().err

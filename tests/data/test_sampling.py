@@ -1,4 +1,4 @@
-"""The order of training: coverage, independence of everything but seed and step, and mixing."""
+"""The training order: coverage, dependence on seed and step alone, and mixing."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from alexnet_flax.data.sampling import batch_indices, view_numbers
 
 
 @pytest.mark.parametrize(('num_examples', 'batch_size'), [(10, 10), (10, 4), (7, 16), (100, 32)])
-def test_every_example_comes_once_an_epoch(num_examples, batch_size):
+def test_every_example_occurs_once_per_epoch(num_examples, batch_size):
   steps = 4 * num_examples
   stream = np.concatenate([batch_indices(3, step, batch_size, num_examples) for step in range(steps)])
   for epoch in range(len(stream) // num_examples):
@@ -22,21 +22,21 @@ def test_seed_and_epoch_change_the_permutation():
     assert (first == other).mean() < 0.02
 
 
-def test_the_stream_does_not_depend_on_what_was_asked_before():
+def test_the_stream_does_not_depend_on_earlier_calls():
   later = batch_indices(0, 10**6, 256, 1_281_167)
   batch_indices(0, 5, 256, 1_281_167)
   np.testing.assert_array_equal(later, batch_indices(0, 10**6, 256, 1_281_167))
 
 
 def test_positions_are_uniform():
-  """Where example 0 of 10 comes, over 2,000 epochs: each place 200 times, give or take 5 sigma."""
+  """The position of example 0 of 10 over 2,000 epochs: each position 200 times, within 5 sigma."""
   stream = batch_indices(0, 0, 20_000, 10).reshape(2000, 10)
   counts = (stream == 0).sum(0)
   assert np.abs(counts - 200).max() < 5 * 200**0.5
 
 
 def test_pinned():
-  """The stream is part of every run's identity: these numbers may never change."""
+  """The stream defines the batches of every run, so these numbers may never change."""
   assert batch_indices(0, 0, 8, 8).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
   expected = np.array([0.6436367034912109, 0.06352794170379639, 0.12032335996627808], np.float32)
   np.testing.assert_array_equal(view_numbers(0, 0, 1, 3)[0], expected)

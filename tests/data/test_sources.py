@@ -1,4 +1,4 @@
-"""Data sets: the embedded digits, TFDS by name, slices, record files, folders, and ImageNet's archives."""
+"""Data sets: the embedded digits, TFDS by name, slices, record files, folders, ImageNet's archives."""
 
 import io
 import pathlib
@@ -16,7 +16,7 @@ from tests.helpers import encode, smooth_image
 
 
 def tfds_contents(builder, split):
-  """The same, read by TFDS, one file after the other."""
+  """Reads (encoded image, label) with TFDS, one file after another."""
   dataset = builder.as_dataset(
     split=split,
     decoders={'image': tfds.decode.SkipDecoding()},
@@ -26,7 +26,7 @@ def tfds_contents(builder, split):
 
 
 def contents(source, count=None):
-  """(encoded image, label) of the first examples."""
+  """Yields (encoded image, label) of the first examples."""
   for example in source.read(np.arange(source.num_examples if count is None else count)):
     yield bytes(example.image), example.label
 
@@ -50,7 +50,7 @@ def test_no_digit_is_in_both_splits(data_dir):
   assert not same
 
 
-def test_digits_are_scikit_learns(data_dir):
+def test_digits_equal_scikit_learn(data_dir):
   source = open_dataset('digits', 'test', data_dir)
   builder = digits.Digits(data_dir=data_dir)
   images, labels = load_digits(return_X_y=True)
@@ -65,7 +65,7 @@ def test_digits_are_scikit_learns(data_dir):
 
 
 @pytest.mark.parametrize('split', ['test', 'test[10:20]', 'test[:10%]', 'test[300:]+train[:5]', 'train[-7:]'])
-def test_records_are_tfds_own_in_its_order(data_dir, split):
+def test_records_equal_tfds_in_its_order(data_dir, split):
   source = open_dataset('digits', split, data_dir)
   builder = digits.Digits(data_dir=data_dir)
   expected = tfds_contents(builder, split)
@@ -90,7 +90,7 @@ def test_several_shards(tmp_path):
   assert list(contents(source)) == tfds_contents(builder, 'train[100:1200]')
 
 
-def forget_files():
+def clear_caches():
   tfrecord._record_spans.cache_clear()
   tfrecord._mapped.cache_clear()
 
@@ -99,10 +99,10 @@ def test_a_truncated_record_file(tmp_path):
   open_dataset('digits', 'test', str(tmp_path))
   (path,) = tmp_path.rglob('*test.tfrecord*')
   path.write_bytes(path.read_bytes()[:-10])
-  forget_files()
-  with pytest.raises(UsageError, match=r'tfrecord.* is not a whole TFRecord file'):
+  clear_caches()
+  with pytest.raises(UsageError, match=r'tfrecord.* is not a complete TFRecord file'):
     open_dataset('digits', 'test', str(tmp_path))
-  forget_files()
+  clear_caches()
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def write_folder(root, classes=('cat', 'dog'), count=4):
         (folder / f'{i}.{suffix}').write_bytes(encode(smooth_image(30, 40, 10 * number + i), kind))
 
 
-def test_own_folders(tmp_path):
+def test_image_folders(tmp_path):
   write_folder(tmp_path)
   source = open_dataset('image_folder', 'train', str(tmp_path))
   assert source.class_names == ('cat', 'dog')
@@ -140,7 +140,7 @@ def test_own_folders(tmp_path):
   expected = [(path.read_bytes(), source.class_names.index(path.parent.name)) for path in paths]
   ours = list(contents(source))
   assert sorted(ours) == sorted(expected)
-  assert ours != expected  # classes are mixed, or a slice would hold some of them alone
+  assert ours != expected  # the classes are mixed, so that a slice contains all of them
   part = open_dataset('image_folder', 'train[6:]+validation[:1]', str(tmp_path))
   assert list(contents(part))[:-1] == ours[6:]
   validation = open_dataset('image_folder', 'validation', str(tmp_path))
@@ -155,7 +155,7 @@ def test_folders_that_cannot_be_opened(tmp_path):
   with pytest.raises(UsageError, match='no images in'):
     open_dataset('image_folder', 'train', str(tmp_path))
   write_folder(tmp_path, classes=('cat',))
-  with pytest.raises(UsageError, match=r"holds one class \('cat'\)"):
+  with pytest.raises(UsageError, match=r"has one class \('cat'\)"):
     open_dataset('image_folder', 'train', str(tmp_path))
   write_folder(tmp_path / 'two')
   with pytest.raises(UsageError, match="unknown split 'test'"):
@@ -163,7 +163,7 @@ def test_folders_that_cannot_be_opened(tmp_path):
 
 
 def write_imagenet_archives(folder: pathlib.Path, synsets: int = 3, images: int = 4) -> None:
-  """ImageNet's two archives in miniature: a tar of a tar a synset, and a flat tar of numbered images."""
+  """Writes ImageNet's two archives in miniature: a tar with a tar per synset, a tar of numbered images."""
 
   def add(tar, name, data):
     info = tarfile.TarInfo(name)
@@ -186,7 +186,7 @@ def write_imagenet_archives(folder: pathlib.Path, synsets: int = 3, images: int 
       add(validation, name, encode(smooth_image(80, 100, 100 * (number - 1))))
 
 
-def test_imagenets_archives_through_tfds_own_builder(tmp_path):
+def test_imagenet_archives_with_tfds_builder(tmp_path):
   archives = tmp_path / 'archives'
   archives.mkdir()
   write_imagenet_archives(archives)
@@ -197,7 +197,7 @@ def test_imagenets_archives_through_tfds_own_builder(tmp_path):
   assert len(train.class_names) == 1000
   by_image = dict(contents(train))
   assert len(by_image) == 12
-  for encoded, label in contents(validation):  # each is one of the training images of its class
+  for encoded, label in contents(validation):  # each equals a training image of its class
     assert by_image[encoded] == label
 
 

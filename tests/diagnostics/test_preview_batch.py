@@ -1,20 +1,16 @@
-"""`--show_batch`: the image of what the network will see."""
+"""`--show_batch`: the drawing of the network's input."""
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_flax import VARIANTS, AlexNet, create_train_state, sgd, train_step
+from alexnet_flax import AlexNet, create_train_state, sgd, train_step
 from alexnet_flax.cli.train import main
 from alexnet_flax.diagnostics.preview_batch import seen_in_step
+from alexnet_flax.models.spec import Dense, Flatten, Spec
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-  """optax's schedules and nn.BatchNorm mix types."""
-  with jax.numpy_dtype_promotion('standard'):
-    yield
+pytestmark = pytest.mark.usefixtures('standard_promotion')
 
 
 def shown(tmp_path, data_dir, *options):
@@ -26,12 +22,12 @@ def shown(tmp_path, data_dir, *options):
 
 
 def tiles(sheet):
-  """(before, after) of the first eight."""
+  """Returns (before, after) of the first eight images."""
   corners = [4 + 164 * number for number in range(8)]
   return [(sheet[4:164, left : left + 160], sheet[164:324, left : left + 160]) for left in corners]
 
 
-def test_without_augmentation_before_and_after_are_the_same(tmp_path, data_dir, capsys):
+def test_without_augmentation_both_images_are_equal(tmp_path, data_dir, capsys):
   plain = [
     '--config.data.crop_scale=(1.0,1.0)',
     '--config.data.crop_ratio=(1.0,1.0)',
@@ -44,7 +40,7 @@ def test_without_augmentation_before_and_after_are_the_same(tmp_path, data_dir, 
   assert not (tmp_path / 'runs').exists()
 
 
-def test_what_is_done_shows(tmp_path, data_dir):
+def test_augmentation_is_visible(tmp_path, data_dir):
   changed = ['--config.augment.erasing=1.0', '--config.data.rotation=40']
   for before, after in tiles(shown(tmp_path, data_dir, *changed)):
     assert np.abs(before.astype(int) - after).mean() > 3
@@ -58,12 +54,12 @@ def test_a_path_that_cannot_be_written(tmp_path, data_dir, capsys):
 
 
 @pytest.mark.parametrize('accumulate_steps', [1, 2, 4])
-def test_it_is_what_the_step_gives_the_network(accumulate_steps):
-  model = AlexNet(VARIANTS['batchnorm'].scaled(1 / 32, 67), num_classes=10)
-  state = create_train_state(model, sgd(0.1, spec=model.spec), jax.random.key(0), (67, 67, 3))
+def test_the_drawing_shows_the_input_of_the_step(accumulate_steps):
+  model = AlexNet(Spec('linear', (Flatten(), Dense(None)), 8, 'made up', num_classes=10))
+  state = create_train_state(model, sgd(0.1), jax.random.key(0), (8, 8, 3))
   rng = np.random.default_rng(0)
   batch = {
-    'image': rng.integers(0, 256, (8, 67, 67, 3), np.uint8),
+    'image': rng.integers(0, 256, (8, 8, 8, 3), np.uint8),
     'label': np.arange(8, dtype=np.int32),
     'weight': np.ones(8, np.float32),
   }

@@ -1,4 +1,4 @@
-"""The scripts that the documentation shows run, and say what it says."""
+"""The tutorials in the documentation run, and print what it states."""
 
 import pathlib
 import re
@@ -7,7 +7,7 @@ import runpy
 import pytest
 
 TUTORIALS = pathlib.Path('docs/tutorials')
-# What each must say: something that only holds if it worked.
+# Output that each must print, and that only a correct run prints.
 EXPECTED = {
   'ablation': r'tanh for ReLU.*pool5 \(1, 1, 16\)',
   'activations': r'fc7: temple 0\.00, temple, mirrored 0\.\d\d',

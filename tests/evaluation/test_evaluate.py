@@ -1,5 +1,6 @@
-"""`alexnet-flax evaluate`: a run's own figures, protocols, ImageNet's relatives, mistakes."""
+"""`alexnet-flax evaluate`: agreement with a run's log, protocols, ImageNet's variants, error messages."""
 
+import dataclasses
 import json
 import shutil
 
@@ -30,12 +31,12 @@ def evaluated(capsys, tmp_path, *arguments):
   return json.loads(path.read_text()), capsys.readouterr().out
 
 
-def test_a_run_scores_what_its_log_says(run, data_dir, tmp_path, capsys):
+def test_evaluation_agrees_with_the_log(run, data_dir, tmp_path, capsys):
   figures, table = evaluated(capsys, tmp_path, run, '--data_dir', data_dir)
   logged = {line['name']: line for line in read_metrics(run) if line['split'] != 'train'}
   assert figures['images'] == logged['top1']['images'] == 37
   for name in ('top1', 'top5', 'loss'):
-    # Training's images are resized by TensorFlow, whose rounding differs by a level.
+    # Training evaluates with TensorFlow's resizing, which rounds some values differently.
     assert figures[name]['value'] == pytest.approx(logged[name]['value'], rel=2e-3)
     assert figures[name]['low'] < figures[name]['value'] < figures[name]['high']
   assert f'{100 * figures["top1"]["value"]:.2f} %' in table
@@ -51,7 +52,7 @@ def test_a_run_scores_what_its_log_says(run, data_dir, tmp_path, capsys):
     assert row[int(one['class'])] / row.sum() == pytest.approx(one['top1'])
 
 
-def test_json_alone_on_the_standard_output(run, data_dir, capsys):
+def test_json_on_the_standard_output(run, data_dir, capsys):
   assert main(['evaluate', str(run), '--data_dir', data_dir, '--json', '-']) == 0
   captured = capsys.readouterr()
   assert json.loads(captured.out)['images'] == 37
@@ -70,16 +71,16 @@ def test_several_networks_are_averaged(run, data_dir, tmp_path, capsys):
   figures, _ = evaluated(
     capsys, tmp_path, run, other, '--dataset', 'digits:test[:50]', '--data_dir', data_dir
   )
-  labels = [label for (label,) in evaluation.right_classes(source)]
+  labels = [label for (label,) in evaluation.correct_classes(source)]
   assert figures['top1']['value'] == pytest.approx(np.mean(both.argmax(1) == labels))
   assert [one['source'] for one in figures['networks']] == ['digits-0', 'digits-1']
 
 
 def _all_probabilities(networks, source, protocol):
-  return np.concatenate(list(evaluation._probabilities(networks, source, protocol.view, None, 16, 1)))
+  return np.concatenate(list(evaluation._probabilities(networks, source, protocol, 16, 1)))
 
 
-def test_ten_crops_and_another_resize_are_other_views(run, data_dir, tmp_path, capsys):
+def test_ten_crops_and_resizing_change_the_views(run, data_dir, tmp_path, capsys):
   place = ['--data_dir', data_dir]
   one, _ = evaluated(capsys, tmp_path, run, *place)
   ten, table = evaluated(capsys, tmp_path, run, *place, '--protocol', 'ten-crop')
@@ -89,8 +90,8 @@ def test_ten_crops_and_another_resize_are_other_views(run, data_dir, tmp_path, c
   assert one['loss']['value'] != ten['loss']['value']
 
 
-def test_crops_of_another_side(tmp_path, data_dir, capsys):
-  """227 and 224 leave the same 6x6 of torchvision's network; 200 does not."""
+def test_crop_sizes(tmp_path, data_dir, capsys):
+  """Crops of 224 and 227 give torchvision's network the same 6x6; crops of 160 do not."""
   spec = VARIANTS['torchvision'].scaled(1 / 16)
   path = save_weights(tmp_path / 'net.safetensors', spec, random_variables(spec, 10))[0]
   common = ['--weights', path, '--dataset', 'digits:test[:8]', '--data_dir', data_dir]
@@ -103,7 +104,7 @@ def test_crops_of_another_side(tmp_path, data_dir, capsys):
     'allowed_classes': None,
   }
   assert main(['evaluate', *map(str, common), '--size', '160']) == 2
-  assert 'cannot see crops of 160x160: 4x4 are left of them' in capsys.readouterr().err
+  assert 'crops of 160x160 do not fit' in capsys.readouterr().err
 
 
 def imagenet_network(folder, size=67):
@@ -112,7 +113,7 @@ def imagenet_network(folder, size=67):
 
 
 def prepared(name, folder, examples, split, monkeypatch):
-  """A data set by TFDS's own builder, with our examples instead of what it would download."""
+  """Prepares a data set with TFDS's own builder, but with the given examples instead of a download."""
   builder = tfds.builder(name, data_dir=folder)
   monkeypatch.setattr(type(builder), '_split_generators', lambda self, manager: {split: enumerate(examples)})
   builder.download_and_prepare()
@@ -124,7 +125,7 @@ def images():
   return [encode(smooth_image(80, 90, seed), quality=95) for seed in range(12)]
 
 
-def test_only_classes_that_occur_can_be_answered(tmp_path, images, monkeypatch, capsys):
+def test_predictions_are_restricted_to_classes_that_occur(tmp_path, images, monkeypatch, capsys):
   labels = [3, 500, 999, 3, 500, 999, 3, 500, 999, 3, 500, 999]
   names = tfds.builder('imagenet_a').info.features['label'].names
   examples = [
@@ -134,13 +135,13 @@ def test_only_classes_that_occur_can_be_answered(tmp_path, images, monkeypatch, 
   prepared('imagenet_a', tmp_path, examples, 'test', monkeypatch)
   common = ['--weights', imagenet_network(tmp_path), '--data_dir', tmp_path, '--dataset']
   assert main(['evaluate', *map(str, common), 'imagenet_a']) == 2
-  assert 'has 12 images here, and published figures are of 7,500' in capsys.readouterr().err
+  assert 'has 12 images here, but published results are over 7,500' in capsys.readouterr().err
   figures, table = evaluated(capsys, tmp_path, *common, 'imagenet_a', '--any_count')
   assert figures['protocol']['allowed_classes'] == 3
-  assert 'among 3 classes' in table
-  assert {answered for _, answered, _ in figures['confusion']} <= {3, 500, 999}
-  assert figures['top5']['value'] == 1  # of three classes
-  # Of a part of it the same classes are allowed.
+  assert 'restricted to 3 classes' in table
+  assert {predicted for _, predicted, _ in figures['confusion']} <= {3, 500, 999}
+  assert figures['top5']['value'] == 1  # there are only three classes
+  # The same classes are allowed for a part of the set.
   part, _ = evaluated(capsys, tmp_path, *common, 'imagenet_a:test[:2]', '--any_count')
   assert part['images'] == 2
   assert part['protocol']['allowed_classes'] == 3
@@ -149,39 +150,34 @@ def test_only_classes_that_occur_can_be_answered(tmp_path, images, monkeypatch, 
 def test_only_allowed_classes_have_probability(data_dir):
   network = load_pretrained(str(digits_run(data_dir)))
   source = protocols.open_evaluated('digits:test[:9]', data_dir)
-  all_of_them = next(
-    evaluation._probabilities([network], source, protocols.protocol_of([network]).view, None, 16, 1)
-  )
-  some = np.zeros(10, bool)
-  some[[2, 7]] = True
-  restricted = next(
-    evaluation._probabilities([network], source, protocols.protocol_of([network]).view, some, 16, 1)
-  )
-  expected = np.where(some, all_of_them, 0)
+  protocol = protocols.protocol_of([network])
+  unrestricted = _all_probabilities([network], source, protocol)
+  restricted = _all_probabilities([network], source, dataclasses.replace(protocol, allowed=(2, 7)))
+  expected = np.where(np.isin(np.arange(10), (2, 7)), unrestricted, 0)
   np.testing.assert_allclose(restricted, expected / expected.sum(1, keepdims=True), atol=1e-5)
 
 
-def test_networks_of_different_heads(data_dir):
+def test_networks_with_different_heads(data_dir):
   network = load_pretrained(str(digits_run(data_dir)))
   source = protocols.open_evaluated('digits:test[:9]', data_dir)
   names = (*network.class_names, 'class 10')
   other = PretrainedModel('other', AlexNet(network.spec, 11), random_variables(network.spec, 11), names)
   protocol = protocols.protocol_of([other])
-  assert len(evaluation.answer([other], source, protocol).right) == 9  # a wider head is a head
+  assert len(evaluation.predict_dataset([other], source, protocol).labels) == 9  # a wider head is allowed
   with pytest.raises(UsageError, match='must have the same classes'):
-    evaluation.answer([network, other], source, protocol)
+    evaluation.predict_dataset([network, other], source, protocol)
   broken = PretrainedModel(
     'nan', network.model, jax.tree.map(lambda x: x * np.nan, network.variables), network.class_names
   )
-  with pytest.raises(UsageError, match='nan: answers are not finite'):
-    evaluation.answer([broken], source, protocol)
+  with pytest.raises(UsageError, match='nan: the predictions are not finite'):
+    evaluation.predict_dataset([broken], source, protocol)
 
 
-def test_real_counts_every_right_class_and_no_image_without(tmp_path, images, monkeypatch):
+def test_real_counts_every_correct_class_and_skips_images_without(tmp_path, images, monkeypatch):
   weights = imagenet_network(tmp_path)
   network = load_pretrained(str(weights))
   names = tfds.builder('imagenet2012_real').info.features['original_label'].names
-  right = [[7], [], [7, 8]] + [[number] for number in range(9)]
+  correct = [[7], [], [7, 8]] + [[number] for number in range(9)]
   examples = [
     {
       'image': image,
@@ -189,18 +185,18 @@ def test_real_counts_every_right_class_and_no_image_without(tmp_path, images, mo
       'real_label': [names[label] for label in labels],
       'file_name': f'{i}.JPEG',
     }
-    for i, (image, labels) in enumerate(zip(images, right, strict=True))
+    for i, (image, labels) in enumerate(zip(images, correct, strict=True))
   ]
   prepared('imagenet2012_real', tmp_path, examples, 'validation', monkeypatch)
   source = protocols.open_evaluated('imagenet2012_real', str(tmp_path))
-  assert sorted(map(sorted, evaluation.right_classes(source))) == sorted(map(sorted, right))
-  answers = evaluation.answer([network], source, protocols.protocol_of([network]))
-  assert len(answers.right) == 11
-  # By hand: of each image with a label, whether the most probable class is one of its labels.
+  assert sorted(map(sorted, evaluation.correct_classes(source))) == sorted(map(sorted, correct))
+  predictions = evaluation.predict_dataset([network], source, protocols.protocol_of([network]))
+  assert len(predictions.labels) == 11
+  # By hand: whether the most probable class of each labelled image is one of its labels.
   seen = _all_probabilities([network], source, protocols.protocol_of([network]))
-  labels = evaluation.right_classes(source)
+  labels = evaluation.correct_classes(source)
   hits = [row.argmax() in some for row, some in zip(seen, labels, strict=True) if some]
-  assert answers.top(1).value == pytest.approx(np.mean(hits))
+  assert predictions.top_k(1).value == pytest.approx(np.mean(hits))
 
 
 def test_imagenet_c(tmp_path, images, monkeypatch, capsys):
@@ -218,10 +214,10 @@ def test_imagenet_c(tmp_path, images, monkeypatch, capsys):
   weights = imagenet_network(tmp_path)
   common = ['--weights', weights, '--dataset', 'imagenet2012_corrupted', '--data_dir', tmp_path]
   assert main(['evaluate', *map(str, common)]) == 2
-  assert 'has 5 images here, and published figures are of 50,000' in capsys.readouterr().err
+  assert 'has 5 images here, but published results are over 50,000' in capsys.readouterr().err
   common.append('--any_count')
   figures, table = evaluated(capsys, tmp_path, *common)
-  # TFDS has them cut to 224x224 already: they are neither resized nor cut again.
+  # TFDS stores them as 224x224: they are not resized or cropped again.
   assert figures['protocol']['short_side'] == figures['protocol']['crop_side'] == 67
   means = {name: np.mean(values) for name, values in figures['errors'].items()}
   assert figures['error'] == pytest.approx(np.mean(list(means.values())))
@@ -249,17 +245,17 @@ def test_mce_of_the_published_errors_is_one():
     (['--batch_size', '0'], '--batch_size (=0) must be at least 1'),
     (['--json', '/proc/absent/a.json'], 'cannot write --json=/proc/absent/a.json'),
     (['--json', '/tmp'], 'cannot write --json=/tmp: a folder'),
-    (['--size', '0'], 'cannot see crops of 0x0'),
+    (['--size', '0'], 'crops of 0x0 do not fit'),
   ],
 )
-def test_mistakes(run, data_dir, arguments, message, capsys):
+def test_error_messages(run, data_dir, arguments, message, capsys):
   assert main(['evaluate', str(run), '--data_dir', data_dir, *arguments]) == 2
   error = capsys.readouterr().err
   assert message in error
   assert error.count('\n') == 1
 
 
-def test_a_data_set_of_other_classes(run, tmp_path, capsys):
+def test_a_data_set_with_other_classes(run, tmp_path, capsys):
   for label in range(10):
     folder = tmp_path / 'test' / f'animal {label}'
     folder.mkdir(parents=True)
@@ -269,10 +265,10 @@ def test_a_data_set_of_other_classes(run, tmp_path, capsys):
   assert 'other classes than' in capsys.readouterr().err
   shutil.rmtree(tmp_path / 'test' / 'animal 3')
   assert main(['evaluate', str(run), *place]) == 2
-  assert 'has 9 classes, and' in capsys.readouterr().err
+  assert 'has 9 classes, but' in capsys.readouterr().err
 
 
-def test_folders_that_are_no_runs(tmp_path, run, capsys):
+def test_folders_that_are_not_runs(tmp_path, run, capsys):
   assert main(['evaluate', str(tmp_path)]) == 2
   assert "is no run's folder" in capsys.readouterr().err
   shutil.copy(run / 'config.json', tmp_path)

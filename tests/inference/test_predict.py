@@ -96,7 +96,7 @@ def test_thin_images_do_not_take_all_memory(weights, tmp_path, capsys):
   ('arguments', 'message'),
   [
     (['absent.jpg'], 'error: cannot read absent.jpg: No such file'),
-    (['nothing/*.jpg'], 'no images fit nothing/*.jpg'),
+    (['nothing/*.jpg'], 'no images match nothing/*.jpg'),
     (['{folder}'], 'no images in the folder'),
     (['{photos}', '--classes', '{names}'], 'has 2 lines; it must have one for each of 6 classes'),
     (['{photos}', '--classes', 'absent.txt'], 'cannot read the class names in absent.txt'),

@@ -1,4 +1,4 @@
-"""Pooling and the local norms against NumPy loops and flax."""
+"""Pooling and the local response norms against NumPy loops and flax."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ POOLS = [
 
 @pytest.mark.parametrize('kind', ['max', 'avg'])
 @pytest.mark.parametrize('layer', POOLS)
-def test_pool_is_a_loop_over_windows(x, layer, kind):
+def test_pool_equals_a_loop_over_windows(x, layer, kind):
   layer = Pool(layer.kernel_size, layer.strides, layer.padding, layer.ceil_mode, kind)
   result = np.asarray(layers.pool(jnp.asarray(x), layer))
   starts = []
@@ -43,7 +43,7 @@ def test_pool_is_a_loop_over_windows(x, layer, kind):
 
 
 @pytest.mark.parametrize('layer', POOLS)
-def test_max_pool_and_its_derivative_are_linens(x, layer):
+def test_max_pool_and_its_gradient_equal_linen(x, layer):
   def linen(x):
     padding = [window_padding(layer, side) for side in x.shape[1:3]]
     size, strides = (layer.kernel_size,) * 2, (layer.strides,) * 2

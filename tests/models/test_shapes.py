@@ -1,4 +1,6 @@
-"""Every endpoint of every variant at full size, against tables worked out by hand from the literature."""
+"""Every endpoint of every variant at full size, against tables derived by hand from the literature."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +141,7 @@ TABLES = {
   },
 }
 
-# The order of the layers in which the variants that were most often confused differ.
+# The layer orders in which easily confused variants differ.
 ORDERS = {
   'paper': ['conv1', 'relu1', 'norm1', 'pool1', 'conv2', 'relu2', 'norm2', 'pool2'],
   'original_code': ['conv1', 'norm1', 'pool1', 'relu1', 'conv2', 'relu2', 'norm2a', 'norm2b', 'pool2'],
@@ -181,8 +183,8 @@ KERNELS = {
   'ungrouped': {'conv2': (5, 5, 96, 256), 'conv5': (3, 3, 384, 256), 'fc6': (9216, 4096)},
   'cifar10_full': {'conv1': (5, 5, 3, 32), 'conv3': (5, 5, 32, 64), 'fc4': (1024, 10)},
 }
-# By hand, backwards from one value after pool5: a pool of 3 needs 3, of which stride 2 makes 3 of 7, or of
-# 6 where sizes are rounded up; conv1's 11 and stride 4 make 12 of 55, or of 52 where rounded up.
+# By hand, backwards from one value after pool5. A pool needs 3 values; the pool before it makes 3 of 7, or of
+# 6 if sizes are rounded up. conv1 makes 12 values of 55, or of 52 if rounded up.
 SMALLEST = {
   'batchnorm': 57,
   'batchnorm_prose': 1,
@@ -198,6 +200,7 @@ SMALLEST = {
 }
 
 
+@functools.cache
 def abstract(name, dtype=jnp.float32):
   spec = VARIANTS[name]
   model = AlexNet(spec, dtype=dtype)
@@ -237,7 +240,7 @@ def test_parameter_counts(name):
 
 @pytest.mark.parametrize('name', VARIANTS)
 def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(name):
-  with jax.numpy_dtype_promotion('standard'):  # nn.BatchNorm mixes its two types
+  with jax.numpy_dtype_promotion('standard'):  # nn.BatchNorm mixes types
     variables, logits, taps = abstract(name, jnp.bfloat16)
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
   assert logits.dtype == taps[VARIANTS[name].head].dtype == jnp.float32

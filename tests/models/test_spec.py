@@ -1,6 +1,7 @@
-"""Specs as data: names, scaling, exchanging layers, and the geometry of windows."""
+"""Specs: layer names, scaling, replacing layers, window geometry, initialisation."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +23,14 @@ from alexnet_flax.models.spec import (
   UniformFanIn,
   window_padding,
 )
+from tests.helpers import random_variables
 
 
 def outputs(layer, size):
   return (size + sum(window_padding(layer, size)) - layer.kernel_size) // layer.strides + 1
 
 
-def test_names_count_on_from_the_convolutions_and_letter_the_norms():
+def test_names_of_layers():
   layers = (BatchNorm(), Conv(4, 3), LocalResponseNorm(), BatchNorm(), Flatten(), Dropout(), Dense(None))
   spec = Spec('small', layers, 8, 'made up')
   names = [name for name, _ in spec.named_layers()]
@@ -41,7 +43,7 @@ def test_names_are_unique():
     assert len(set(names)) == len(names)
 
 
-# Worked by hand from the rules of Caffe (ceil), cuda-convnet and XLA.
+# By hand, from the rules of Caffe (ceil), cuda-convnet and XLA.
 @pytest.mark.parametrize(
   ('layer', 'size', 'expected'),
   [
@@ -52,7 +54,7 @@ def test_names_are_unique():
     (Pool(ceil_mode=True), 16, 8),
     (Pool(ceil_mode=True), 54, 27),  # imgclsmob: 54, 27, 13, 6
     (Pool(ceil_mode=True), 27, 13),
-    (Pool(2, 2, padding=1, ceil_mode=True), 3, 2),  # a third window would begin in the end's padding
+    (Pool(2, 2, padding=1, ceil_mode=True), 3, 2),  # a third window would begin in the trailing padding
     (Conv(1, 11, 4, padding=0), 227, 55),
     (Conv(1, 11, 4, padding=2), 224, 55),
     (Conv(1, 11, 4, padding=0, ceil_mode=True), 224, 55),  # the 2012 program
@@ -66,7 +68,7 @@ def test_output_sizes(layer, size, expected):
 
 @pytest.mark.parametrize('size', [7, 8, 57, 224])
 @pytest.mark.parametrize('strides', [1, 2, 4])
-def test_same_padding_is_xlas(size, strides):
+def test_same_padding_equals_xla(size, strides):
   layer = Conv(1, 5, strides)
   xla = jax.lax.padtype_to_pads((size,), (5,), (strides,), 'SAME')
   assert [window_padding(layer, size)] == [tuple(pad) for pad in xla]
@@ -86,19 +88,18 @@ def test_scaling(name, width):
 
 
 @pytest.mark.parametrize('width', [0, -1, float('nan'), float('inf')])
-def test_impossible_width(width):
+def test_invalid_width(width):
   with pytest.raises(ValueError, match=r'width \(=.*must be positive'):
     VARIANTS['paper'].scaled(width)
 
 
-def test_exchanging_activation_and_pooling():
+def test_replacing_activation_and_pooling():
   spec = VARIANTS['paper'].scaled(1 / 16, 67)
   images = jax.random.normal(jax.random.key(0), (2, 67, 67, 3))
-  key = jax.random.key(1)
+  variables = random_variables(spec, 10)
   for kind, function in (('tanh', jnp.tanh), ('sigmoid', nn.sigmoid), ('leaky_relu', nn.leaky_relu)):
     model = AlexNet(spec.replace(Activation, kind=kind).replace(Pool, kind='avg'), 10)
-    variables = model.init(key, images, train=False)
-    _, taps = model.apply(variables, images, train=False, endpoints=True)
+    _, taps = jax.jit(functools.partial(model.apply, train=False, endpoints=True))(variables, images)
     np.testing.assert_allclose(taps[f'{kind}1'], function(taps['conv1']), rtol=1e-6)
     window = np.asarray(taps['norm1'])[:, 2:5, 4:7]
     np.testing.assert_allclose(taps['pool1'][:, 1, 2], window.mean((1, 2)), rtol=1e-5)
@@ -107,7 +108,7 @@ def test_exchanging_activation_and_pooling():
 LAYERS = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc6', 'fc7', 'fc8')
 ONES = ('conv2', 'conv4', 'conv5', 'fc6', 'fc7')
 CONV345 = dict.fromkeys(('conv3', 'conv4', 'conv5'), 0.03)
-# Standard deviation of the kernels, and biases that are not 0, as each program's own files have them.
+# Standard deviations of the kernels, and the biases that are not 0, from each program's own files.
 GAUSSIANS = {
   'paper': (dict.fromkeys(LAYERS, 0.01), dict.fromkeys(ONES, 1.0)),
   'original_code': (dict.fromkeys(LAYERS, 0.01) | CONV345, dict.fromkeys(ONES, 1.0)),
@@ -126,7 +127,8 @@ def test_initialisation(name):
     if name == 'cifar10_full'
     else jnp.zeros((1, 67, 67, 3))
   )
-  params = AlexNet(spec).init(jax.random.key(0), images, train=False)['params']
+  init = jax.jit(functools.partial(AlexNet(spec).init, train=False))
+  params = init(jax.random.key(0), images)['params']
   for layer_name, layer in spec.named_layers():
     if not isinstance(layer, Conv | Dense):
       continue
@@ -158,7 +160,7 @@ def test_initialisation(name):
     (jnp.zeros((1, 60, 67, 3)), ValueError, 'an image of 60x67 is too small for the network paper'),
   ],
 )
-def test_images_that_are_refused(images, error, message):
+def test_invalid_images(images, error, message):
   with pytest.raises(error, match=message):
     AlexNet(VARIANTS['paper'].scaled(1 / 16)).init(jax.random.key(0), images, train=False)
 

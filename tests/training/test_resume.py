@@ -47,7 +47,7 @@ def test_three_kills(data_dir):
   """By the command that users have; the third kill is inside of a save."""
   flags = [*SMALL, f'--config.data.data_dir={data_dir}', '--config.total_steps=24']
   flags += ['--config.checkpoint_every_steps=3', '--config.log_every_steps=6']
-  proof = verify_resume.prove_resume(flags, 3)
+  proof = verify_resume.verify_resume(flags, 3)
   assert (proof.kills, proof.equal, proof.differences) == (3, 3, [])
   assert proof.compared['checkpoints'] >= 8
   assert proof.compared['arrays'] >= 8 * 30
@@ -59,11 +59,11 @@ def test_the_proof_sees_a_difference(tiny, tmp_path):
   config = replace(tiny, total_steps=2, record_examples=True, log_every_steps=1)
   for name, seed in (('a', 0), ('b', 1)):
     training.train(replace(config, seed=seed), tmp_path / name)
-  proof = verify_resume.Proof()
-  wrong = verify_resume._differences(tmp_path / 'a', tmp_path / 'b', proof)
+  proof = verify_resume.Verification()
+  wrong = verify_resume._compare(tmp_path / 'a', tmp_path / 'b', proof)
   assert {'metrics.jsonl', 'the examples of the steps', 'params/conv1/kernel at step 2'} <= set(wrong)
-  assert verify_resume._differences(tmp_path / 'a', tmp_path / 'a', proof) == []
-  assert verify_resume._differs_at_latest(tmp_path / 'a', tmp_path / 'b')
+  assert verify_resume._compare(tmp_path / 'a', tmp_path / 'a', proof) == []
+  assert verify_resume._compare_latest(tmp_path / 'a', tmp_path / 'b')
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -405,7 +405,7 @@ def test_doctor(data_dir, capsys, tmp_path):
   said = capsys.readouterr().out
   for expected in (
     'sees no GPU', 'digits:train[:320]', 'GB free', 'images/s, the step takes', 'ln(10) = 2.303',
-    '20 steps on 32 images alone: the loss goes from', 'units that are dead for these images: relu1',
+    '20 steps on the same 32 images: the loss goes from', 'dead units on these images: relu1',
   ):  # fmt: skip
     assert expected in said
   assert 'bad ' not in said
@@ -420,10 +420,10 @@ def test_doctor_sees_what_is_wrong(tiny, tmp_path, monkeypatch):
 
   run = experiment.build_experiment(replace(tiny, optimizer={'learning_rate': 1e6}))
   batch = next(train_batches(run, 0))
-  found = list(doctor.first_aid(run, run.steps.init(), batch))
+  found = list(doctor.check_network(run, run.steps.init(), batch))
   assert found[1].verdict == 'bad'
-  assert '20 steps on 32 images alone' in found[1].what or '20 steps on 16 images alone' in found[1].what
-  assert 'try a tenth of optimizer.learning_rate' in found[1].advice
+  assert '20 steps on the same 16 images' in found[1].what
+  assert 'try optimizer.learning_rate / 10' in found[1].advice
   monkeypatch.setattr(doctor.shutil, 'disk_usage', lambda path: type('Usage', (), {'free': 1000})())
   assert doctor.disk(run, tmp_path / 'none' / 'yet').verdict == 'bad'
   monkeypatch.setattr(doctor.shutil, 'which', lambda name: '/usr/bin/nvidia-smi')

@@ -1,4 +1,4 @@
-"""The report and the page in a real Chromium: clicked through, light and dark, on a desk and on a phone."""
+"""The report and the demo in Chromium: clicks through them, light and dark, on a desktop and a phone."""
 
 import shutil
 import threading
@@ -15,7 +15,7 @@ uvicorn = pytest.importorskip('uvicorn', reason='uvicorn is not installed')
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium is installed')
 
-DESK, PHONE = {'width': 1280, 'height': 900}, {'width': 390, 'height': 844}
+DESKTOP, PHONE = {'width': 1280, 'height': 900}, {'width': 390, 'height': 844}
 
 
 @pytest.fixture(scope='module')
@@ -28,9 +28,9 @@ def browser():
     browser.close()
 
 
-@pytest.fixture(params=[(DESK, 'light'), (PHONE, 'dark')], ids=['desk-light', 'phone-dark'])
+@pytest.fixture(params=[(DESKTOP, 'light'), (PHONE, 'dark')], ids=['desktop-light', 'phone-dark'])
 def page(browser, request):
-  """A tab that asks for nothing but what it is given, and complains of nothing."""
+  """A tab that must not log errors or failed requests."""
   viewport, scheme = request.param
   context = browser.new_context(viewport=viewport, color_scheme=scheme)
   page = context.new_page()
@@ -43,8 +43,8 @@ def page(browser, request):
   assert [one for one in wrong if '422' not in one] == []
 
 
-def assert_it_fits(page):
-  """Nothing sticks out to the right; what is wide scrolls by itself."""
+def assert_fits(page):
+  """The page does not scroll horizontally."""
   assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth')
 
 
@@ -56,7 +56,7 @@ def luminance(page):
 def test_the_report(page, data_dir):
   page.goto((digits_run(data_dir) / 'report.html').as_uri())
   assert page.title() == 'digits-0'
-  assert_it_fits(page)
+  assert_fits(page)
   assert (luminance(page) > 128) == page.evaluate("matchMedia('(prefers-color-scheme: light)').matches")
   loaded = '[...document.images].every(image => image.complete && image.naturalWidth > 0)'
   assert page.evaluate(loaded)
@@ -68,12 +68,12 @@ def test_the_report(page, data_dir):
     box = target.bounding_box()
     assert box is not None
     assert box['y'] < page.viewport_size['height']
-  summary = page.locator('summary', has_text='Configuration, complete')
+  summary = page.locator('summary', has_text='Full configuration')
   key = page.locator('td', has_text='optimizer.learning_rate').first
   assert not key.is_visible()
   summary.click()
   assert key.is_visible()
-  assert_it_fits(page)
+  assert_fits(page)
   curve = page.locator('svg path[style*="--series-0"]').first
   assert curve.evaluate('line => getComputedStyle(line).stroke') not in ('none', '')
   page.emulate_media(media='print')
@@ -98,16 +98,16 @@ def address(data_dir):
   thread.join()
 
 
-def test_the_page_to_drop_an_image_on(page, address, tmp_path):
+def test_the_demo(page, address, tmp_path):
   photo = tmp_path / 'photo.jpg'
   Image.fromarray(load_sample_images().images[1]).save(photo)
-  (tmp_path / 'text.jpg').write_text('no image')
+  (tmp_path / 'text.jpg').write_text('text')
   page.goto(address)
-  assert_it_fits(page)
+  assert_fits(page)
   page.set_input_files('#file', photo)
-  page.wait_for_selector('.answer .bar')
-  assert page.locator('.answer .bar').count() == 5
-  assert_it_fits(page)
+  page.wait_for_selector('.prediction .bar')
+  assert page.locator('.prediction .bar').count() == 5
+  assert_fits(page)
   details = page.locator('details', has_text='relu5')
   image = details.locator('img')
   assert not image.is_visible()
@@ -115,9 +115,9 @@ def test_the_page_to_drop_an_image_on(page, address, tmp_path):
   assert image.is_visible()
   assert image.evaluate('image => image.naturalWidth') > 8
   page.set_input_files('#file', tmp_path / 'text.jpg')
-  page.wait_for_selector('#answer .error')
-  assert 'This cannot be read: no image' in page.locator('.error').inner_text()
-  # Dropped, and not chosen.
+  page.wait_for_selector('#prediction .error')
+  assert 'Cannot read the image: not an image' in page.locator('.error').inner_text()
+  # Dropped instead of chosen.
   page.evaluate(
     """async () => {
       const canvas = new OffscreenCanvas(80, 60);
@@ -128,11 +128,11 @@ def test_the_page_to_drop_an_image_on(page, address, tmp_path):
       document.dispatchEvent(new DragEvent('drop', options));
     }"""
   )
-  page.wait_for_selector('.answer .bar')
+  page.wait_for_selector('.prediction .bar')
   assert page.locator('.error').count() == 0
 
 
-def test_a_program_that_has_ended_is_said(browser, address, tmp_path):
+def test_a_stopped_server_is_reported(browser, address, tmp_path):
   context = browser.new_context()
   page = context.new_page()
   page.goto(address)
@@ -141,5 +141,5 @@ def test_a_program_that_has_ended_is_said(browser, address, tmp_path):
   Image.new('RGB', (80, 80)).save(photo)
   page.set_input_files('#file', photo)
   page.wait_for_selector('.error')
-  assert 'Does it still run?' in page.locator('.error').inner_text()
+  assert 'Is it still running?' in page.locator('.error').inner_text()
   context.close()

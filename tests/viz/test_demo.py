@@ -1,5 +1,6 @@
-"""`alexnet-flax demo`: the page's answers, its limits, and where it listens."""
+"""`alexnet-flax demo`: the page's predictions, its limits, and the address it listens on."""
 
+import html
 import io
 import re
 import signal
@@ -52,34 +53,34 @@ def test_the_page(client):
   assert not re.search(r'(src|href)="(?!data:)', response.text)
 
 
-def test_an_answer_is_the_networks(client, network, tmp_path):
+def test_predictions_are_those_of_the_network(client, network, tmp_path):
   (tmp_path / 'photo.jpg').write_bytes(photo())
   (expected,) = predict(network, [str(tmp_path / 'photo.jpg')])
-  response = client.post('/answer', files={'image': ('photo.jpg', photo())})
+  response = client.post('/predict', files={'image': ('photo.jpg', photo())})
   assert response.status_code == 200
-  for answer in expected.best:
-    assert f'{100 * answer.probability:.1f} %' in response.text
+  for one in expected.best:
+    assert f'{100 * one.probability:.1f} %' in response.text
   assert '&lt;b&gt;dog&lt;/b&gt;' in response.text
   assert '<b>dog' not in response.text
   for layer in ('conv1', 'relu5', 'pool5', 'fc6', 'fc8'):
     assert f'alt="activations of {layer}"' in response.text
-  assert 'where it looks for' in response.text
+  assert 'evidence for' in response.text
 
 
 @pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
 @pytest.mark.parametrize(
   ('content', 'reason'),
   [
-    (b'no image', 'no image'),
-    (b'', 'no image'),
+    (b'text', 'not an image'),
+    (b'', 'not an image'),
     (photo()[:2000], 'truncated'),
-    (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'no image'),  # a kind that is not asked for
+    (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'not an image'),  # a format that is not accepted
     (encode(np.zeros((10001, 10000), np.uint8), 'PNG'), 'are more than 100,000,000 pixels'),
   ],
   ids=['text', 'nothing', 'truncated', 'postscript', 'bomb'],
 )
-def test_what_is_no_image(client, content, reason):
-  response = client.post('/answer', files={'image': ('a.jpg', content)})
+def test_files_that_are_not_images(client, content, reason):
+  response = client.post('/predict', files={'image': ('a.jpg', content)})
   assert response.status_code == 422
   assert reason in response.text
 
@@ -88,12 +89,12 @@ def test_limits_of_size(client, monkeypatch):
   monkeypatch.setattr(demo, 'MAX_BYTES', 100_000)
   noise = encode(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8), 'PNG')
   assert len(noise) > 110_000
-  response = client.post('/answer', files={'image': ('a.png', noise)})
+  response = client.post('/predict', files={'image': ('a.png', noise)})
   assert response.status_code == 422
   assert 'is larger than' in response.text
-  chunked = client.post('/answer', content=iter([b'x']), headers={'content-type': 'multipart/form-data'})
+  chunked = client.post('/predict', content=iter([b'x']), headers={'content-type': 'multipart/form-data'})
   assert chunked.status_code == 422
-  assert 'does not say how large' in chunked.text
+  assert 'no content length' in chunked.text
 
 
 @pytest.mark.parametrize(
@@ -104,31 +105,31 @@ def test_limits_of_size(client, monkeypatch):
     {'content': b'x'},
   ],
 )
-def test_other_requests(client, data):
-  response = client.post('/answer', **data)
+def test_requests_without_a_file(client, data):
+  response = client.post('/predict', **data)
   assert response.status_code == 422
-  assert 'no image was sent' in response.text
+  assert "the form has no file 'image'" in html.unescape(response.text)
 
 
-def test_broken_forms_and_thin_images(client):
-  broken = client.post('/answer', content=b'x', headers={'content-type': 'multipart/form-data'})
+def test_malformed_forms_and_thin_images(client):
+  broken = client.post('/predict', content=b'x', headers={'content-type': 'multipart/form-data'})
   assert broken.status_code == 422
   assert 'Missing boundary' in broken.text
   thin = encode(np.zeros((1, 200_000), np.uint8), 'PNG')
-  response = client.post('/answer', files={'image': ('a.png', thin)})
+  response = client.post('/predict', files={'image': ('a.png', thin)})
   assert response.status_code == 422
   assert 'too thin' in response.text
 
 
 def test_other_methods_paths_and_hosts(client):
-  assert client.get('/answer').status_code == 405
+  assert client.get('/predict').status_code == 405
   assert client.get('/../../etc/passwd').status_code == 404
   assert client.get('/', headers={'host': 'evil.example'}).status_code == 400
 
 
 def test_greyscale_and_odd_sides(client):
   for image in (np.full((1, 200), 90, np.uint8), smooth_image(3, 400, 0)):
-    assert client.post('/answer', files={'image': ('a.png', encode(image, 'PNG'))}).status_code == 200
+    assert client.post('/predict', files={'image': ('a.png', encode(image, 'PNG'))}).status_code == 200
 
 
 def test_a_port_that_is_in_use(data_dir, capsys):
@@ -137,7 +138,7 @@ def test_a_port_that_is_in_use(data_dir, capsys):
     taken.listen()
     port = taken.getsockname()[1]
     assert main(['demo', str(digits_run(data_dir)), '--port', str(port)]) == 2
-  assert f'port {port} is in use; choose another by --port' in capsys.readouterr().err
+  assert f'port {port} is in use; choose another with --port' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -147,12 +148,12 @@ def test_a_port_that_is_in_use(data_dir, capsys):
     (['--host', '203.0.113.1', '--port', '0'], 'cannot listen on 203.0.113.1:0'),
   ],
 )
-def test_addresses_that_are_none(data_dir, arguments, message, capsys):
+def test_invalid_addresses(data_dir, arguments, message, capsys):
   assert main(['demo', str(digits_run(data_dir)), *arguments]) == 2
   assert message in capsys.readouterr().err
 
 
-def test_the_command_listens_on_loopback_and_ends_by_a_signal(data_dir):
+def test_the_command_listens_on_loopback_and_stops_on_a_signal(data_dir):
   command = [sys.executable, '-m', 'alexnet_flax', 'demo', str(digits_run(data_dir)), '--port', '0']
   with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
     try:
@@ -160,7 +161,7 @@ def test_the_command_listens_on_loopback_and_ends_by_a_signal(data_dir):
       address = process.stdout.readline().split()[0]
       assert re.fullmatch(r'http://127\.0\.0\.1:\d+', address)
       with urllib.request.urlopen(address, timeout=30) as response:
-        assert b'tells 10 classes apart' in response.read()
+        assert b'recognizes 10 classes' in response.read()
       process.send_signal(signal.SIGINT)
       assert process.wait(30) == 0
     finally:

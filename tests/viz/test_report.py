@@ -1,14 +1,16 @@
-"""`report.html`: what a run's page says, that it needs nothing else, and several runs side by side."""
+"""`report.html`: the contents of the page, that it is self-contained, and several runs side by side."""
 
 import dataclasses
 import json
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from alexnet_flax.cli.main import main
+from alexnet_flax.cli.train import train_and_report
 from alexnet_flax.data.augment import normalize
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.training import train as training
@@ -17,9 +19,8 @@ from alexnet_flax.training.logger import read_metrics
 from alexnet_flax.viz import report_images
 from alexnet_flax.viz.charts import Series, line_chart
 from alexnet_flax.viz.figures import channel_tiles, filter_tiles, first_kernel, tiles
-from alexnet_flax.viz.report import write_report
-from alexnet_flax.viz.report_content import content
-from alexnet_flax.viz.report_run import load_subject
+from alexnet_flax.viz.report import content, write_report
+from alexnet_flax.viz.report_run import load_results
 from tests.helpers import TINY, digits_run, random_variables, replace
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
@@ -30,21 +31,27 @@ def run(data_dir):
   return digits_run(data_dir)
 
 
+@pytest.fixture(scope='module')
+def results(data_dir):
+  """The run with its predictions, which are computed once."""
+  return load_results(str(digits_run(data_dir)), data_dir)
+
+
 @pytest.fixture
 def page(run):
-  """What was written when the run ended."""
+  """The page that was written at the end of training."""
   return (run / 'report.html').read_text()
 
 
-def test_a_run_that_ends_has_its_report(run, page):
+def test_a_finished_run_has_a_report(run, page):
   lines = [line for line in read_metrics(run) if line['split'] != 'train']
   top1 = [line['value'] for line in lines if line['name'] == 'top1'][-1]
   assert f'<b>{100 * top1:.2f} %</b>' in page
   loss = [line['value'] for line in lines if line['name'] == 'loss'][-1]
   shown = re.search(r'<b>([\d.]+)</b><span>loss', page)
-  assert float(shown[1]) == pytest.approx(loss, rel=2e-3)  # resized by Pillow itself
+  assert float(shown[1]) == pytest.approx(loss, rel=2e-3)  # resized by Pillow here, by TensorFlow in training
   for section in (
-    'Curves', 'First filters', 'What it sees', 'Nearest neighbours', 'Confusion', 'Layers',
+    'Curves', 'First filters', 'Predictions', 'Nearest neighbours', 'Confusion matrix', 'Layers',
     'Speed and versions', 'Configuration',
   ):  # fmt: skip
     assert section in page
@@ -53,14 +60,14 @@ def test_a_run_that_ends_has_its_report(run, page):
   assert '6 filters of 11x11x3' in page
 
 
-def test_nothing_is_fetched(page):
+def test_the_page_is_self_contained(page):
   assert not re.search(r'(src|href)="(?!data:|#)', page)
   assert 'http' not in re.sub(r'xmlns(:\w+)?="[^"]*"', '', page).replace('http-equiv', '')
   assert '<script' not in page
   assert len(page) < 3_000_000
 
 
-def test_nothing_of_the_users_folders(page, data_dir):
+def test_the_page_does_not_contain_the_users_folders(page, data_dir):
   assert data_dir not in page
   assert '/home/' not in page
   assert '/tmp/' not in page
@@ -73,7 +80,7 @@ def test_the_environment_is_recorded(run, page):
   assert found['devices'] == '8 x cpu'
 
 
-def test_the_verb_writes_the_same_page(run, page, data_dir, tmp_path, capsys):
+def test_the_command_writes_the_same_page(run, page, data_dir, tmp_path, capsys):
   out = tmp_path / 'again.html'
   assert main(['report', str(run), '--data_dir', data_dir, '--out', str(out)]) == 0
   assert capsys.readouterr().out == f'wrote {out}\n'
@@ -86,7 +93,7 @@ def _without_pixels(text):
 
 @pytest.fixture
 def without_data(run, tmp_path):
-  """The run, as one on a data set that is not here."""
+  """A copy of the run, with a data set that does not exist."""
   shutil.copytree(run, tmp_path / 'run')
   config = json.loads((run / 'config.json').read_text())
   config['data'] |= {'dataset': 'cifar10', 'data_dir': str(tmp_path)}
@@ -94,12 +101,12 @@ def without_data(run, tmp_path):
   return tmp_path / 'run'
 
 
-def test_without_its_data_the_rest_is_shown(without_data, tmp_path, capsys):
+def test_without_data_the_rest_is_shown(without_data, tmp_path, capsys):
   (tmp_path / 'run' / 'metrics.jsonl').unlink()
   assert main(['report', str(without_data)]) == 0
   assert 'give --data_dir' in capsys.readouterr().err
   text = (tmp_path / 'run' / 'report.html').read_text()
-  assert 'The data set is not at hand' in text
+  assert 'The data set is not available' in text
   assert 'Nothing was logged' in text
   assert 'First filters' in text
 
@@ -111,89 +118,83 @@ def test_several_runs_side_by_side(run, data_dir, tmp_path, capsys):
   assert 'Side by side' in text
   assert text.count('<section') == 2
   assert text.count('<svg') == 12
-  differing = text[text.index('Where the configurations differ') : text.index('<section')]
+  differing = text[text.index('Differences of the configurations') : text.index('<section')]
   keys = re.findall(r'<tr><td><code>([a-z_.]+)</code></td>', differing)
   assert keys == ['seed', 'report']
 
 
-def test_runs_of_one_folder_name_are_told_apart(run, data_dir, tmp_path, monkeypatch):
+def test_runs_with_the_same_folder_name(without_data, tmp_path, monkeypatch):
   for parent in 'ab':
-    shutil.copytree(run, tmp_path / parent / 'digits')
+    shutil.copytree(without_data, tmp_path / parent / 'digits')
   monkeypatch.chdir(tmp_path)
-  assert main(['report', 'a/digits', 'b/digits', '--data_dir', data_dir]) == 0
+  assert main(['report', 'a/digits', 'b/digits']) == 0
   text = (tmp_path / 'report.html').read_text()
   assert '<title>a/digits · b/digits' in text
   for name in ('a/digits', 'b/digits'):
-    assert text.count(name) >= 4  # the title, two legends, the run's own heading
+    assert text.count(name) >= 4  # the title, two legends, and the run's heading
 
 
 @pytest.mark.parametrize('folder', ['', 'absent'])
-def test_folders_that_are_no_runs(tmp_path, folder, capsys):
+def test_folders_that_are_not_runs(tmp_path, folder, capsys):
   assert main(['report', str(tmp_path / folder)]) == 2
   assert "is no run's folder" in capsys.readouterr().err
 
 
-def test_a_page_that_cannot_be_written(run, data_dir, capsys):
-  assert main(['report', str(run), '--data_dir', data_dir, '--out', '/proc/version/a.html']) == 2
+def test_a_page_that_cannot_be_written(without_data, capsys):
+  assert main(['report', str(without_data), '--out', '/proc/version/a.html']) == 2
   assert 'cannot write /proc/version/a.html' in capsys.readouterr().err
 
 
-def test_a_report_that_fails_does_not_fail_the_run(data_dir, tmp_path, monkeypatch, capsys):
-  (tmp_path / 'run' / 'report.html').mkdir(parents=True)
-  config = replace(TINY, data={'data_dir': data_dir}, total_steps=1, report=True)
-  assert 'top1' in training.train(config, tmp_path / 'run')
+def test_a_failed_report_does_not_fail_the_run(without_data, monkeypatch, capsys):
+  (without_data / 'report.html').unlink()
+  (without_data / 'report.html').mkdir()
+  monkeypatch.setattr(training, 'train', lambda config, workdir: None)  # the run is already trained
+  train_and_report(replace(TINY, report=True), str(without_data))
   assert 'warning: no report: cannot write' in capsys.readouterr().out
 
 
-def test_what_a_class_is_called_is_text(run, data_dir, tmp_path):
-  subject = load_subject(str(run), data_dir)
+def test_class_names_are_escaped(results, tmp_path):
   names = ('<script>alert(1)</script>',) * 10
-  network = dataclasses.replace(subject.network, class_names=names)
-  sources = subject.sources._replace(
-    evaluated=dataclasses.replace(subject.sources.evaluated, class_names=names)
-  )
-  write_report([dataclasses.replace(subject, network=network, sources=sources)], tmp_path / 'a.html')
+  network = dataclasses.replace(results.network, class_names=names)
+  renamed = dataclasses.replace(results, network=network)
+  vars(renamed)['predictions'] = results.predictions  # cached
+  write_report([renamed], tmp_path / 'a.html')
   text = (tmp_path / 'a.html').read_text()
   assert '&lt;script&gt;alert(1)' in text
   assert '<script>' not in text
 
 
-def test_neighbours_are_the_nearest_by_the_last_hidden_layer(run, data_dir):
-  subject = load_subject(str(run), data_dir)
-  rows, layer, gallery = report_images._neighbours(subject, subject.sources, np.random.default_rng(0))
-  assert layer == 'relu7'
-  assert gallery == 320
-  _, everything = subject.views(subject.sources.train, np.arange(320))
+def test_neighbours_are_nearest_in_the_last_hidden_layer(results, monkeypatch):
+  monkeypatch.setattr(report_images, '_GALLERY', 40)
   rng = np.random.default_rng(0)
-  chosen = np.sort(rng.choice(37, 5, replace=False))
-  _, queries = subject.views(subject.sources.evaluated, chosen)
-  network = subject.network
-  ours, theirs = (
-    np.asarray(
-      network.model.apply(
-        network.variables,
-        normalize({'image': views}, preprocessing=network.spec.preprocessing)['image'],
-        train=False,
-        endpoints=True,
-      )[1][layer]
-    )
-    for views in (queries, everything)
+  chosen, gallery = (
+    np.sort(rng.choice(total, count, replace=False)) for total, count in ((37, 5), (320, 40))
   )
+  rows, layer, count = report_images._neighbours(results, results.sources, np.random.default_rng(0))
+  assert layer == 'relu7'
+  assert count == 40
+  network = results.network
+
+  @jax.jit
+  def hidden(images):
+    images = normalize({'image': images}, preprocessing=network.spec.preprocessing)['image']
+    return network.model.apply(network.variables, images, train=False, endpoints=True)[1][layer]
+
+  ours = np.asarray(hidden(results.views(results.sources.evaluated, chosen)[1]))
+  theirs = np.asarray(hidden(results.views(results.sources.train, gallery)[1]))
   for row, query in zip(rows, ours, strict=True):
     nearest = np.argsort(((theirs - query) ** 2).sum(1), kind='stable')[:6]
-    labels = [example.label for example in subject.sources.train.read(nearest)]
+    labels = [example.label for example in results.sources.train.read(gallery[nearest])]
     assert [name for _, name in row.neighbours] == [str(label) for label in labels]
 
 
-def test_the_worst_mistakes_come_first(run, data_dir):
-  subject = load_subject(str(run), data_dir)
-  shown = content(subject).images
-  answers = subject.answers
+def test_the_worst_errors_come_first(results):
+  shown = content(results).evaluation
   assert shown.mistakes
-  assert len(shown.mistakes) == min(8, (~answers.hits[:, 0]).sum())
-  worst = [{name: share for name, share, _ in guess.answers}.get(guess.label, 0) for guess in shown.mistakes]
+  assert len(shown.mistakes) == min(8, (~results.predictions.hits[:, 0]).sum())
+  worst = [{name: share for name, share, _ in one.predictions}.get(one.label, 0) for one in shown.mistakes]
   assert worst == sorted(worst)
-  assert not any(guess.answers[0][2] for guess in shown.mistakes)
+  assert not any(one.predictions[0][2] for one in shown.mistakes)
   assert len(shown.panel) == 8
   layers = {layer.name: layer for layer in shown.layers}
   assert layers['conv1'].shape == (15, 15, 6)
@@ -201,10 +202,10 @@ def test_the_worst_mistakes_come_first(run, data_dir):
   assert layers['relu1'].zeros > 0
 
 
-def test_filters_are_tiles_in_rgb():
+def test_filters_are_drawn_in_rgb():
   kernel = np.zeros((2, 2, 3, 4), np.float32)
   kernel[..., 0, 0] = 2  # red
-  kernel[..., 2, 1] = -0.5  # the contrary of blue
+  kernel[..., 2, 1] = -0.5  # the opposite of blue
   sheet = filter_tiles(kernel)
   assert sheet[1, 1].tolist() == [255, 128, 128]
   assert sheet[1, 4].tolist() == [128, 128, 0]
@@ -213,7 +214,7 @@ def test_filters_are_tiles_in_rgb():
   np.testing.assert_array_equal(first_kernel(spec, params), params['conv1']['kernel'][:, :, ::-1])
 
 
-def test_tiles_have_every_image_once():
+def test_tiles_contain_every_image_once():
   sheet = tiles(np.stack([np.full((3, 2, 3), value, np.uint8) for value in range(1, 8)]))
   counts = {value: int((sheet[..., 0] == value).sum()) for value in range(1, 8)}
   assert set(counts.values()) == {6}
@@ -221,7 +222,7 @@ def test_tiles_have_every_image_once():
   assert channel_tiles(np.random.default_rng(0).normal(size=(4, 4, 100))).max() == 255
 
 
-def test_names_of_runs_are_not_mathematics():
+def test_run_names_are_not_parsed_as_math():
   names = ['$x$y', '_hidden', 'cost$^$']
   svg = line_chart([Series(name, [0, 1], [1, 2], 0) for name in names], 'epoch', 'loss')
   assert all(f'>{name}<' in svg for name in names)
@@ -232,7 +233,7 @@ def test_without_git(monkeypatch, tmp_path):
   assert workdir.environment()['commit'] is None
 
 
-def test_charts_take_the_pages_colours():
+def test_charts_use_the_colours_of_the_page():
   svg = line_chart([Series('a', [0, 1], [1, 2], 0), Series('b <', [0, 1], [2, 1], 1)], 'epoch', 'loss')
   assert 'var(--series-0)' in svg
   assert 'var(--series-1)' in svg

@@ -1,1 +1,1 @@
-"""Data sets written anew with smaller images, and the principal components of their colours."""
+"""Rewrites data sets with smaller images, and computes the principal components of their colours."""

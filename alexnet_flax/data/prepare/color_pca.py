@@ -1,4 +1,4 @@
-"""The principal components of a data set's colours, for the paper's colour noise."""
+"""Principal components of a data set's colours, for the paper's colour augmentation."""
 
 import dataclasses
 import json
@@ -6,16 +6,18 @@ import pathlib
 
 import numpy as np
 
+from alexnet_flax.files import write_text
+
 _FILE = 'rgb_components.json'
 
 
 @dataclasses.dataclass(frozen=True)
 class PrincipalComponents:
-  """Of the covariance of RGB over all pixels of a training set, RGB being in 0 ... 1.
+  """Principal components of the RGB values, in 0 ... 1, of all pixels of a training set.
 
   Attributes:
-    eigenvalues: the variance along each component, greatest first.
-    eigenvectors: the components, one a row.
+    eigenvalues: The variance along each component, greatest first.
+    eigenvectors: The components, one per row.
   """
 
   eigenvalues: tuple[float, ...]
@@ -30,12 +32,12 @@ IMAGENET = PrincipalComponents(
 
 
 def principal_components(count: int, sums: np.ndarray, products: np.ndarray) -> PrincipalComponents:
-  """The components of `count` pixels in 0 ... 255.
+  """Computes the components from sums over pixels in 0 ... 255.
 
   Args:
-    count: of pixels.
-    sums: [3], of their values.
-    products: [3, 3], of the products of each two of their values.
+    count: The number of pixels.
+    sums: [3], the sums of their values.
+    products: [3, 3], the sums of the products of two values.
   """
   mean = sums / (255 * count)
   eigenvalues, columns = np.linalg.eigh(products / (255**2 * count) - np.outer(mean, mean))
@@ -44,12 +46,12 @@ def principal_components(count: int, sums: np.ndarray, products: np.ndarray) -> 
 
 
 def write_components(folder: pathlib.Path, components: PrincipalComponents) -> None:
-  """Puts them beside a data set's files."""
-  (folder / _FILE).write_text(json.dumps(dataclasses.asdict(components), indent=2) + '\n')
+  """Writes the components into a data set's folder."""
+  write_text(folder / _FILE, json.dumps(dataclasses.asdict(components), indent=2) + '\n')
 
 
 def read_components(folder: str, name: str) -> PrincipalComponents | None:
-  """Those beside a data set's files, or ImageNet's if it is that by name; else None."""
+  """Reads the components from a data set's folder; for ImageNet, falls back to the published ones."""
   path = pathlib.Path(folder, _FILE)
   if path.is_file():
     stored = json.loads(path.read_text())

@@ -1,65 +1,65 @@
-"""`alexnet-flax prepare NAME --side 256`: a data set with smaller images, which decode in a fraction.
+"""`alexnet-flax prepare NAME --side 256`: rewrites a data set with smaller images, which decode much faster.
 
-The result is a TFDS data set of its own name and version in TFRecord files. Each file (a shard) is
-written beside its place and then moved there, and the data set's description, by which TFDS finds it,
-comes last: a run that was killed goes on at the shard at which it was, and nobody sees half a data set.
+The result is a TFDS data set with its own name and version, in TFRecord files. Each file (a shard) is written
+atomically, and the metadata that TFDS looks for comes last. An interrupted run therefore continues with the
+next shard, and an incomplete data set is never visible.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import filelock
 import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from alexnet_flax.data.bad_images import BadImages, Policy
 from alexnet_flax.data.prepare.color_pca import principal_components, write_components
-from alexnet_flax.data.prepare.shards import Form, write_shard, write_whole
+from alexnet_flax.data.prepare.shards import ImageFormat, write_shard
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.tfds_source import IMAGE_FOLDER, open_dataset, split_names
 from alexnet_flax.errors import UsageError
+from alexnet_flax.files import write_text
 
 VERSION = '1.0.0'
 _SHARD_BYTES = 256 << 20
-_PLAN = 'prepared_from.json'  # which images, and how: a run that goes on must go on with the same
+_PLAN = 'prepared_from.json'  # source and options; a run only continues with the same ones
+_LOCK = '.lock'
 
 
 def prepare_smaller(
   name: str,
-  form: Form,
+  image_format: ImageFormat,
   *,
   data_dir: str | None = None,
   out_dir: str | None = None,
   on_bad_image: Policy = 'error',
 ) -> str:
-  """Writes a data set anew with its images resized; labels, class names and file names stay.
+  """Rewrites a data set with resized images; labels, class names and file names are kept.
 
-  The principal components of its colours are computed on the way from the split 'train', for the colour
-  noise of `augment.py`.
+  It also computes the principal components of the colours of the split 'train', for `augment.py`.
 
   Args:
-    name: of a prepared TFDS data set, or 'image_folder'.
-    form: of the images.
-    data_dir: where that lies.
-    out_dir: where to write; `data_dir` if None, or TFDS's own folder for an 'image_folder'.
-    on_bad_image: 'skip' leaves out what cannot be decoded.
+    name: The name of a prepared TFDS data set, or 'image_folder'.
+    image_format: The size and encoding of the new images.
+    data_dir: The folder of the data set.
+    out_dir: The folder to write to; `data_dir` if None, or TFDS's default folder for an 'image_folder'.
+    on_bad_image: 'skip' leaves out images that cannot be decoded.
 
   Returns:
     The new data set's name.
 
   Raises:
-    UsageError: the data set is not prepared, an image cannot be decoded, or the disk is full.
+    UsageError: The data set is not prepared, an image cannot be decoded, or the disk is full.
   """
   is_folder = name == IMAGE_FOLDER
   base = pathlib.Path(data_dir or '').resolve().name if is_folder else name.partition(':')[0]
-  new_name = re.sub(r'\W+', '_', f'{base}_{form.suffix()}').lower()
-  if not new_name[0].isalpha():  # TFDS finds no other
+  new_name = re.sub(r'\W+', '_', f'{base}_{image_format.suffix()}').lower()
+  if not new_name[0].isalpha():  # TFDS requires a letter
     new_name = f'd_{new_name}'
   root = out_dir or (None if is_folder else data_dir)
   folder = pathlib.Path(root or tfds.core.constants.DATA_DIR).expanduser() / new_name / VERSION
@@ -67,65 +67,64 @@ def prepare_smaller(
   sources = {split: open_dataset(name, split, data_dir) for split in split_names(name, data_dir)}
   plan = {
     'splits': {split: [source.identity, source.num_examples] for split, source in sources.items()},
-    'form': dataclasses.asdict(form),
+    'form': dataclasses.asdict(image_format),
     'on_bad_image': on_bad_image,
   }
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone_in(folder):
+    with filelock.FileLock(folder / _LOCK, blocking=False):
       if _is_done(folder, plan):
-        print(f'{new_name} is in {folder} already')
+        print(f'{new_name} is already in {folder}')
         return new_name
       total = sum(source.num_examples for source in sources.values())
       with tqdm(total=total, unit='image', desc=new_name) as bar:
         splits = [
-          _write_split(folder, new_name, split, source, form, bad, bar) for split, source in sources.items()
+          _write_split(folder, new_name, split, source, image_format, bad, bar)
+          for split, source in sources.items()
         ]
-      left_out = _write_description(folder, form, next(iter(sources.values())), splits)
+      skipped = _write_metadata(folder, image_format, next(iter(sources.values())), splits)
+  except filelock.Timeout:
+    raise UsageError(f'another process is writing {folder}; wait for it') from None
   except OSError as error:
-    raise UsageError(f'cannot write {folder}: {error.strerror or error}; what is written stays') from None
+    raise UsageError(f'cannot write {folder}: {error.strerror or error}; finished shards are kept') from None
   counts = ', '.join(f'{info.name} ({info.num_examples:,})' for info in splits)
   print(f'{new_name} is in {folder}: {counts}')
-  if left_out:
-    print(f'{left_out} images cannot be decoded and were left out')
+  if skipped:
+    print(f'{skipped} images cannot be decoded and were skipped')
   return new_name
 
 
-@contextlib.contextmanager
-def _alone_in(folder: pathlib.Path) -> Iterator[None]:
-  with (folder / '.lock').open('w') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UsageError(f'another process is writing {folder}; wait for it') from None
-    yield
-
-
 def _is_done(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
-  """Whether the folder holds the whole of a plan; if it holds parts of another, they are removed.
+  """Whether the folder contains the finished plan. Parts of another plan are removed.
 
   Raises:
-    UsageError: it holds the whole of another.
+    UsageError: It contains another finished plan.
   """
   path, plan = folder / _PLAN, json.loads(json.dumps(plan))
   found = json.loads(path.read_text()) if path.exists() else None
   if (folder / 'dataset_info.json').exists():
     if found != plan:
-      raise UsageError(f'{folder} was made of other images; remove it, or give another --out_dir')
+      raise UsageError(f'{folder} was made from other images; remove it, or give another --out_dir')
     return True
   if found != plan:
     for old in folder.iterdir():
-      if old.name != '.lock':
+      if old.name != _LOCK:
         old.unlink()
-    write_whole(path, json.dumps(plan))
+    write_text(path, json.dumps(plan))
   return False
 
 
 def _write_split(
-  folder: pathlib.Path, name: str, split: str, source: Source, form: Form, bad: BadImages, bar: tqdm
+  folder: pathlib.Path,
+  name: str,
+  split: str,
+  source: Source,
+  image_format: ImageFormat,
+  bad: BadImages,
+  bar: tqdm,
 ) -> Any:
-  size = form.side * form.side * 4  # the long side is some 4 / 3 of the short one
-  per_shard = max(_SHARD_BYTES // (size if form.encoding == 'raw' else size // 8), 1)
+  size = image_format.side**2 * 4  # three channels, with a long side of about 4 / 3 of the short side
+  per_shard = max(_SHARD_BYTES // (size if image_format.encoding == 'raw' else size // 8), 1)
   count = -(-source.num_examples // per_shard)
   template = tfds.core.ShardedFileTemplate(
     data_dir=folder, dataset_name=name, split=split, filetype_suffix='tfrecord'
@@ -133,31 +132,29 @@ def _write_split(
   lengths, written = [], 0
   for shard in range(count):
     path = pathlib.Path(template.sharded_filepath(shard_index=shard, num_shards=count))
-    noted = _statistics_path(folder, split, shard)
-    numbers = np.arange(shard * per_shard, min((shard + 1) * per_shard, source.num_examples))
-    if not (path.exists() and noted.exists()):
-      write_shard(path, noted, source, numbers, form, bad, bar)
+    statistics = folder / f'.statistics-{split}-{shard:05d}.json'
+    indices = np.arange(shard * per_shard, min((shard + 1) * per_shard, source.num_examples))
+    if not (path.exists() and statistics.exists()):
+      write_shard(path, statistics, source, indices, image_format, bad, bar)
     else:
-      bar.update(len(numbers))
-    lengths.append(json.loads(noted.read_text())['images'])
+      bar.update(len(indices))
+    lengths.append(json.loads(statistics.read_text())['images'])
     written += path.stat().st_size
   return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=written, filename_template=template)
 
 
-def _write_description(folder: pathlib.Path, form: Form, source: Source, splits: Sequence[Any]) -> int:
-  """The statistics, and the files by which TFDS finds the data set, last of all.
-
-  Returns:
-    How many images were left out.
-  """
+def _write_metadata(
+  folder: pathlib.Path, image_format: ImageFormat, source: Source, splits: Sequence[Any]
+) -> int:
+  """Writes the colour components and then TFDS's metadata; returns the number of skipped images."""
   every = {path.name: json.loads(path.read_text()) for path in sorted(folder.glob('.statistics-*.json'))}
-  notes = [note for name, note in every.items() if name.startswith('.statistics-train-')]
-  if notes:
-    pixels = sum(note['pixels'] for note in notes)
-    sums, products = (np.sum([note[key] for note in notes], axis=0) for key in ('sums', 'products'))
+  train = [shard for name, shard in every.items() if name.startswith('.statistics-train-')]
+  if train:
+    pixels = sum(shard['pixels'] for shard in train)
+    sums, products = (np.sum([shard[key] for shard in train], axis=0) for key in ('sums', 'products'))
     write_components(folder, principal_components(pixels, sums, products))
-  side = form.side if form.crop == 'center' else None
-  if form.encoding == 'jpeg':
+  side = image_format.side if image_format.crop == 'center' else None
+  if image_format.encoding == 'jpeg':
     image: Any = tfds.features.Image(shape=(side, side, 3), encoding_format='jpeg')
   else:
     bytes_encoding = tfds.features.Encoding.BYTES
@@ -174,12 +171,8 @@ def _write_description(folder: pathlib.Path, form: Form, source: Source, splits:
     filename_template=splits[0].filename_template.template,
     check_data=False,
     supervised_keys=('image', 'label'),
-    description=f'{source.name.partition(":")[0]}, short side {form.side} pixels ({form.suffix()}).',
+    description=f'{source.name.partition(":")[0]}, short side {image_format.side} ({image_format.suffix()}).',
   )
-  for path in (*folder.glob('.statistics-*.json'), *folder.glob('partial-*')):
+  for path in (*folder.glob('.statistics-*.json'), *folder.glob('.partial-*')):  # of killed processes
     path.unlink()
-  return sum(note['left_out'] for note in every.values())
-
-
-def _statistics_path(folder: pathlib.Path, split: str, shard: int) -> pathlib.Path:
-  return folder / f'.statistics-{split}-{shard:05d}.json'
+  return sum(shard['left_out'] for shard in every.values())

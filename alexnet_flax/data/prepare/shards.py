@@ -1,4 +1,4 @@
-"""Files of resized images, each written whole or not at all, with notes of their colours."""
+"""Writes TFRecord files of resized images atomically, with statistics of their colours."""
 
 import contextlib
 import dataclasses
@@ -22,23 +22,24 @@ from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.data.loader import HostBatch, Plan, Reader
 from alexnet_flax.data.source import Source
 from alexnet_flax.errors import UsageError, unknown_name
+from alexnet_flax.files import atomic_path, write_text
 
 Encoding = Literal['jpeg', 'raw']
 Center = Literal['none', 'center']
 
-_LONGEST = 65_500  # of libjpeg
-_CHUNK = 64  # images that are decoded together
+_LONGEST = 65_500  # pixels, libjpeg's limit
+_CHUNK = 64  # images decoded together
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
-  """How images are stored.
+class ImageFormat:
+  """The size and encoding of the images of a rewritten data set.
 
   Attributes:
-    side: of the short side, in pixels.
-    encoding: 'jpeg', or 'raw' for pixels as they are.
-    quality: of JPEG, 1 ... 100.
-    crop: 'center' for the central square alone (Krizhevsky et al. 2012, section 2), or 'none'.
+    side: The short side in pixels.
+    encoding: 'jpeg', or 'raw' for unencoded pixels.
+    quality: The JPEG quality, 1 ... 100.
+    crop: 'center' for the central square (Krizhevsky et al. 2012, section 2), or 'none'.
   """
 
   side: int
@@ -59,69 +60,54 @@ class Form:
       raise UsageError(f'--quality (={self.quality}) must be 1 ... 100')
 
   def suffix(self) -> str:
-    """What distinguishes the data set's name: '256_q90', '256_center_raw'."""
+    """The suffix of the data set's name: '256_q90', '256_center_raw'."""
     kind = 'raw' if self.encoding == 'raw' else f'q{self.quality}'
     return '_'.join([str(self.side), *(['center'] if self.crop == 'center' else []), kind])
 
 
 def write_shard(
   path: pathlib.Path,
-  noted: pathlib.Path,
+  statistics: pathlib.Path,
   source: Source,
-  numbers: np.ndarray,
-  form: Form,
+  indices: np.ndarray,
+  image_format: ImageFormat,
   bad: BadImages,
   bar: tqdm,
 ) -> None:
-  """Writes the examples with some numbers, resized, as TFRecords.
+  """Resizes examples and writes them as a TFRecord file.
 
   Args:
-    path: the file, which appears when it is whole.
-    noted: a JSON file beside it: images, pixels, and sums of their values and products.
-    source: of the examples.
-    numbers: of those to write.
-    form: of the images.
-    bad: what to do with images that cannot be decoded.
-    bar: is moved on.
+    path: The file to write.
+    statistics: A JSON file for the numbers of images and pixels, and sums of pixel values and products.
+    source: The data set.
+    indices: The indices of the examples to write.
+    image_format: The format of the images.
+    bad: Handles images that cannot be decoded.
+    bar: The progress bar.
 
   Raises:
-    OSError: the disk is full, or not to be written to.
+    OSError: The disk is full or not writable.
   """
-  partial = path.with_name(f'partial-{os.getpid()}.{path.name}')
   images, pixels, sums, products = 0, 0, np.zeros(3), np.zeros((3, 3))
-  try:
+  with atomic_path(path) as partial:
     with _system_errors(), tf.io.TFRecordWriter(str(partial)) as writer:
-      for chosen, batch in _resized(source, numbers, form, bad):
-        names = [_short_name(one.name) for one in source.read(chosen)]
-        for row in np.flatnonzero(batch['weight'][: len(chosen)]):
-          writer.write(
-            _record(batch['image'][row], batch['size'][row], int(batch['label'][row]), names[row], form)
-          )
+      for chunk, batch in _resized(source, indices, image_format, bad):
+        names = [_short_name(one.name) for one in source.read(chunk)]
+        for row in np.flatnonzero(batch['weight'][: len(chunk)]):
+          size, label = batch['size'][row], int(batch['label'][row])
+          writer.write(_serialized_example(batch['image'][row], size, label, names[row], image_format))
           images += 1
-          pixels += int(batch['size'][row].prod())
+          pixels += int(size.prod())
           sums += batch['sums'][row]
           products += batch['products'][row]
-        bar.update(len(chosen))
-    note = {'images': images, 'left_out': len(numbers) - images, 'pixels': pixels}
-    write_whole(noted, json.dumps(note | {'sums': sums.tolist(), 'products': products.tolist()}))
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is there whole or not at all."""
-  partial = path.with_name(f'partial-{os.getpid()}.{path.name}')
-  try:
-    partial.write_text(text)
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
+        bar.update(len(chunk))
+    counts = {'images': images, 'left_out': len(indices) - images, 'pixels': pixels}
+    write_text(statistics, json.dumps(counts | {'sums': sums.tolist(), 'products': products.tolist()}))
 
 
 @contextlib.contextmanager
 def _system_errors() -> Iterator[None]:
-  """What TensorFlow's writer raises of a full disk, as Python would."""
+  """Turns the errors of TensorFlow's writer into Python's OSError."""
   try:
     yield
   except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError, tf.errors.UnknownError) as error:
@@ -130,51 +116,52 @@ def _system_errors() -> Iterator[None]:
 
 
 def _short_name(name: str) -> str:
-  """CLASS/image of a file's path; TFDS's own names as they are."""
+  """Shortens a path to CLASS/image; TFDS's own names are kept."""
   return '/'.join(pathlib.PurePath(name).parts[-2:]) if os.path.isfile(name) else name
 
 
 def _resized(
-  source: Source, numbers: np.ndarray, form: Form, bad: BadImages
+  source: Source, indices: np.ndarray, image_format: ImageFormat, bad: BadImages
 ) -> Iterator[tuple[np.ndarray, HostBatch]]:
-  """(numbers, their resized images), some at a time."""
-  chunks = [numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK)]
+  """Yields chunks of indices with their resized images."""
+  chunks = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
 
   def plan(step: int) -> Plan:
-    filled = np.resize(chunks[step], _CHUNK)
+    padded = np.resize(chunks[step], _CHUNK)
     weights = (np.arange(_CHUNK) < len(chunks[step])).astype(np.float32)
-    return Plan(filled, weights, np.zeros((_CHUNK, 0), np.float32))
+    return Plan(padded, weights, np.zeros((_CHUNK, 0), np.float32))
 
   def accept(image: Encoded) -> None:
-    sides = sorted((image.height, image.width))
-    longest = form.side if form.crop == 'center' else form.side * sides[1] // sides[0]
+    short, long = sorted((image.height, image.width))
+    longest = image_format.side if image_format.crop == 'center' else image_format.side * long // short
     if longest > _LONGEST:
       raise UnreadableError(
-        f'{image.height}x{image.width} would become {longest:,} pixels long; JPEG ends at {_LONGEST:,}'
+        f'{image.height}x{image.width} would be resized to {longest:,} pixels; JPEG allows {_LONGEST:,}'
       )
 
-  reader = Reader(source, _decoder(form), None, bad, accept)
+  reader = Reader(source, _decoder(image_format), None, bad, accept)
   yield from zip(chunks, reader.batches(plan, range(len(chunks)), None), strict=True)
 
 
 @functools.lru_cache
-def _decoder(form: Form) -> Callable[[Sequence[Encoded], np.ndarray], HostBatch]:
+def _decoder(image_format: ImageFormat) -> Callable[[Sequence[Encoded], np.ndarray], HostBatch]:
   signature = {
     'image': tf.TensorSpec((), tf.string),
     'size': tf.TensorSpec((2,), tf.int32),
     'sums': tf.TensorSpec((3,), tf.float64),
     'products': tf.TensorSpec((3, 3), tf.float64),
   }
-  columns = functools.partial(decode_eval.resized_columns, form.side, form.crop == 'center')
-  return decode_eval.by_graph(columns, functools.partial(_encode, form), signature)
+  center = image_format.crop == 'center'
+  columns = functools.partial(decode_eval.resized_columns, image_format.side, center)
+  return decode_eval.by_graph(columns, functools.partial(_encode, image_format), signature)
 
 
-def _encode(form: Form, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+def _encode(image_format: ImageFormat, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
   image = decode_eval.decode_resized(example)
-  if form.encoding == 'raw':
+  if image_format.encoding == 'raw':
     encoded = tf.io.serialize_tensor(image)
   else:
-    encoded = tf.io.encode_jpeg(image, quality=form.quality)
+    encoded = tf.io.encode_jpeg(image, quality=image_format.quality)
   values = tf.reshape(tf.cast(image, tf.float64), [-1, 3])
   return {
     'image': encoded,
@@ -184,24 +171,21 @@ def _encode(form: Form, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
   }
 
 
-def _record(encoded: bytes, size: np.ndarray, label: int, name: str, form: Form) -> bytes:
-  features = {
-    'label': tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
-    'file_name': _bytes_feature(name.encode()),
-  }
-  if form.encoding == 'jpeg':
-    features['image'] = _bytes_feature(encoded)
+def _serialized_example(
+  encoded: bytes, size: np.ndarray, label: int, name: str, image_format: ImageFormat
+) -> bytes:
+  values: dict[str, bytes | list[int]] = {'label': [label], 'file_name': name.encode()}
+  if image_format.encoding == 'raw':
+    encoded = tf.io.parse_tensor(encoded, tf.uint8).numpy().tobytes()
+  if image_format.encoding == 'raw' and image_format.crop == 'none':  # as TFDS stores unknown shapes
+    values |= {'image/shape': [*size.tolist(), 3], 'image/value': encoded}
   else:
-    pixels = tf.io.parse_tensor(encoded, tf.uint8).numpy().tobytes()
-    if form.crop == 'center':
-      features['image'] = _bytes_feature(pixels)
-    else:  # as TFDS stores a tensor of which it does not know the shape
-      shape = tf.train.Int64List(value=[*size.tolist(), 3])
-      features['image/shape'] = tf.train.Feature(int64_list=shape)
-      features['image/value'] = _bytes_feature(pixels)
+    values['image'] = encoded
+  features = {
+    key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+    if isinstance(value, bytes)
+    else tf.train.Feature(int64_list=tf.train.Int64List(value=value))
+    for key, value in values.items()
+  }
   example = tf.train.Example(features=tf.train.Features(feature=features))
   return example.SerializeToString(deterministic=True)
-
-
-def _bytes_feature(value: bytes) -> tf.train.Feature:
-  return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))

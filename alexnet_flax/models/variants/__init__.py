@@ -1,7 +1,7 @@
-"""Every AlexNet there is, by name. Differences between them are differences between these tuples.
+"""All variants of AlexNet, by name.
 
-Facts and source of each variant stand in its `source` and beside its definition; `docs/family.md`,
-which is made from them, compares them.
+Each variant states its origin in `source` and beside its definition. `docs/family.md`, which is generated
+from the specs, compares them.
 """
 
 from alexnet_flax.models.spec import Spec

@@ -1,4 +1,8 @@
-"""The article's two networks: what its Keras code builds, and what its text describes."""
+"""AlexNet with batch normalization, the default network, in two versions.
+
+Both come from a Chinese tutorial with a Keras model by 禅与计算机程序设计艺术. Its code and its text describe
+different networks.
+"""
 
 from alexnet_flax.models.spec import (
   Activation,
@@ -15,7 +19,10 @@ from alexnet_flax.models.spec import (
 
 
 def batchnorm() -> Spec:
-  """Convolution, ReLU, then BatchNorm; pooling after the norm; Keras's initialisation."""
+  """The tutorial's Keras model: convolution, ReLU, BatchNorm, pooling, with Keras's initialisation.
+
+  Keras 3.15.1 counts 62,383,848 parameters and statistics.
+  """
 
   def stage(features: int, kernel_size: int, *rest: Layer, strides: int = 1) -> tuple[Layer, ...]:
     return (Conv(features, kernel_size, strides), Activation(), BatchNorm(), *rest)
@@ -34,18 +41,18 @@ def batchnorm() -> Spec:
       Dense(None),
     ),
     image_size=224,
-    source="the article's Keras model; 62,383,848 parameters and statistics as Keras 3.15.1 counts them",
+    source='a Chinese tutorial, its Keras model; named in alexnet_flax/models/variants/batchnorm.py',
   )
 
 
 def batchnorm_prose() -> Spec:
-  """Our reading of the article's text, where it differs from the article's code.
+  """Our interpretation of the tutorial's text, which differs from its code.
 
-  The text gives every one of the five stages two normalisations and a pooling, and a normalisation
-  before each fully connected layer. We read the two as LRN then BatchNorm. Convolutions and pools
-  are SAME (57, 29, 15, 8, 4, 2): with VALID pools nothing would be left of the fifth stage. BatchNorm
-  comes before dropout, whose noise would otherwise shift the statistics. The text calls 227x227x3
-  the first fully connected layer's input, an evident slip for the network's.
+  The text gives each of the five stages two normalisations and a pooling, and a normalisation before each
+  fully connected layer. We interpret the two as LRN followed by BatchNorm. Convolutions and pools are SAME
+  (57, 29, 15, 8, 4, 2): with VALID pools, nothing would be left in the fifth stage. BatchNorm precedes
+  dropout, whose noise would otherwise shift the statistics. The text calls 227x227x3 the input of the first
+  fully connected layer; the network's input is clearly meant.
   """
 
   def stage(features: int, kernel_size: int, strides: int = 1) -> tuple[Layer, ...]:
@@ -71,5 +78,5 @@ def batchnorm_prose() -> Spec:
       Dense(None),
     ),
     image_size=227,
-    source="the article's text, in our reading of it (alexnet_flax/variants/article.py)",
+    source='the same tutorial, its text as interpreted in alexnet_flax/models/variants/batchnorm.py',
   )

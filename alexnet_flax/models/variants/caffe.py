@@ -1,8 +1,8 @@
-"""Caffe's two AlexNets, which differ by accident, and the BatchNorm network that was trained with Caffe.
+"""Caffe's two AlexNets, which differ by accident, and a BatchNorm network that was trained with Caffe.
 
 Caffe crops 227 pixels, reads BGR in 0..255, rounds the sizes of pools up, divides LRN's alpha by the
-window's size, and gives biases twice the rate and no decay. Of its mean image we subtract each colour's
-mean.
+window size, and gives biases twice the learning rate and no weight decay. Instead of its mean image we
+subtract the mean of each channel.
 """
 
 from alexnet_flax.models.spec import (
@@ -32,7 +32,7 @@ _BGR = Preprocessing(1.0, (0.0, 0.0, 0.0), _UNIT, 'BGR', center_crop_share=227 /
 
 
 def caffe() -> Spec:
-  """bvlc_alexnet: LRN, then pooling, as the paper; biases of 0.1 where the paper has 1."""
+  """bvlc_alexnet: LRN, then pooling, as in the paper; biases of 0.1 where the paper has 1."""
   return Spec(
     name='caffe',
     layers=_layers((_NORM, _POOL), bias=0.1),
@@ -54,11 +54,11 @@ def caffenet() -> Spec:
 
 
 def batchnorm_grouped() -> Spec:
-  """BatchNorm before each ReLU, and on the input in place of a mean; no dropout.
+  """BatchNorm before each ReLU, and on the input instead of mean subtraction; no dropout.
 
-  Only the input's norm has a scale and a shift. The running moments are Caffe's, whose average is
-  corrected for its start and whose variance is the unbiased one; trained here they are linen's. The
-  published network was trained with batches of 128, the gradients of two added up.
+  Only the input's norm has a scale and a shift. The published running moments are Caffe's, with a
+  bias-corrected average and the unbiased variance; networks trained here have linen's. The published network
+  was trained with batches of 128, accumulating the gradients of two.
   """
   norm = BatchNorm(momentum=0.9, epsilon=1e-5, affine=False)
   first = BatchNorm(momentum=0.9, epsilon=1e-5, multipliers=_BIAS_TWICE)  # Caffe's 'Scale' decays
@@ -92,7 +92,7 @@ def batchnorm_grouped() -> Spec:
 
 
 def _layers(after_relu: tuple[Layer, ...], bias: float) -> tuple[Layer, ...]:
-  """Both BVLC networks: what follows the first two ReLUs, and the bias where it is not 0."""
+  """Returns the layers of the BVLC networks, given those after the first two ReLUs and the non-zero bias."""
 
   def conv(features: int, kernel_size: int, bias: float = 0.0, **geometry) -> tuple[Layer, ...]:
     init, constant = Normal(0.01), Constant(bias)

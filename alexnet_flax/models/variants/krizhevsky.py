@@ -1,7 +1,7 @@
-"""Alex Krizhevsky's own networks: the paper, the program behind it, and two of its relatives.
+"""Alex Krizhevsky's own networks: the paper, the program behind it, and two related networks.
 
-His programs round the sizes of convolutions and pools up, give biases twice the weights' rate, and
-let weights alone decay. Their local norms divide `scale` by the window's size.
+His programs round the sizes of convolutions and pools up, give biases twice the learning rate, and apply
+weight decay to weights only. Their local norms divide `scale` by the window size.
 """
 
 from alexnet_flax.models.spec import (
@@ -28,10 +28,10 @@ _POOL = Pool(ceil_mode=True)
 
 
 def paper() -> Spec:
-  """Krizhevsky, Sutskever, Hinton 2012 as written: two groups in conv2, 4, 5, LRN after ReLU 1 and 2.
+  """Krizhevsky, Sutskever, Hinton 2012 as published: two groups in conv2, 4, 5, LRN after ReLU 1 and 2.
 
-  The paper's 224 pixels give its 55x55 after conv1 only with 2 pixels of padding; that is what we do
-  (Caffe crops 227 instead). Of the mean activity we subtract each colour's mean.
+  The paper's 224 pixels give its 55x55 after conv1 only with 2 pixels of padding, which we add (Caffe
+  crops 227 instead). Instead of the mean image we subtract the mean of each channel.
   """
   init = Normal(0.01)
   ones = Constant(1.0)
@@ -56,11 +56,11 @@ def paper() -> Spec:
 
 
 def original_code() -> Spec:
-  """The 2012 program, which differs from its paper: conv1, LRN, pool, and only then ReLU.
+  """The 2012 program, which differs from the paper: conv1, LRN, pool, and only then ReLU.
 
-  The network lies in two columns, one a GPU, and the LRN of a column does not see the other. After
-  conv2's comes a second norm, over space. The program subtracts a mean image, we each colour's mean;
-  it halves fc6's and fc7's values in testing, which is the same as our doubling them in training.
+  The network consists of two columns, one per GPU, and LRN does not cross columns. conv2 has a second,
+  spatial norm. The program subtracts a mean image, we the mean of each channel. It halves the outputs of
+  fc6 and fc7 in testing, which is equivalent to our doubling them in training.
   """
   norm = LocalResponseNorm(size=5, k=2.0, alpha=1e-4 / 5, beta=0.75, groups=2)
   spatial = SpatialResponseNorm(size=5, k=1.0, alpha=0.001 / 25, beta=0.75)
@@ -83,10 +83,10 @@ def original_code() -> Spec:
 
 
 def one_weird_trick() -> Spec:
-  """The one-column network of 'One weird trick for parallelizing CNNs' (Krizhevsky 2014).
+  """The single-column network of 'One weird trick for parallelizing CNNs' (Krizhevsky 2014).
 
-  torchvision's channels, with the norms that torchvision leaves out. fc8's biases start at -7 for the
-  program's second cost, one logistic unit a class.
+  It has torchvision's channels, and the norms that torchvision omits. fc8's biases start at -7 for the
+  program's second loss, one logistic unit per class.
   """
   norm = LocalResponseNorm(size=5, k=2.0, alpha=1e-4 / 5, beta=0.75)
   return Spec(
@@ -108,10 +108,10 @@ def one_weird_trick() -> Spec:
 
 
 def cifar10_full() -> Spec:
-  """The small network for CIFAR-10, 18 % test error; Caffe's cifar10_full has the same shape.
+  """The small network for CIFAR-10 with 18 % test error; Caffe's cifar10_full has the same shape.
 
-  The programs pool before the first ReLU, which gives the same values. fc4 decays 250 times as fast
-  as the convolutions (1 against 0.004).
+  The programs pool before the first ReLU, which gives the same values. fc4 has 250 times the weight decay of
+  the convolutions (1 instead of 0.004).
   """
   norm = SpatialResponseNorm(size=3, k=1.0, alpha=5e-5 / 9, beta=0.75)
   average = Pool(ceil_mode=True, kind='avg')

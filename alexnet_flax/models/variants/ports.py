@@ -1,4 +1,4 @@
-"""Networks of other frameworks' model zoos: torchvision's, and the most accurate one published."""
+"""Networks from other frameworks' model zoos: torchvision's, and the most accurate one published."""
 
 from alexnet_flax.models.spec import (
   TORCH_UNIFORM,
@@ -16,7 +16,7 @@ from alexnet_flax.models.spec import (
 
 
 def torchvision() -> Spec:
-  """'One weird trick' channels, no LRN, dropout before fc6 and fc7, PyTorch's initialisation."""
+  """The channels of 'One weird trick', no LRN, dropout before fc6 and fc7, PyTorch's initialisation."""
 
   def conv(features: int, kernel_size: int, padding: int, strides: int = 1) -> tuple[Layer, ...]:
     init, bias = TORCH_UNIFORM, UniformFanIn()
@@ -50,10 +50,10 @@ def torchvision() -> Spec:
 
 
 def ungrouped() -> Spec:
-  """The paper's channels without its groups: the best top-1 published for an AlexNet, 61.93 %.
+  """The paper's channels without its groups: the best published top-1 of an AlexNet, 61.93 %.
 
-  conv1 is not padded and leaves 54x54 of 224; pools round up. LRN's constants are MXNet's defaults,
-  whose alpha is divided by the window. How it was initialised is not published: we take Glorot's way.
+  conv1 has no padding and turns 224 into 54x54; pools round up. LRN's constants are MXNet's defaults, whose
+  alpha is divided by the window size. Its initialisation is not published; we use Glorot's.
   """
   norm = LocalResponseNorm(size=5, k=2.0, alpha=1e-4 / 5, beta=0.75)
   pool = Pool(ceil_mode=True)
