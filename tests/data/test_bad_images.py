@@ -218,7 +218,7 @@ def test_a_run_reports_skipped_images(tmp_path, capsys):
   folder(tmp_path / 'data', BAD['truncated'], BAD['text'])
   config = replace(
     Config(),
-    model={'width': 1 / 16, 'image_size': 57},
+    model={'variant': 'cifar10_full', 'width': 1 / 4},
     data={
       'dataset': 'image_folder',
       'data_dir': str(tmp_path / 'data'),

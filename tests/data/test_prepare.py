@@ -161,7 +161,7 @@ def test_crops_of_raw_images_are_exact(folder):
   for step in range(2, 9):
     indices, numbers = sampling.batch_indices(3, step, 8, 20), sampling.view_numbers(3, step, 8, VIEW_NUMBERS)
     for row, example in enumerate(source.read(indices)):
-      pixels = image_header.pixels(example.image)
+      pixels = image_header.decode_pixels(example.image)
       windows = view.windows(np.array([pixels.shape[:2]]), numbers[[row]])
       (top, left, _, _), mirror = windows.boxes[0], windows.mirrored[0]
       expected = pixels[top : top + 28, left : left + 28]
@@ -182,7 +182,7 @@ def test_raw_images_of_another_size_are_resized(folder):
   (batch,) = loader.train_batches(source, view, **arguments)
   numbers = sampling.view_numbers(3, 0, 8, VIEW_NUMBERS)
   for row, example in enumerate(source.read(batch['index'])):
-    pixels = image_header.pixels(example.image)
+    pixels = image_header.decode_pixels(example.image)
     windows = view.windows(np.array([pixels.shape[:2]]), numbers[[row]])
     top, left, height, width = windows.boxes[0].tolist()
     assert (height, width) == (35, 35)
