@@ -36,12 +36,12 @@ docs:
 	$(MAKE) VENV=.venv-docs LOCK=docs .venv-docs/.ready
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
 
-# Pins with hashes for all platforms; no addresses. Needs uv.
+# Pins with hashes for all platforms; no addresses. Needs uv. What runs on an accelerator gets every extra but torch.
 lock:
-	for extra in dev cuda tpu peers docs; do \
-	  uv pip compile pyproject.toml --extra $$extra --universal --fork-strategy fewest --python-version 3.11 \
-	    --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/$$extra.txt \
-	    || exit 1; \
+	for extras in dev cuda,all tpu,all peers docs; do \
+	  uv pip compile pyproject.toml $$(echo ,$$extras | sed 's/,/ --extra /g') --universal --fork-strategy fewest \
+	    --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet \
+	    --output-file requirements/$${extras%%,*}.txt || exit 1; \
 	done
 
 clean:
