@@ -73,6 +73,10 @@ class PretrainedModel:
     """The names of the classes in words."""
     return readable(self.class_names)
 
+  def logits(self, views: np.ndarray) -> np.ndarray:
+    """Returns float32 logits [N, C] of images that have the network's size, uint8 RGB [N, S, S, 3]."""
+    return np.asarray(_logits(self.model)(self.variables, views))
+
   def classify(self, images: Sequence[np.ndarray], top: int = 5) -> list[list[Classification]]:
     """Classifies images, all in one batch.
 
@@ -97,8 +101,7 @@ class PretrainedModel:
         views[index] = evaluation_view(image, self.spec)
     if not views:
       return []
-    logits = np.asarray(_logits(self.model)(self.variables, np.stack(views)))
-    return [top_classes(row, self.readable_names, top) for row in logits]
+    return [top_classes(row, self.readable_names, top) for row in self.logits(np.stack(views))]
 
 
 def load_pretrained(
@@ -131,7 +134,7 @@ def load_pretrained(
     file = source if isinstance(source, WeightsFile) else open_weights(source)
     source, theirs = file.source, file.spec or spec
     if theirs is None:
-      known = VARIANTS[variant] if variant else file.find_spec(VARIANTS)
+      known = VARIANTS[variant] if variant else file.find_spec()
       if known is None:
         raise UsageError(f'{source}: of none of the known networks; name its variant')
       try:

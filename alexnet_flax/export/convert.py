@@ -13,7 +13,6 @@ from alexnet_flax.data.images import UnreadableError, evaluation_view, read_imag
 from alexnet_flax.errors import UsageError, needs_extra
 from alexnet_flax.export import parity
 from alexnet_flax.export.model_card import write_card
-from alexnet_flax.inference.features import feature_batches
 from alexnet_flax.models.spec import Spec
 from alexnet_flax.pretrained import PretrainedModel, load_pretrained
 from alexnet_flax.weights import WRITABLE_ENDINGS, open_weights, save_weights
@@ -30,7 +29,11 @@ class Program(Protocol):
   def write(
     self, path: pathlib.Path, spec: Spec, variables: Mapping[str, Any], class_names: Sequence[str] = ()
   ) -> list[pathlib.Path]:
-    """Writes a network; returns the files written, the program first."""
+    """Writes a network; returns the files written, the program first.
+
+    Raises:
+      UsageError: The program has no such layer.
+    """
 
   def run(self, path: pathlib.Path, images: np.ndarray) -> np.ndarray:
     """Returns the logits [N, C] of a written program for images, uint8 RGB [N, S, S, 3]."""
@@ -118,9 +121,8 @@ def _write(path: pathlib.Path, network: PretrainedModel, names: str | None) -> t
     return written, 'read back, it is the same to the bit'
   if names is not None:
     raise UsageError(f'--names={names}: only for .safetensors, not for {path.suffix}')
-  head, images = spec.head, _images(())
-  views = np.stack([evaluation_view(image, spec) for image in images])
-  (ours,) = feature_batches(network.model, variables, views, [head], batch_size=len(views))
+  views = np.stack([evaluation_view(image, spec) for image in _images(())])
+  ours = network.logits(views)
   try:
     with (
       needs_extra(path.suffix),
@@ -129,7 +131,7 @@ def _write(path: pathlib.Path, network: PretrainedModel, names: str | None) -> t
       program = cast(Program, importlib.import_module(_PROGRAMS[path.suffix]))
       files = program.write(pathlib.Path(folder, path.name), spec, variables, network.class_names)
       theirs = program.run(files[0], views)
-      difference = parity.greatest_error(theirs, ours[head])
+      difference = parity.greatest_error(theirs, ours)
       if not difference <= TOLERANCE:
         raise AssertionError(f'{path} does not compute what it should: its logits differ by {difference:.1e}')
       written = [file.replace(path.with_name(file.name)) for file in files]
@@ -143,11 +145,10 @@ def _images(paths: Sequence[str]) -> list[np.ndarray]:
     with needs_extra('convert without --images'):
       from sklearn.datasets import load_sample_images
     return load_sample_images().images
-  return [_read(path) for path in paths]
-
-
-def _read(path: str) -> np.ndarray:
-  try:
-    return read_image(path)
-  except UnreadableError as error:
-    raise UsageError(f'the image {path} cannot be read: {error}') from None
+  images = []
+  for path in paths:
+    try:
+      images.append(read_image(path))
+    except UnreadableError as error:
+      raise UsageError(f'the image {path} cannot be read: {error}') from None
+  return images

@@ -13,16 +13,7 @@ from alexnet_flax.training.workdir import public, read_environment
 
 
 def write_card(path: pathlib.Path, files: Sequence[pathlib.Path], network: PretrainedModel) -> None:
-  """Writes a card in Markdown.
-
-  Args:
-    path: The card.
-    files: The files that it describes.
-    network: The network that they hold.
-
-  Raises:
-    UsageError: It cannot be written.
-  """
+  """Writes a model card in Markdown for the files that hold a network."""
   spec, names = network.spec, network.readable_names
   pre = spec.preprocessing
   short = round(spec.image_size / pre.center_crop_share)

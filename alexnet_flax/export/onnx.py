@@ -22,20 +22,7 @@ _ATTRIBUTES: dict[str, dict[str, Any]] = {'leaky_relu': {'alpha': 0.01}}
 def write(
   path: pathlib.Path, spec: Spec, variables: Mapping[str, Any], class_names: Sequence[str] = ()
 ) -> list[pathlib.Path]:
-  """Writes the network.
-
-  Args:
-    path: The file.
-    spec: The network.
-    variables: Its variables.
-    class_names: The class names, which the file's metadata keep as JSON.
-
-  Returns:
-    The file.
-
-  Raises:
-    UsageError: ONNX has no such layer.
-  """
+  """Writes the network, with the class names in the metadata as JSON; UsageError if ONNX lacks a layer."""
   graph = Graph(tensors_of(variables))
   size, classes = spec.image_size, graph.tensors[f'params/{spec.head}/bias'].shape[0]
   graph.add_input(spec.preprocessing)

@@ -27,17 +27,7 @@ PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 def write(
   path: pathlib.Path, spec: Spec, variables: Mapping[str, Any], class_names: Sequence[str] = ()
 ) -> list[pathlib.Path]:
-  """Writes the program, and the weights as our own safetensors beside it.
-
-  Args:
-    path: The program; the weights are in PATH.safetensors.
-    spec: The network.
-    variables: Its variables.
-    class_names: The class names, kept with the weights.
-
-  Returns:
-    Both files.
-  """
+  """Writes the program, and the weights in our own format beside it, PATH.safetensors; returns both."""
   tensors = tensors_of(variables)
   size, classes = spec.image_size, tensors[f'params/{spec.head}/bias'].shape[0]
   model = AlexNet(spec, classes)
@@ -51,14 +41,10 @@ def write(
   images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
   exported = jax.export.export(jax.jit(logits), platforms=PLATFORMS)(weights, images)
   path.write_bytes(exported.serialize())
-  return [path, *save_weights(_weights(path), spec, variables, class_names=class_names)]
-
-
-def _weights(path: pathlib.Path) -> pathlib.Path:
-  return path.with_name(f'{path.name}.safetensors')
+  return [path, *save_weights(f'{path}.safetensors', spec, variables, class_names=class_names)]
 
 
 def run(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
   """Returns the logits [N, C] of the files for images, uint8 RGB [N, S, S, 3]."""
   exported = jax.export.deserialize(bytearray(path.read_bytes()))
-  return np.asarray(exported.call(load_file(_weights(path)), images))
+  return np.asarray(exported.call(load_file(f'{path}.safetensors'), images))

@@ -1,9 +1,11 @@
 """`alexnet-flax features`: activations of layers for image files, as HDF5 or .npz."""
 
+import contextlib
 import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import h5py
 import numpy as np
@@ -98,30 +100,27 @@ def _write(
   unreadable: list[str],
   dtype: type,
 ) -> None:
+  stored: dict[str, Any] = {}
   # An .npz is written whole at its end, so its rows wait in memory; those of HDF5 go to the disk.
-  memory = path.suffix == '.npz'
-  with atomic_path(path) as partial:
-    with (
-      h5py.File(partial, 'w', driver='core', backing_store=False)
-      if memory
-      else h5py.File(partial, 'w') as rows
-    ):
-      start, stored = 0, {}
-      for batch in batches:
-        for name, values in batch.items():
+  in_memory = path.suffix == '.npz'
+  with atomic_path(path) as partial, contextlib.ExitStack() as stack:
+    archive = None if in_memory else stack.enter_context(h5py.File(partial, 'w'))
+    start = 0
+    for batch in batches:
+      for name, values in batch.items():
+        if name not in stored:
+          shape = (len(files), *values.shape[1:])
           # In HDF5 '/' separates groups, and conv1 is a data set: conv1/bn is conv1.bn there.
           key = name.replace('/', '.')
-          stored[name] = data = rows.require_dataset(key, (len(files), *values.shape[1:]), dtype)
-          data[start : start + len(values)] = values
-        start += len(values)
-      for row in [i for i, file in enumerate(files) if file in unreadable]:
-        for data in stored.values():
-          data[row] = np.nan
-      if memory:
-        arrays = {name: data[()] for name, data in stored.items()}
-      else:
-        names = [os.fsencode(file).decode('utf-8', 'backslashreplace') for file in files]
-        rows.create_dataset(_NAMES_KEY, data=names, dtype=h5py.string_dtype())
-    if memory:
+          stored[name] = archive.create_dataset(key, shape, dtype) if archive else np.empty(shape, dtype)
+        stored[name][start : start + len(values)] = values
+      start += len(values)
+    for row in [i for i, file in enumerate(files) if file in unreadable]:
+      for data in stored.values():
+        data[row] = np.nan
+    if archive:
+      names = [os.fsencode(file).decode('utf-8', 'backslashreplace') for file in files]
+      archive.create_dataset(_NAMES_KEY, data=names, dtype=h5py.string_dtype())
+    else:
       with partial.open('wb') as file:
-        np.savez(file, **arrays, **{_NAMES_KEY: np.array(files)})  # type: ignore[arg-type]
+        np.savez(file, **stored, **{_NAMES_KEY: np.array(files)})  # type: ignore[arg-type]

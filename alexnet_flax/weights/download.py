@@ -55,8 +55,7 @@ def verify_digest(source: str | os.PathLike[str], path: pathlib.Path, content: b
     UsageError: The content has another digest.
   """
   published = [PUBLISHED[os.fspath(source)][1]] if os.fspath(source) in PUBLISHED else []
-  for digest in [*published, *stated_digests(path)]:
-    _check_digest(content, digest, str(path))
+  _check_digests(content, [*published, *stated_digests(path)], str(path))
 
 
 def stated_digests(path: pathlib.Path) -> list[str]:
@@ -75,13 +74,13 @@ def stated_digests(path: pathlib.Path) -> list[str]:
   return [digest for digest in (stated, _digest_in_name(path.name)) if digest]
 
 
-def _check_digest(content: bytes, digest: str, source: str) -> None:
-  kind = 'sha1' if len(digest) == 40 else 'sha256'
-  found = hashlib.new(kind, content).hexdigest()
-  if not found.startswith(digest):
-    raise UsageError(
-      f'{source}: wrong digest: its {kind} is {found[: max(len(digest), 8)]}, not {digest}; download it again'
-    )
+def _check_digests(content: bytes, digests: list[str], source: str) -> None:
+  for digest in digests:
+    kind = 'sha1' if len(digest) == 40 else 'sha256'
+    found = hashlib.new(kind, content).hexdigest()
+    if not found.startswith(digest):
+      shown = found[: max(len(digest), 8)]
+      raise UsageError(f'{source}: wrong digest: its {kind} is {shown}, not {digest}; download it again')
 
 
 def _digest_in_name(name: str) -> str | None:
@@ -107,7 +106,7 @@ def _downloaded(url: str, digest: str | None) -> pathlib.Path:
   def fetch_and_check(url: str, partial: str, owner: Any) -> None:
     fetch(url, partial, owner)
     if stated := digest or _digest_in_name(path.name):  # often a prefix, which pooch cannot check
-      _check_digest(pathlib.Path(partial).read_bytes(), stated, url)
+      _check_digests(pathlib.Path(partial).read_bytes(), [stated], url)
 
   pooch.get_logger().setLevel(logging.WARNING)
   try:

@@ -1,5 +1,6 @@
 """What a format of weights files must provide, and one opened file."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from alexnet_flax.errors import UsageError
 from alexnet_flax.models.spec import Spec
+from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.weights.layout import Tensors, variables_of
 
 Activations = dict[str, np.ndarray]  # layer -> [N, H, W, C] or [N, C]
@@ -54,7 +57,8 @@ class Format:
     read: Converts an opened file to the checked tensors of a spec.
     write: Writes tensors, a spec and class names to a path.
     companions: Files that are written beside it: ending -> function.
-    find_spec: Finds the candidate that a file can be of, if it does not describe its network itself.
+    variants: The variants that a file which does not contain its spec can be of, most likely first.
+    check_layers: Checks that a file has the layers of a spec, as far as the file describes them.
     layer_names: Maps our layers' names to the program's.
     activations: Runs a file in the program that the format comes from, for `convert --verify`. Takes the
       file, its spec, the number of classes and images; returns the program's name and version, and its
@@ -68,7 +72,8 @@ class Format:
   read: 'Callable[[WeightsFile, Spec], Tensors]'
   write: Write
   companions: Mapping[str, Write] = dataclasses.field(default_factory=dict)
-  find_spec: 'Callable[[WeightsFile, Mapping[str, Spec]], Spec | None]' = lambda file, candidates: file.spec
+  variants: tuple[str, ...] = ()
+  check_layers: 'Callable[[WeightsFile, Spec], None]' = lambda file, spec: None
   layer_names: Callable[[Spec], dict[str, str]] | None = None
   activations: 'Callable[[WeightsFile, Spec, int, Inputs], tuple[str, Activations]] | None' = None
 
@@ -91,12 +96,19 @@ class WeightsFile:
   spec: Spec | None
   class_names: tuple[str, ...]
 
-  def find_spec(self, candidates: Mapping[str, Spec]) -> Spec | None:
-    """Returns the network that the file describes, or the one of the candidates that it can be of."""
-    return self.spec or self.format.find_spec(self, candidates)
+  def find_spec(self) -> Spec | None:
+    """Returns the network that the file contains, or the variant whose layers it has."""
+    if self.spec:
+      return self.spec
+    for name in self.format.variants:
+      with contextlib.suppress(UsageError):
+        self.format.check_layers(self, VARIANTS[name])
+        return VARIANTS[name]
+    return None
 
   def variables(self, spec: Spec) -> dict[str, Any]:
     """Returns the variables of a network; values and errors as for `load_weights`."""
+    self.format.check_layers(self, spec)
     return variables_of(self.format.read(self, spec))
 
 

@@ -5,6 +5,7 @@ layers/conv2d_1/vars/0. Kernels have our layout. Neither file says how images we
 RGB, scaled as the spec says. A `.keras` network with preprocessing layers is refused.
 """
 
+import dataclasses
 import io
 import json
 import pathlib
@@ -14,7 +15,7 @@ import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from alexnet_flax.errors import UsageError
 from alexnet_flax.models import spec as specs
 from alexnet_flax.models.spec import Layer, Preprocessing, Spec
 from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile
-from alexnet_flax.weights.layout import Tensors, check, match_input, pick, reversed_colours
+from alexnet_flax.weights.layout import Tensors, check, check_same_layers, match_input, pick, reversed_colours
 
 _CLASSES: dict[type, str] = {
   specs.Conv: 'Conv2D',
@@ -59,15 +60,11 @@ class _Stored(NamedTuple):
   """The arrays of a file by Keras's paths, and its layers if it describes them."""
 
   arrays: dict[str, np.ndarray]
-  layers: list[tuple[str, str, dict[str, Any]]] | None = None
+  layers: list[tuple[str, str]] | None = None
 
 
 def parse_weights(content: bytes | bytearray, source: str) -> Parsed:
-  """The arrays of a `.weights.h5` file.
-
-  Raises:
-    UsageError: The file is broken.
-  """
+  """The arrays of a `.weights.h5` file."""
   import h5py
 
   arrays = {}
@@ -85,31 +82,26 @@ def parse_weights(content: bytes | bytearray, source: str) -> Parsed:
 
 
 def parse_keras(content: bytes, source: str) -> Parsed:
-  """The arrays and the layers of a `.keras` file.
-
-  Raises:
-    UsageError: The file is broken, or its network is not a sequence of layers.
-  """
+  """The arrays and the layers of a `.keras` file, whose network must be a sequence of layers."""
   try:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-      layers = steps(json.loads(archive.read('config.json')))
+      layers = described_layers(json.loads(archive.read('config.json')))
       weights = archive.read(_WEIGHTS)
   except (KeyError, ValueError, TypeError, AttributeError, EOFError, *_BROKEN_ARCHIVE) as error:
     raise UsageError(f'{source}: broken, or not a sequential Keras network: {error}') from None
   return Parsed(parse_weights(weights, source).stored._replace(layers=layers))
 
 
-def read(file: WeightsFile, spec: Spec) -> Tensors:
-  """The tensors of a `.weights.h5` or `.keras` file.
+def check_layers(file: WeightsFile, spec: Spec) -> None:
+  """Compares the layers of a `.keras` file and their settings."""
+  if file.stored.layers is not None:
+    check_same_layers(file.stored.layers, described_layers(keras_config(spec, 1)), spec, str(file.path))
 
-  Raises:
-    UsageError: The file is of another network, or a tensor does not fit.
-  """
-  source, (arrays, theirs) = str(file.path), file.stored
-  if theirs is not None:
-    _check_layers(theirs, spec, source)
-  names = tensor_names(spec)
-  tensors = check(pick(arrays, names, source), spec, source, names)
+
+def read(file: WeightsFile, spec: Spec) -> Tensors:
+  """The tensors of a `.weights.h5` or `.keras` file."""
+  names, source = tensor_names(spec), str(file.path)
+  tensors = check(pick(file.stored.arrays, names, source), spec, source, names)
   return match_input(tensors, spec, _rgb(spec), source)
 
 
@@ -188,23 +180,6 @@ def _write_weights(tensors: Tensors, spec: Spec, file: BinaryIO) -> None:
       archive[theirs] = tensors[ours]
 
 
-def _check_layers(theirs: Sequence[tuple[str, str, dict[str, Any]]], spec: Spec, source: str) -> None:
-  """Raises UsageError unless the layers are the spec's, in the same order."""
-  ours = steps(keras_config(spec, 1))
-  for (name, *step), (our_name, *our_step) in zip(theirs, ours, strict=False):
-    if step != our_step:
-      raise UsageError(
-        f'{source} is of another network than {spec.name}: its layer {name} is {_text(step)}, where'
-        f' {our_name} must be {_text(our_step)}'
-      )
-  if len(theirs) != len(ours):
-    raise UsageError(f'{source} has {len(theirs)} computing layers, {spec.name} has {len(ours)}')
-
-
-def _text(step: list[Any]) -> str:
-  return ' '.join([step[0], *(f'{key}={value}' for key, value in step[1].items())])
-
-
 # The settings of each kind of layer that must agree, and Keras's default for each.
 _SETTINGS: dict[str, dict[str, Any]] = {
   'Conv2D': {
@@ -270,12 +245,12 @@ def _keras_layer(name: str, layer: Layer, variant: str, classes: int) -> tuple[s
       raise UsageError(f'Keras has no layer like {name} of {variant}: {layer}')
 
 
-def steps(config: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-  """The computation that a description stands for: (layer's name, kind, settings), activations apart.
+def described_layers(config: dict[str, Any]) -> list[tuple[str, str]]:
+  """The computing layers of a network: (name, kind and settings), activations apart.
 
-  Dropout, input layers and a last softmax are left out.
+  Dropout, input layers and a final softmax are left out.
   """
-  found: list[tuple[str, str, dict[str, Any]]] = []
+  found = []
   for layer in config['config']['layers']:
     kind, settings = layer['class_name'], layer['config']
     name = str(settings.get('name', kind))
@@ -286,16 +261,13 @@ def steps(config: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     chosen = {key: settings.get(key, value) for key, value in _SETTINGS.get(kind, {}).items()}
     if kind == 'BatchNormalization' and chosen['axis'] in (3, -1, [3]):
       chosen['axis'] = [-1]
-    found.append((name, kind, {key: _plain(value) for key, value in chosen.items()}))
+    plain = (f'{key}={list(value) if isinstance(value, tuple) else value}' for key, value in chosen.items())
+    found.append((name, ' '.join([kind, *plain])))
     if kind in ('Conv2D', 'Dense') and settings.get('activation', 'linear') not in (None, 'linear'):
-      found.append((name, 'Activation', {'activation': settings['activation']}))
-  if found and found[-1][1:] == ('Activation', {'activation': 'softmax'}):
+      found.append((name, f'Activation activation={settings["activation"]}'))
+  if found and found[-1][1] == 'Activation activation=softmax':
     found.pop()
   return found
-
-
-def _plain(value: Any) -> Any:
-  return list(value) if isinstance(value, tuple) else value
 
 
 def _recognize_weights(content: bytes, path: pathlib.Path) -> bool:
@@ -312,27 +284,22 @@ def _recognize_keras(content: bytes, path: pathlib.Path) -> bool:
     return path.suffix == '.keras'
 
 
-def _find_spec(file: WeightsFile, candidates: Mapping[str, Spec]) -> Spec | None:
-  return candidates.get('batchnorm')
-
-
-KERAS_WEIGHTS = Format(
+KERAS_WEIGHTS: Format = Format(
   name='keras_weights',
   ending='.weights.h5',
   recognize=_recognize_weights,
   parse=parse_weights,
   read=read,
   write=write_weights,
-  find_spec=_find_spec,
+  variants=('batchnorm',),
+  check_layers=check_layers,
   activations=activations,
 )
-KERAS = Format(
+KERAS: Format = dataclasses.replace(
+  KERAS_WEIGHTS,
   name='keras',
   ending='.keras',
   recognize=_recognize_keras,
   parse=parse_keras,
-  read=read,
   write=write_keras,
-  find_spec=_find_spec,
-  activations=activations,
 )

@@ -1,7 +1,7 @@
 """Parameters as a flat dictionary of named arrays, how channels-first programs lay them out, and checks."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -11,31 +11,25 @@ from flax import traverse_util
 
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.alexnet import AlexNet
-from alexnet_flax.models.spec import (
-  Conv,
-  Dense,
-  Flatten,
-  Preprocessing,
-  Spec,
-)
+from alexnet_flax.models.spec import Conv, Dense, Flatten, Preprocessing, Spec
 
 Tensors = dict[str, np.ndarray]  # 'params/conv1/kernel' -> array, as linen lays it out
 _SHOWN = 3
 
 
 def tensors_of(variables: Mapping[str, Any]) -> Tensors:
-  """The model's variables as 'params/conv1/kernel' -> float32 array."""
+  """Returns the model's variables as 'params/conv1/kernel' -> float32 array."""
   flat = traverse_util.flatten_dict(dict(variables), sep='/')
   return {name: np.asarray(value, np.float32) for name, value in flat.items()}
 
 
 def variables_of(tensors: Tensors) -> dict[str, Any]:
-  """The reverse of `tensors_of`."""
+  """Returns the reverse of `tensors_of`."""
   return traverse_util.unflatten_dict(tensors, sep='/')
 
 
 def variable_shapes(spec: Spec, num_classes: int | None = None) -> dict[str, tuple[int, ...]]:
-  """The shape of every variable of the network at the spec's image size."""
+  """Returns the shape of every variable of the network at the spec's image size."""
   images = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.float32)
   model = AlexNet(spec, num_classes)
   variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
@@ -43,17 +37,17 @@ def variable_shapes(spec: Spec, num_classes: int | None = None) -> dict[str, tup
 
 
 def weight_layers(spec: Spec) -> list[str]:
-  """Convolutions and fully connected layers, in order."""
+  """Returns the names of the convolutions and fully connected layers, in order."""
   return [name for name, layer in spec.named_layers() if isinstance(layer, Conv | Dense)]
 
 
 def to_channels_first(name: str, array: np.ndarray, spec: Spec) -> np.ndarray:
-  """A kernel as PyTorch and Caffe keep it: [O, I, H, W], or [O, I] with I in the order C, H, W.
+  """Returns a kernel as PyTorch and Caffe store it: [O, I, H, W], or [O, I] with I in the order C, H, W.
 
   Args:
-    name: of the tensor, 'params/fc6/kernel'; what is not a kernel stays as it is.
+    name: The tensor's name, 'params/fc6/kernel'; only kernels change.
     array: HWIO, or [I, O] with I in the order H, W, C.
-    spec: knows which layer flattens an image, and its shape.
+    spec: The network, for the layer that sees flattened images, and their shape.
   """
   if not name.endswith('/kernel'):
     return array
@@ -66,7 +60,7 @@ def to_channels_first(name: str, array: np.ndarray, spec: Spec) -> np.ndarray:
 
 
 def from_channels_first(name: str, array: np.ndarray, spec: Spec) -> np.ndarray:
-  """The reverse; an array that cannot be of the layer is returned as it is, for `check` to refuse."""
+  """Returns the reverse; an array that cannot belong to the layer stays as it is, for `check` to refuse."""
   if not name.endswith('/kernel'):
     return array
   if array.ndim == 4:
@@ -82,15 +76,15 @@ def from_channels_first(name: str, array: np.ndarray, spec: Spec) -> np.ndarray:
 
 
 def pick(stored: Mapping[str, np.ndarray], names: Mapping[str, str], source: str) -> Tensors:
-  """The stored arrays by our names.
+  """Returns the stored arrays by our names.
 
   Args:
-    stored: arrays by the file's names.
-    names: our name -> the file's, of every variable of the network.
-    source: the file, for messages.
+    stored: Arrays by the file's names.
+    names: Our name -> the file's, of every variable of the network.
+    source: The file, for messages.
 
   Raises:
-    UsageError: an array is missing, or one too many; the message names it.
+    UsageError: An array is missing or superfluous; the message names it.
   """
   missing = [theirs for theirs in names.values() if theirs not in stored]
   if missing:
@@ -102,12 +96,12 @@ def pick(stored: Mapping[str, np.ndarray], names: Mapping[str, str], source: str
 
 
 def check(tensors: Tensors, spec: Spec, source: str, names: Mapping[str, str] | None = None) -> Tensors:
-  """The tensors in float32, all of the network's and no others, of the right shapes, and finite.
+  """Checks that tensors are the network's, of the right shapes, and finite; returns them in float32.
 
   The head may have any number of classes.
 
   Raises:
-    UsageError: one is not; the message names it, by the file's own name if `names` has that.
+    UsageError: One is not; the message names it, by the file's own name if `names` has that.
   """
   names = names or {name: name for name in tensors}
   head = tensors.get(f'params/{spec.head}/bias')
@@ -129,14 +123,32 @@ def check(tensors: Tensors, spec: Spec, source: str, names: Mapping[str, str] | 
   return {name: np.asarray(tensors[name], np.float32) for name in shapes}
 
 
-def match_input(tensors: Tensors, spec: Spec, theirs: Preprocessing, source: str) -> Tensors:
-  """The tensors for the spec's input, where the file's network was made for another.
-
-  Another order of the colours is met by reversing the first layer's input channels. Another mean or
-  scale is not: padding with zeros makes it more than a change of weights.
+def check_same_layers(
+  theirs: Sequence[tuple[str, Any]], ours: Sequence[tuple[str, Any]], spec: Spec, source: str
+) -> None:
+  """Compares a file's computing layers, (name, description), with the spec's in their order.
 
   Raises:
-    UsageError: mean, std or scale differ.
+    UsageError: One differs; the message names it.
+  """
+  for (name, layer), (our_name, our_layer) in zip(theirs, ours, strict=False):
+    if layer != our_layer:
+      raise UsageError(
+        f'{source} is of another network than {spec.name}: its layer {name} is {layer}, where {our_name}'
+        f' must be {our_layer}'
+      )
+  if len(theirs) != len(ours):
+    raise UsageError(f'{source} has {len(theirs)} computing layers, {spec.name} has {len(ours)}')
+
+
+def match_input(tensors: Tensors, spec: Spec, theirs: Preprocessing, source: str) -> Tensors:
+  """Adapts tensors of a network that takes images as `theirs` says to the spec's preprocessing.
+
+  For another order of the colours, the input channels of the first layer are reversed. Another mean or scale
+  is refused: because of padding with zeros, no change of weights is equivalent.
+
+  Raises:
+    UsageError: Mean, std or scale differ.
   """
   ours = spec.preprocessing
   if theirs.channel_order != ours.channel_order:
@@ -157,7 +169,7 @@ def match_input(tensors: Tensors, spec: Spec, theirs: Preprocessing, source: str
 
 
 def reversed_colours(preprocessing: Preprocessing) -> Preprocessing:
-  """The same input with its channels in the other order."""
+  """Returns the same preprocessing with the channels in the other order."""
   (r, g, b), (sr, sg, sb) = preprocessing.mean, preprocessing.std
   order: Literal['RGB', 'BGR'] = 'BGR' if preprocessing.channel_order == 'RGB' else 'RGB'
   return dataclasses.replace(preprocessing, mean=(b, g, r), std=(sb, sg, sr), channel_order=order)

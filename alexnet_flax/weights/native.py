@@ -18,7 +18,7 @@ from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.models.spec import Spec
 from alexnet_flax.models.surgery import computation
 from alexnet_flax.weights.format import Format, Parsed, WeightsFile
-from alexnet_flax.weights.layout import Tensors, check, match_input
+from alexnet_flax.weights.layout import Tensors, check, check_same_layers, match_input
 
 NAME = 'alexnet_flax'  # in the file's metadata
 
@@ -34,20 +34,17 @@ def parse(content: bytes, source: str) -> Parsed:
   return Parsed(parse_safetensors(content, source), _spec(metadata, source), _class_names(metadata, source))
 
 
-def read(file: WeightsFile, spec: Spec) -> Tensors:
-  """The tensors of our own file, for a spec of the same architecture.
+def check_layers(file: WeightsFile, spec: Spec) -> None:
+  """Compares the layers without what concerns training only."""
+  assert file.spec is not None
+  theirs, ours = ([(name, computation(layer)) for name, layer in s.named_layers()] for s in (file.spec, spec))
+  check_same_layers(theirs, ours, spec, str(file.path))
 
-  Raises:
-    UsageError: The file is of another architecture, mean or scale; or a tensor does not fit.
-  """
-  source, theirs = str(file.path), file.spec
-  assert theirs is not None
-  for (name, one), (_, other) in zip(theirs.named_layers(), spec.named_layers(), strict=False):
-    if computation(one) != computation(other):
-      raise UsageError(f'{source} holds {theirs.name}, not {spec.name}: {name} is {one} there, {other} here')
-  if len(theirs.layers) != len(spec.layers):
-    raise UsageError(f'{source} holds {theirs.name} of {len(theirs.layers)} layers, not {spec.name}')
-  return match_input(check(file.stored, spec, source), spec, theirs.preprocessing, source)
+
+def read(file: WeightsFile, spec: Spec) -> Tensors:
+  """The tensors, which have our names and layout."""
+  assert file.spec is not None
+  return match_input(check(file.stored, spec, str(file.path)), spec, file.spec.preprocessing, str(file.path))
 
 
 def write(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
@@ -129,11 +126,12 @@ def _decode(value: Any) -> Any:
   return tuple(map(_decode, value)) if isinstance(value, list) else value
 
 
-NATIVE = Format(
+NATIVE: Format = Format(
   name='ours',
   ending='.safetensors',
   recognize=recognize,
   parse=parse,
+  check_layers=check_layers,
   read=read,
   write=write,
   layer_names=lambda spec: {name: name for name, _ in spec.named_layers()},

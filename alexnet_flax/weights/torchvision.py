@@ -4,6 +4,7 @@ torchvision numbers the layers of two `Sequential`s: features.0.weight, ..., cla
 same rule names any network without norms; torchvision's own has the names of the spec `torchvision`.
 """
 
+import dataclasses
 import io
 import pathlib
 import pickle
@@ -76,11 +77,7 @@ def to_state_dict(tensors: Tensors, spec: Spec) -> dict[str, np.ndarray]:
 
 
 def parse_pth(content: bytes, source: str) -> Parsed:
-  """The state dictionary in a `.pth` file, by PyTorch's safe loader: tensors only, no code is run.
-
-  Raises:
-    UsageError: The file is broken, or holds more than tensors.
-  """
+  """The state dictionary in a `.pth` file, by PyTorch's safe loader: tensors only, no code is run."""
   import torch
 
   try:
@@ -167,28 +164,25 @@ def _without_prefix(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
   return {name.removeprefix('module.'): array for name, array in state_dict.items()}
 
 
-def _find_spec(file: WeightsFile, candidates: Mapping[str, Spec]) -> Spec | None:
-  return candidates.get('torchvision')
-
-
 def _numpy(name: str, tensor: Any, torch: Any, source: str) -> np.ndarray:
   if tensor.layout != torch.strided or tensor.is_quantized:
     raise UsageError(f'{source}: tensor {name} is not a dense one; save it as float32')
   return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
 
 
-SAFETENSORS = Format(
+SAFETENSORS: Format = Format(
   name='torchvision',
   ending='.safetensors',
   recognize=lambda content, path: is_safetensors(content),
   parse=lambda content, source: Parsed(parse_safetensors(content, source)),
   read=read,
   write=write_safetensors,
-  find_spec=_find_spec,
+  variants=('torchvision',),
   layer_names=layer_names,
   activations=activations,
 )
-PTH = Format(
+PTH: Format = dataclasses.replace(
+  SAFETENSORS,
   name='torch',
   ending='.pth',
   # PyTorch writes a zip archive, formerly a pickle.
@@ -196,8 +190,6 @@ PTH = Format(
     content.startswith((b'PK\x03\x04', b'\x80')) or path.suffix in ('.pth', '.pt')
   ),
   parse=parse_pth,
-  read=read,
   write=write_pth,
-  find_spec=_find_spec,
-  activations=activations,
+  layer_names=None,
 )

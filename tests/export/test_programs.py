@@ -64,6 +64,11 @@ def test_a_window_that_onnx_has_otherwise(tmp_path):
     onnx_graph.write(tmp_path / 'net.onnx', spec, random_variables(spec, 4))
 
 
+def test_a_layer_that_onnx_export_lacks():
+  with pytest.raises(UsageError, match='ONNX export has no layer like new1'):
+    onnx_graph.Graph({}).add_layer('new1', object(), 9)
+
+
 @pytest.mark.parametrize('variant', ['batchnorm', 'original_code', 'torchvision'])
 def test_stablehlo_takes_any_batch_and_any_weights(variant, tmp_path):
   spec = small(VARIANTS[variant])

@@ -1,6 +1,8 @@
 """`alexnet-flax predict`, the names of classes, and Grad-CAM."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +59,51 @@ def test_answers_are_the_networks(photos, weights, capsys):
     for best in line['best']:
       assert best['probability'] == pytest.approx(float(row[best['class']]), abs=1e-5)
   assert 'great white shark' in {best['name'] for line in lines for best in line['best']}
+
+
+COUNT_OPENS = """
+import pathlib, sys
+from alexnet_flax.cli.main import main
+
+path, image, *network = sys.argv[1:]
+opens, reads, read_bytes = [], [], pathlib.Path.read_bytes
+sys.addaudithook(lambda event, args: event == 'open' and str(args[0]) == path and opens.append(event))
+pathlib.Path.read_bytes = lambda self: (str(self) == path and reads.append(self), read_bytes(self))[1]
+code = main(['predict', image, '--weights', path, *network])
+print(code, len(opens), len(reads))
+"""
+
+
+@pytest.mark.parametrize(
+  ('variant', 'name'), [('torchvision', 'a.safetensors'), ('caffe', 'a.caffemodel'), ('batchnorm', 'a.keras')]
+)
+def test_predict_reads_a_weights_file_once(photos, tmp_path, variant, name):
+  spec, path = VARIANTS[variant].scaled(1 / 16, 67), tmp_path / name
+  save_weights(path, spec, random_variables(spec, 6))
+  network = ['--variant', variant, '--width', '0.0625', '--image_size', '67']
+  command = [sys.executable, '-c', COUNT_OPENS, str(path), str(photos / 'china.jpg'), *network]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  assert done.stdout.splitlines()[-1] == '0 1 1'
+
+
+def test_arrays_are_classified_as_files_are(photos, weights, capsys, monkeypatch):
+  _, lines, _ = predicted(capsys, photos, '--weights', weights)
+  network = pretrained.load_pretrained(weights)
+  images = [np.asarray(Image.open(line['file'])) for line in lines]
+  views = [evaluation_view(image, SPEC) for image in images]
+  for line, of_image, of_view in zip(lines, network.classify(images), network.classify(views), strict=True):
+    assert of_image == of_view
+    assert [best['name'] for best in line['best']] == [best.name for best in of_image]
+    assert line['best'][0]['probability'] == pytest.approx(of_image[0].probability, abs=1e-6)
+  assert [len(best) for best in network.classify(images, top=2)] == [2, 2]
+  assert network.classify([]) == []
+  with pytest.raises(ValueError, match='must be uint8 RGB'):
+    network.classify([views[0].astype(np.float32)])
+  monkeypatch.setitem(sys.modules, 'PIL', None)
+  monkeypatch.delitem(sys.modules, 'alexnet_flax.data.images')
+  assert len(network.classify(views)) == 2
+  with pytest.raises(UsageError, match='resizing images needs PIL, which is not installed: pip install'):
+    network.classify(images)
 
 
 def test_a_table_for_people(photos, weights, capsys):

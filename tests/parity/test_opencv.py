@@ -61,4 +61,4 @@ def test_the_two_of_caffe_are_not_taken_for_each_other(tmp_path):
   path = tmp_path / 'network.caffemodel'
   spec = VARIANTS['caffenet'].scaled(1 / 16)
   save_weights(path, spec, random_variables(spec))
-  assert open_weights(path).find_spec(VARIANTS).name == 'caffenet'
+  assert open_weights(path).find_spec().name == 'caffenet'

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import pathlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, Wei
 from alexnet_flax.weights.layout import (
   Tensors,
   check,
+  check_same_layers,
   from_channels_first,
   match_input,
   pick,
@@ -24,8 +25,6 @@ from alexnet_flax.weights.layout import (
   variable_shapes,
 )
 
-# The variants that a caffemodel can be of, without scaling.
-_CANDIDATES = ('caffe', 'caffenet', 'batchnorm_grouped')
 # The settings of each computing kind of layer that must agree, and Caffe's default for each.
 _DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
   'Convolution': ('convolution_param', {'kernel_size': [], 'stride': [1], 'pad': [0], 'group': 1}),
@@ -40,17 +39,8 @@ _DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def recognize(content: bytes, path: pathlib.Path) -> bool:
-  """Whether the file is a caffemodel, by its name: protobuf has no signature."""
-  return path.suffix == '.caffemodel'
-
-
 def parse(content: bytes, source: str) -> Parsed:
-  """The layers of a caffemodel.
-
-  Raises:
-    UsageError: The file is broken, or has no weights.
-  """
+  """The layers of a caffemodel."""
   from google.protobuf.message import DecodeError
 
   net = net_parameter()()
@@ -66,14 +56,14 @@ def parse(content: bytes, source: str) -> Parsed:
   return Parsed(layers)
 
 
-def read(file: WeightsFile, spec: Spec) -> Tensors:
-  """The tensors of a caffemodel.
+def check_layers(file: WeightsFile, spec: Spec) -> None:
+  """Compares the computing layers and their settings."""
+  check_same_layers(_described(file.stored), _described(network(spec, 1).layer), spec, str(file.path))
 
-  Raises:
-    UsageError: The file is of another network, or for another input; or a tensor does not fit.
-  """
+
+def read(file: WeightsFile, spec: Spec) -> Tensors:
+  """The tensors of a caffemodel."""
   layers, source = file.stored, str(file.path)
-  _check_architecture(layers, spec, source)
   blobs = {
     f'{layer.name}.{number}': _array(blob, f'{source}: tensor {layer.name}.{number}')
     for layer in layers
@@ -93,11 +83,7 @@ def read(file: WeightsFile, spec: Spec) -> Tensors:
 
 
 def write(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
-  """Writes a caffemodel of Caffe's current layers.
-
-  Raises:
-    UsageError: Caffe has no such layer, or no such input.
-  """
+  """Writes a caffemodel of Caffe's current layers."""
   tensors = match_input(tensors, spec, caffe_input(spec, "Caffe's layout"), "Caffe's layout")
   net = network(spec, tensors[f'params/{spec.head}/bias'].shape[0])
   blobs: dict[str, list[np.ndarray]] = {}
@@ -117,18 +103,6 @@ def write(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequenc
 def write_prototxt(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
   """Writes the text from which Caffe builds the network."""
   path.write_text(prototxt(spec, tensors[f'params/{spec.head}/bias'].shape[0]))
-
-
-def find_spec(file: WeightsFile, candidates: Mapping[str, Spec]) -> Spec | None:
-  """The first of the candidates whose layers the file has, in their order."""
-  for name in _CANDIDATES:
-    if name in candidates:
-      try:
-        _check_architecture(file.stored, candidates[name], str(file.path))
-        return candidates[name]
-      except UsageError:
-        continue
-  return None
 
 
 def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs) -> tuple[str, Activations]:
@@ -158,31 +132,23 @@ def _kind(layer: Any) -> str:
   return layer.type if isinstance(layer.type, str) else V1_TYPES.get(layer.type, str(layer.type))
 
 
-def _check_architecture(layers: list[Any], spec: Spec, source: str) -> None:
-  theirs = [layer for layer in layers if _kind(layer) in _DEFAULTS]
-  ours = [layer for layer in network(spec, 1).layer if _kind(layer) in _DEFAULTS]
-  for stored, wanted in zip(theirs, ours, strict=False):
-    if (_kind(stored), _settings(stored)) != (_kind(wanted), _settings(wanted)):
-      raise UsageError(
-        f'{source} is of another network than {spec.name}: its layer {stored.name} is {_kind(stored)}'
-        f' {_settings(stored) or ""}, where {wanted.name} must be {_kind(wanted)} {_settings(wanted) or ""}'
-      )
-  if len(theirs) != len(ours):
-    raise UsageError(f'{source} has {len(theirs)} computing layers, {spec.name} has {len(ours)}')
-
-
-def _settings(layer: Any) -> dict[str, Any]:
-  field, defaults = _DEFAULTS[_kind(layer)]
-  stored = getattr(layer, field, None) if field else None
-  settings = {}
-  for name, default in defaults.items():
-    value = getattr(stored, name)
-    if isinstance(default, list):
-      value = list(value) or default
-    elif not stored.HasField(name):  # type: ignore[union-attr]
-      value = default
-    settings[name] = round(value, 9) if isinstance(value, float) else value
-  return settings
+def _described(layers: Iterable[Any]) -> list[tuple[str, str]]:
+  """Names of the computing layers, and their kinds with their settings."""
+  described = []
+  for layer in layers:
+    if (kind := _kind(layer)) in _DEFAULTS:
+      field, defaults = _DEFAULTS[kind]
+      stored: Any = getattr(layer, field, None) if field else None
+      settings = {}
+      for name, default in defaults.items():
+        value = getattr(stored, name)
+        if isinstance(default, list):
+          value = list(value) or default
+        elif not stored.HasField(name):
+          value = default
+        settings[name] = round(value, 9) if isinstance(value, float) else value
+      described.append((layer.name, f'{kind} {settings or ""}'))
+  return described
 
 
 def _array(blob: Any, what: str) -> np.ndarray:
@@ -233,15 +199,16 @@ def _tensor_names(spec: Spec) -> dict[str, str]:
   return dict(sorted(result.items(), key=lambda item: item[1]))
 
 
-CAFFE = Format(
+CAFFE: Format = Format(
   name='caffe',
   ending='.caffemodel',
-  recognize=recognize,
+  recognize=lambda content, path: path.suffix == '.caffemodel',  # protobuf has no signature
   parse=parse,
   read=read,
   write=write,
   companions={'.prototxt': write_prototxt},
-  find_spec=find_spec,
+  variants=('caffe', 'caffenet', 'batchnorm_grouped'),
+  check_layers=check_layers,
   layer_names=layer_names,
   activations=activations,
 )

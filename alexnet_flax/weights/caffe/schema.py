@@ -5,114 +5,52 @@ bytes: packed floats have the same encoding, and 60 million of them are read wit
 """
 
 import functools
+import re
 from typing import Any
 
 _PACKAGE = 'alexnet_flax_caffe'  # not 'caffe': another schema of that name may be loaded beside this one
 
-# Message -> field -> (number, type); '*' marks repeated, '+' repeated and packed.
-_MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
-  'BlobShape': {'dim': (1, 'int64+')},
-  'BlobProto': {
-    'num': (1, 'int32'),
-    'channels': (2, 'int32'),
-    'height': (3, 'int32'),
-    'width': (4, 'int32'),
-    'data': (5, 'bytes'),
-    'shape': (7, 'BlobShape'),
-    'double_data': (8, 'bytes'),
-  },
-  'ParamSpec': {'lr_mult': (3, 'float'), 'decay_mult': (4, 'float')},
-  'InputParameter': {'shape': (1, 'BlobShape*')},
-  'TransformationParameter': {'scale': (1, 'float'), 'mean_file': (4, 'string'), 'mean_value': (5, 'float*')},
-  'ConvolutionParameter': {
-    'num_output': (1, 'uint32'),
-    'bias_term': (2, 'bool'),
-    'pad': (3, 'uint32*'),
-    'kernel_size': (4, 'uint32*'),
-    'group': (5, 'uint32'),
-    'stride': (6, 'uint32*'),
-  },
-  'InnerProductParameter': {'num_output': (1, 'uint32'), 'bias_term': (2, 'bool')},
-  'LRNParameter': {
-    'local_size': (1, 'uint32'),
-    'alpha': (2, 'float'),
-    'beta': (3, 'float'),
-    'norm_region': (4, 'NormRegion'),
-    'k': (5, 'float'),
-  },
-  'PoolingParameter': {
-    'pool': (1, 'PoolMethod'),
-    'kernel_size': (2, 'uint32'),
-    'stride': (3, 'uint32'),
-    'pad': (4, 'uint32'),
-  },
-  'ReLUParameter': {'negative_slope': (1, 'float')},
-  'DropoutParameter': {'dropout_ratio': (1, 'float')},
-  'BatchNormParameter': {
-    'use_global_stats': (1, 'bool'),
-    'moving_average_fraction': (2, 'float'),
-    'eps': (3, 'float'),
-  },
-  'ScaleParameter': {'bias_term': (4, 'bool')},
-  'LayerParameter': {
-    'name': (1, 'string'),
-    'type': (2, 'string'),
-    'bottom': (3, 'string*'),
-    'top': (4, 'string*'),
-    'param': (6, 'ParamSpec*'),
-    'blobs': (7, 'BlobProto*'),
-    'transform_param': (100, 'TransformationParameter'),
-    'convolution_param': (106, 'ConvolutionParameter'),
-    'dropout_param': (108, 'DropoutParameter'),
-    'inner_product_param': (117, 'InnerProductParameter'),
-    'lrn_param': (118, 'LRNParameter'),
-    'pooling_param': (121, 'PoolingParameter'),
-    'relu_param': (123, 'ReLUParameter'),
-    'batch_norm_param': (139, 'BatchNormParameter'),
-    'scale_param': (142, 'ScaleParameter'),
-    'input_param': (143, 'InputParameter'),
-  },
-  # Files written before 2015, as the published bvlc_alexnet.caffemodel, have these.
-  'V1LayerParameter': {
-    'bottom': (2, 'string*'),
-    'top': (3, 'string*'),
-    'name': (4, 'string'),
-    'type': (5, 'int32'),
-    'blobs': (6, 'BlobProto*'),
-    'convolution_param': (10, 'ConvolutionParameter'),
-    'dropout_param': (12, 'DropoutParameter'),
-    'inner_product_param': (17, 'InnerProductParameter'),
-    'lrn_param': (18, 'LRNParameter'),
-    'pooling_param': (19, 'PoolingParameter'),
-    'relu_param': (30, 'ReLUParameter'),
-    'transform_param': (36, 'TransformationParameter'),
-  },
-  'NetParameter': {
-    'name': (1, 'string'),
-    'layers': (2, 'V1LayerParameter*'),
-    'layer': (100, 'LayerParameter*'),
-  },
-}
+# One message a paragraph, its fields as in the .proto; '*' marks repeated, '+' repeated and packed.
+_MESSAGES = """
+BlobShape: int64+ dim = 1
+BlobProto: int32 num = 1, int32 channels = 2, int32 height = 3, int32 width = 4, bytes data = 5,
+  BlobShape shape = 7, bytes double_data = 8
+ParamSpec: float lr_mult = 3, float decay_mult = 4
+InputParameter: BlobShape* shape = 1
+TransformationParameter: float scale = 1, string mean_file = 4, float* mean_value = 5
+ConvolutionParameter: uint32 num_output = 1, bool bias_term = 2, uint32* pad = 3, uint32* kernel_size = 4,
+  uint32 group = 5, uint32* stride = 6
+InnerProductParameter: uint32 num_output = 1, bool bias_term = 2
+LRNParameter: uint32 local_size = 1, float alpha = 2, float beta = 3, NormRegion norm_region = 4, float k = 5
+PoolingParameter: PoolMethod pool = 1, uint32 kernel_size = 2, uint32 stride = 3, uint32 pad = 4
+ReLUParameter: float negative_slope = 1
+DropoutParameter: float dropout_ratio = 1
+BatchNormParameter: bool use_global_stats = 1, float moving_average_fraction = 2, float eps = 3
+ScaleParameter: bool bias_term = 4
+LayerParameter: string name = 1, string type = 2, string* bottom = 3, string* top = 4, ParamSpec* param = 6,
+  BlobProto* blobs = 7, TransformationParameter transform_param = 100,
+  ConvolutionParameter convolution_param = 106, DropoutParameter dropout_param = 108,
+  InnerProductParameter inner_product_param = 117, LRNParameter lrn_param = 118,
+  PoolingParameter pooling_param = 121, ReLUParameter relu_param = 123,
+  BatchNormParameter batch_norm_param = 139, ScaleParameter scale_param = 142,
+  InputParameter input_param = 143
+# Files from before 2015, as the published bvlc_alexnet.caffemodel, have these layers.
+V1LayerParameter: string* bottom = 2, string* top = 3, string name = 4, int32 type = 5, BlobProto* blobs = 6,
+  ConvolutionParameter convolution_param = 10, DropoutParameter dropout_param = 12,
+  InnerProductParameter inner_product_param = 17, LRNParameter lrn_param = 18,
+  PoolingParameter pooling_param = 19, ReLUParameter relu_param = 30,
+  TransformationParameter transform_param = 36
+NetParameter: string name = 1, V1LayerParameter* layers = 2, LayerParameter* layer = 100
+"""
 _ENUMS: dict[str, tuple[str, ...]] = {
   'NormRegion': ('ACROSS_CHANNELS', 'WITHIN_CHANNEL'),
   'PoolMethod': ('MAX', 'AVE'),
 }
 # V1's numbers for the kinds of layers that matter here; the others are named by their numbers.
 V1_TYPES: dict[int, str] = {
-  1: 'Accuracy',
-  4: 'Convolution',
-  5: 'Data',
-  6: 'Dropout',
-  12: 'ImageData',
-  14: 'InnerProduct',
-  15: 'LRN',
-  17: 'Pooling',
-  18: 'ReLU',
-  20: 'Softmax',
-  21: 'SoftmaxWithLoss',
-  22: 'Split',
-  29: 'MemoryData',
-}
+  1: 'Accuracy', 4: 'Convolution', 5: 'Data', 6: 'Dropout', 12: 'ImageData', 14: 'InnerProduct', 15: 'LRN',
+  17: 'Pooling', 18: 'ReLU', 20: 'Softmax', 21: 'SoftmaxWithLoss', 22: 'Split', 29: 'MemoryData',
+}  # fmt: skip
 
 
 @functools.cache
@@ -126,14 +64,15 @@ def net_parameter() -> Any:
     enum = file.enum_type.add(name=name)
     for number, value in enumerate(values):
       enum.value.add(name=value, number=number)
-  for name, fields in _MESSAGES.items():
+  messages = dict(re.findall(r'^(\w+): ((?:.+|\n  )+)', _MESSAGES, re.MULTILINE))
+  for name, fields in messages.items():
     message = file.message_type.add(name=name)
-    for field, (number, kind) in fields.items():
+    for kind, field, number in re.findall(r'(\S+)\s+(\w+)\s+=\s+(\d+)', fields):
       plain = kind.rstrip('*+')
       label = field_type.LABEL_OPTIONAL if plain == kind else field_type.LABEL_REPEATED
-      added = message.field.add(name=field, number=number, label=label)
-      if plain in _MESSAGES or plain in _ENUMS:
-        added.type = field_type.TYPE_MESSAGE if plain in _MESSAGES else field_type.TYPE_ENUM
+      added = message.field.add(name=field, number=int(number), label=label)
+      if plain in messages or plain in _ENUMS:
+        added.type = field_type.TYPE_MESSAGE if plain in messages else field_type.TYPE_ENUM
         added.type_name = f'.{_PACKAGE}.{plain}'
       else:
         added.type = getattr(field_type, f'TYPE_{plain.upper()}')
