@@ -101,7 +101,7 @@ class Graph:
         self.add('Gemm', [self._parameter(name, 'kernel'), self._parameter(name, 'bias')], name)
       case specs.BatchNorm():
         self.add('BatchNormalization', list(self._statistics(name)), name, epsilon=layer.epsilon)
-      case specs.Activation():
+      case specs.Activation() if layer.kind in _ACTIVATIONS:
         self.add(_ACTIVATIONS[layer.kind], [], name, **_ATTRIBUTES.get(layer.kind, {}))
       case specs.LocalResponseNorm():
         self._add_response_norm(name, layer)

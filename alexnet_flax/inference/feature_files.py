@@ -7,12 +7,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import h5py
 import numpy as np
 from tqdm import tqdm
 
 from alexnet_flax.data.images import image_files, views_of_files
-from alexnet_flax.errors import UsageError, unknown_name
+from alexnet_flax.errors import UsageError, needs_extra, unknown_name
 from alexnet_flax.files import atomic_path
 from alexnet_flax.inference.features import feature_batches
 from alexnet_flax.models.spec import Spec
@@ -102,10 +101,13 @@ def _write(
 ) -> None:
   stored: dict[str, Any] = {}
   # An .npz is written whole at its end, so its rows wait in memory; those of HDF5 go to the disk.
-  in_memory = path.suffix == '.npz'
+  archive: Any = None
+  start = 0
   with atomic_path(path) as partial, contextlib.ExitStack() as stack:
-    archive = None if in_memory else stack.enter_context(h5py.File(partial, 'w'))
-    start = 0
+    if path.suffix != '.npz':
+      with needs_extra(path.suffix):
+        import h5py
+      archive = stack.enter_context(h5py.File(partial, 'w'))
     for batch in batches:
       for name, values in batch.items():
         if name not in stored:

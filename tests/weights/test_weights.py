@@ -318,7 +318,7 @@ def test_a_new_format_is_one_registration(tmp_path, monkeypatch):
     recognize=lambda content, path: path.suffix == '.npz',
     parse=lambda content, source: Parsed(dict(np.load(io.BytesIO(content)))),
     read=lambda file, spec: check(file.stored, spec, str(file.path)),
-    write=lambda path, tensors, spec, class_names: np.savez(path.open('wb'), **tensors),
+    write=lambda path, tensors, spec, class_names: np.savez(path, **tensors),
     variants=('torchvision',),
   )
   monkeypatch.setattr(weights, 'FORMATS', (npz, *weights.FORMATS))

@@ -11,7 +11,7 @@ import numpy as np
 
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.spec import Preprocessing, Spec
-from alexnet_flax.weights.caffe.network import caffe_input, layer_names, network, norm_layers, prototxt
+from alexnet_flax.weights.caffe.network import build_net, caffe_input, layer_names, norm_layers, prototxt
 from alexnet_flax.weights.caffe.schema import V1_TYPES, net_parameter
 from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile, channels_last
 from alexnet_flax.weights.layout import (
@@ -58,7 +58,7 @@ def parse(content: bytes, source: str) -> Parsed:
 
 def check_layers(file: WeightsFile, spec: Spec) -> None:
   """Compares the computing layers and their settings."""
-  check_same_layers(_described(file.stored), _described(network(spec, 1).layer), spec, str(file.path))
+  check_same_layers(_described(file.stored), _described(build_net(spec, 1).layer), spec, str(file.path))
 
 
 def read(file: WeightsFile, spec: Spec) -> Tensors:
@@ -85,7 +85,7 @@ def read(file: WeightsFile, spec: Spec) -> Tensors:
 def write(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
   """Writes a caffemodel of Caffe's current layers."""
   tensors = match_input(tensors, spec, caffe_input(spec, "Caffe's layout"), "Caffe's layout")
-  net = network(spec, tensors[f'params/{spec.head}/bias'].shape[0])
+  net = build_net(spec, tensors[f'params/{spec.head}/bias'].shape[0])
   blobs: dict[str, list[np.ndarray]] = {}
   for ours, name in _tensor_names(spec).items():
     blobs.setdefault(name.rpartition('.')[0], []).append(to_channels_first(ours, tensors[ours], spec))

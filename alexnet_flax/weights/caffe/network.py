@@ -44,10 +44,10 @@ def prototxt(spec: Spec, num_classes: int) -> str:
 
   mean = caffe_input(spec, 'a .prototxt').mean
   head = f'# {spec.name}: {spec.source}\n# Input: BGR, 0..255, less the mean {mean}.\n'
-  return head + text_format.MessageToString(network(spec, num_classes))
+  return head + text_format.MessageToString(build_net(spec, num_classes))
 
 
-def network(spec: Spec, num_classes: int) -> Any:
+def build_net(spec: Spec, num_classes: int) -> Any:
   """The spec as Caffe's `NetParameter`: one layer for each of ours, none in place.
 
   Raises:
