@@ -1,6 +1,8 @@
 """Parameters as a flat dictionary of named arrays, how channels-first programs lay them out, and checks."""
 
 import dataclasses
+import functools
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -28,12 +30,14 @@ def variables_of(tensors: Tensors) -> dict[str, Any]:
   return traverse_util.unflatten_dict(tensors, sep='/')
 
 
-def variable_shapes(spec: Spec, num_classes: int | None = None) -> dict[str, tuple[int, ...]]:
+@functools.lru_cache(maxsize=16)
+def variable_shapes(spec: Spec, num_classes: int | None = None) -> Mapping[str, tuple[int, ...]]:
   """Returns the shape of every variable of the network at the spec's image size."""
   images = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.float32)
   model = AlexNet(spec, num_classes)
   variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-  return {name: leaf.shape for name, leaf in traverse_util.flatten_dict(variables, sep='/').items()}
+  shapes = {name: leaf.shape for name, leaf in traverse_util.flatten_dict(variables, sep='/').items()}
+  return types.MappingProxyType(shapes)
 
 
 def weight_layers(spec: Spec) -> list[str]:

@@ -85,7 +85,7 @@ def test_torchvisions_names_are_its_own():
 
 
 def test_the_order_of_colours_is_met_by_turning_conv1_around(tmp_path):
-  bgr = VARIANTS['caffe'].scaled(1 / 16)
+  bgr = VARIANTS['caffe'].scaled(1 / 16, 67)
   rgb = dataclasses.replace(
     bgr,
     preprocessing=dataclasses.replace(
@@ -93,7 +93,7 @@ def test_the_order_of_colours_is_met_by_turning_conv1_around(tmp_path):
     ),
   )
   variables = random_variables(bgr)
-  image = np.random.default_rng(0).uniform(0, 255, (1, 227, 227, 3)).astype(np.float32)
+  image = np.random.default_rng(0).uniform(0, 255, (1, 67, 67, 3)).astype(np.float32)
   expected = AlexNet(bgr).apply(variables, image[..., ::-1] - np.float32(bgr.preprocessing.mean), train=False)
   for path in (tmp_path / 'a.caffemodel', tmp_path / 'a.safetensors'):
     save_weights(path, bgr, variables)
@@ -208,16 +208,16 @@ def test_half_precision_is_taken_as_it_is(torch_names):
 
 
 @pytest.mark.parametrize(('name', 'ending', 'names'), FORMATS)
-@pytest.mark.parametrize('share', [0.0, 0.001, 0.5, 0.999])
-def test_a_truncated_file_is_one_line(name, ending, names, share, tmp_path):
+def test_a_truncated_file_is_one_line(name, ending, names, tmp_path):
   spec, path = tiny(name), tmp_path / f'a{ending}'
   save_weights(path, spec, random_variables(spec), names=names)
   content = path.read_bytes()
-  path.write_bytes(content[: int(len(content) * share)])
-  with pytest.raises(UsageError) as caught:
-    load_weights(path, spec)
-  assert '\n' not in str(caught.value)
-  assert str(path) in str(caught.value)
+  for share in (0.0, 0.001, 0.5, 0.999):
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(UsageError) as caught:
+      load_weights(path, spec)
+    assert '\n' not in str(caught.value)
+    assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize(('name', 'ending', 'names'), FORMATS[:1] + FORMATS[2:3] + FORMATS[6:8])
@@ -495,18 +495,18 @@ def test_a_damaged_description_of_the_network(tmp_path, old, new):
     open_weights(path)
 
 
-@pytest.mark.parametrize('share', [0.0, 0.01, 0.3, 0.9])
 @pytest.mark.parametrize('zipped', [True, False])
-def test_a_truncated_pth(tmp_path, share, zipped):
+def test_a_truncated_pth(tmp_path, zipped):
   torch = pytest.importorskip('torch', reason='PyTorch is not installed')
   spec, path = tiny('torchvision'), tmp_path / 'a.pth'
   save_weights(path, spec, random_variables(spec))
   if not zipped:
     torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False)
   content = path.read_bytes()
-  path.write_bytes(content[: int(share * len(content))])
-  with pytest.raises(UsageError, match=r'a.pth: \S'):
-    load_weights(path, spec)
+  for share in (0.0, 0.01, 0.3, 0.9):
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UsageError, match=r'a.pth: \S'):
+      load_weights(path, spec)
 
 
 def test_odd_tensors_in_a_pth(tmp_path):
