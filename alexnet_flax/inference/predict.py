@@ -46,7 +46,8 @@ def predict(network: PretrainedModel, files: Sequence[str], batch_size: int = 32
   rest = iter(files)
   for seen in views_of_files(files, network.spec, size):
     views = [blank if isinstance(view, str) else view for view in seen]
-    best = network.classify(views + [blank] * (size - len(views)))
+    some = not all(isinstance(view, str) for view in seen)
+    best = network.classify(views + [blank] * (size - len(views))) if some else [[]] * len(views)
     for view, classes in zip(seen, best, strict=False):
       if isinstance(view, str):
         yield Prediction(next(rest), [], error=view)
