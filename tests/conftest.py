@@ -18,7 +18,7 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = os.path.join(
   tempfile.gettempdir(), f'xla-{os.environ.get("PYTEST_XDIST_TESTRUNUID", os.getpid())}'
 )
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import pathlib
 

@@ -1,5 +1,6 @@
 """The step: devices, micro-batches, weights, averages, metrics, and lowering for other machines."""
 
+import dataclasses
 import functools
 
 import jax
@@ -22,19 +23,21 @@ from alexnet_flax import (
 )
 from alexnet_flax.data.augment import normalize
 from alexnet_flax.models.spec import Dropout, Preprocessing
+from alexnet_flax.models.surgery import with_head_on
 
 SHAPE = (67, 67, 3)
 KEY = jax.random.key(7)
 
 
 def network(name, **options):
-  spec = VARIANTS[name].scaled(1 / 16, 67).replace(Dropout, rate=0.0)
-  return AlexNet(spec, num_classes=10, **options)
+  """The first two stages, with all kinds of layers and without dropout."""
+  return AlexNet(with_head_on(VARIANTS[name].scaled(1 / 16, 67), 'pool2'), num_classes=10, **options)
 
 
-def initial(model, learning_rate=0.01, **options):
-  tx = sgd(learning_rate, spec=model.spec, weight_decay=5e-4)
-  return create_train_state(model, tx, jax.random.key(0), SHAPE, **options)
+@functools.cache
+def initial(model, **options):
+  tx = sgd(0.01, spec=model.spec, weight_decay=5e-4)
+  return jax.jit(lambda key: create_train_state(model, tx, key, SHAPE, **options))(jax.random.key(0))
 
 
 def batches(count=5, size=32):
@@ -124,7 +127,8 @@ def test_accumulation_normalises_each_part_by_its_own_moments():
   stats = initial(model).batch_stats
   for part in (slice(0, None, 2), slice(1, None, 2)):
     variables = {'params': initial(model).params, 'batch_stats': stats}
-    _, mutated = model.apply(variables, batch['image'][part], train=True, mutable=['batch_stats'])
+    apply = jax.jit(functools.partial(model.apply, train=True, mutable=['batch_stats']))
+    _, mutated = apply(variables, batch['image'][part])
     stats = mutated['batch_stats']
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), state.batch_stats, stats)
 
@@ -154,7 +158,9 @@ def test_a_batch_without_weight_leaves_everything_finite():
 
 
 def test_dropout_differs_by_step_by_micro_batch_and_by_device():
-  model = AlexNet(VARIANTS['paper'].scaled(1 / 16, 67), 10, axis_name='batch')
+  spec = with_head_on(VARIANTS['paper'].scaled(1 / 16, 67), 'pool1')
+  spec = dataclasses.replace(spec, layers=(*spec.layers[:-1], Dropout(), spec.layers[-1]))
+  model = AlexNet(spec, 10, axis_name='batch')
   seen = []
 
   def loss(logits, labels):
@@ -182,18 +188,18 @@ def test_dropout_differs_by_step_by_micro_batch_and_by_device():
 
 def test_moving_average():
   model = network('batchnorm')
-  state = initial(model, ema_decay=0.9)
+  state, step = initial(model, ema_decay=0.9), jax.jit(train_step)
   expected = {'params': state.params, 'batch_stats': state.batch_stats}
   for number, batch in enumerate(batches()):
-    state, _ = jax.jit(train_step)(state, batch, KEY)
+    state, _ = step(state, batch, KEY)
     decay = min(0.9, (1 + number) / (10 + number))
     new = {'params': state.params, 'batch_stats': state.batch_stats}
     expected = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, expected, new)  # noqa: B023
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), state.ema, expected)
   batch = next(batches())
-  logits = model.apply(state.ema, jnp.asarray(batch['image']), train=False)
+  logits = jax.jit(functools.partial(model.apply, train=False))(state.ema, batch['image'])
   reference = cross_entropy(logits, jnp.asarray(batch['label'])).mean()
-  np.testing.assert_allclose(eval_step(state, batch)['loss'], reference, rtol=1e-5)
+  np.testing.assert_allclose(jax.jit(eval_step)(state, batch)['loss'], reference, rtol=1e-5)
 
 
 @pytest.mark.parametrize('decay', [-0.1, 1.0])
@@ -204,7 +210,7 @@ def test_moving_average_of_impossible_decay(decay):
 
 def test_donation_is_possible():
   step = jax.jit(train_step, donate_argnums=0)
-  state = initial(network('batchnorm'), ema_decay=0.9)
+  state = jax.tree.map(jnp.copy, initial(network('batchnorm'), ema_decay=0.9))
   old = jax.tree.leaves(state.params)[0]
   state, _ = step(state, next(batches()), KEY)
   assert old.is_deleted()

@@ -52,7 +52,7 @@ def test_overrides():
   )
   assert changed.data.batch_size == 64
   assert changed.optimizer.learning_rate == 1.0
-  assert changed.data.crop_scale == (0.5, 1.0)
+  assert changed.data.train_view.crop_scale == (0.5, 1.0)
   assert changed.optimizer.boundary_epochs == (3.0,)
   assert changed.total_steps == 7
   assert changed.data.data_dir == '/somewhere'
@@ -106,7 +106,7 @@ MISTAKES = [
   (('--config=configs/digits.py', '--config.model.pooling=mean'), "'mean'.*choices: max, avg"),
   (('--config=configs/digits.py', '--config.model.dtype=float16'), "'float16'.*float32, bfloat16"),
   (('--config=configs/digits.py', '--config.optimizer.schedule=cosin'), "did you mean 'cosine'"),
-  (('--config=configs/digits.py', '--config.optimizer.schedule=step'), 'needs optimizer.boundary_epochs'),
+  (('--config=configs/digits.py', '--config.optimizer.schedule=step'), 'needs boundary_epochs'),
   (('--config=configs/digits.py', '--config.loss.name=mse'), "'mse'.*mean_squared_error"),
   (('--config=configs/digits.py', '--config.model.image_size=30'), 'too small.*at least 57x57'),
   (('--config=configs/digits.py', '--config.model.width=-1'), r'model.width \(=-1.0\) must be more than 0'),

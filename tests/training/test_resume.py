@@ -50,7 +50,7 @@ def test_three_kills(data_dir):
   proof = verify_resume.verify_resume(flags, 3)
   assert (proof.kills, proof.equal, proof.differences) == (3, 3, [])
   assert proof.compared['checkpoints'] >= 8
-  assert proof.compared['arrays'] >= 8 * 30
+  assert proof.compared['arrays'] >= 8 * 20
   assert proof.compared['steps'] >= 24
 
 
@@ -326,7 +326,7 @@ def test_a_step_that_is_not_finite_leaves_the_state_before_it(tiny, tmp_path, mo
 
   saved = ocp.StandardCheckpointer().restore(place.resolve() / 'state')
   (whole,) = [checkpoint.load_arrays(tmp_path / 'before' / 'checkpoints', 4)]
-  np.testing.assert_array_equal(saved['params']['fc8']['kernel'], whole['params/fc8/kernel'])
+  np.testing.assert_array_equal(saved['params']['fc3']['kernel'], whole['params/fc3/kernel'])
   np.testing.assert_array_equal(saved['batch_stats']['norm1']['mean'], whole['batch_stats/norm1/mean'])
 
 

@@ -164,7 +164,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step(tiny, tmp_path):
   config = replace(
-    tiny, optimizer={'learning_rate': 1e15, 'schedule': 'constant', 'momentum': 0.0, 'weight_decay': 0.0}
+    replace(tiny, transfer={'layer': None}),
+    optimizer={'learning_rate': 1e15, 'schedule': 'constant', 'momentum': 0.0, 'weight_decay': 0.0},
   )
   with pytest.raises(DivergedError, match=r'the loss is (nan|inf) at step [23] '):
     train.train(config, tmp_path)
