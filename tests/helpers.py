@@ -12,7 +12,7 @@ from PIL import Image
 
 from alexnet_flax.cli.train import train_and_report
 from alexnet_flax.config import Config, with_values
-from alexnet_flax.data.decode_eval import eval_decoder
+from alexnet_flax.data.decode_eval import decode_eval
 from alexnet_flax.data.image_header import read_header
 from alexnet_flax.weights.layout import variable_shapes, variables_of
 
@@ -77,7 +77,7 @@ def smooth_image(height: int, width: int, seed: int) -> np.ndarray:
 
 
 def eval_view(image, view):
-  return eval_decoder(view)([read_header(image)], np.zeros((1, 0)))['image'][0]
+  return decode_eval(view, [read_header(image)], np.zeros((1, 0)))['image'][0]
 
 
 def command(data_dir, *flags):

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import simplejpeg
-import tensorflow as tf
 
+from alexnet_flax.data import import_tensorflow
 from alexnet_flax.data.image_header import Encoded, decode_pixels
 from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.data.views import TrainView, rotated
@@ -72,11 +72,7 @@ def _crop(image: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.ndarr
   top, left, height, width = box
   if image.kind == 'jpeg':
     return _crop_jpeg(image, box, ratio, fast=fast)
-  if image.kind == 'png':
-    whole = _by_tensorflow(tf.io.decode_png, bytes(image.content), channels=3)
-  else:
-    whole = decode_pixels(image)
-  return whole[top : top + height, left : left + width]
+  return decode_pixels(image)[top : top + height, left : left + width]
 
 
 def _crop_jpeg(image: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.ndarray:
@@ -86,15 +82,13 @@ def _crop_jpeg(image: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.
   upper = _upper_rows(image, (top + height) * ratio + chroma, ratio, fast=fast)
   if upper is not None:
     return upper[top : top + height, left : left + width]
-  return _by_tensorflow(
-    tf.io.decode_and_crop_jpeg,
-    bytes(image.content),
-    box,
-    channels=3,
-    ratio=ratio,
-    dct_method='INTEGER_FAST' if fast else 'INTEGER_ACCURATE',
-    fancy_upscaling=not fast,
-  )
+  tf = import_tensorflow()  # a rare image
+  dct_method = 'INTEGER_FAST' if fast else 'INTEGER_ACCURATE'
+  options = {'channels': 3, 'ratio': ratio, 'dct_method': dct_method, 'fancy_upscaling': not fast}
+  try:
+    return tf.io.decode_and_crop_jpeg(bytes(image.content), box, **options).numpy()
+  except tf.errors.InvalidArgumentError as error:
+    raise UnreadableError(error.message) from None
 
 
 def _upper_rows(image: Encoded, bottom: int, ratio: int, *, fast: bool) -> np.ndarray | None:
@@ -115,13 +109,6 @@ def _upper_rows(image: Encoded, bottom: int, ratio: int, *, fast: bool) -> np.nd
   return rows
 
 
-def _by_tensorflow(function, *arguments, **options) -> np.ndarray:
-  try:
-    return function(*arguments, **options).numpy()
-  except tf.errors.InvalidArgumentError as error:
-    raise UnreadableError(error.message) from None
-
-
 def _resize(crop: np.ndarray, image: np.ndarray, *, mirror: bool) -> None:
   """Resizes the crop into the image, uint8 [S, S, 3]."""
   size = len(image)
@@ -137,6 +124,7 @@ def _resize(crop: np.ndarray, image: np.ndarray, *, mirror: bool) -> None:
 
 def _rotate(crop: np.ndarray, mapping: np.ndarray, size: int, fill: tuple[float, float, float]) -> np.ndarray:
   """Applies a map of `views.rotated`, float32 [2, 3], to the crop; returns uint8 [S, S, 3]."""
+  tf = import_tensorflow()
 
   def transformed(values: np.ndarray, interpolation: str, fill_mode: str) -> np.ndarray:
     return tf.raw_ops.ImageProjectiveTransformV3(

@@ -105,23 +105,22 @@ def views_of_files(files: Sequence[str], spec: Spec, batch_size: int) -> Iterato
 
 
 def evaluation_view(image: np.ndarray, spec: Spec) -> np.ndarray:
-  """Returns the spec's evaluation crop of an image; see `pillow_view` for arguments and errors.
+  """Returns the spec's evaluation crop of an image; see `evaluation_crops` for arguments and errors.
 
   The crop's side is `spec.image_size`. The short side is resized so that the crop covers `center_crop_share`
   of it.
   """
   side = round(spec.image_size / spec.preprocessing.center_crop_share)
-  return pillow_view(image, EvalView(spec.image_size, side))
+  return evaluation_crops(image, EvalView(spec.image_size, side))
 
 
-def pillow_view(image: np.ndarray, view: EvalView) -> np.ndarray:
-  """Resizes an image with Pillow and crops it: the same pixels as torchvision's `Resize` and `CenterCrop`.
-
-  With ten crops, the same pixels as torchvision's `TenCrop`.
+def evaluation_crops(image: np.ndarray, view: EvalView) -> np.ndarray:
+  """Resizes an image and crops it: the same pixels as torchvision's `Resize` and `CenterCrop` or `TenCrop`.
 
   Args:
     image: uint8 RGB [H, W, 3] of any size.
-    view: The view, whose `resize` is 'pil'.
+    view: The view. Its `resize` 'pil' is Pillow's; 'tf' is OpenCV's bilinear resizing, within a level of
+      `tf.image.resize`.
 
   Returns:
     uint8 [S, S, 3], or [10, S, S, 3].
@@ -130,17 +129,29 @@ def pillow_view(image: np.ndarray, view: EvalView) -> np.ndarray:
     ValueError: The image has another shape or type.
     UnreadableError: The image is so thin that it would have more than `MAX_PIXELS` after resizing.
   """
-  from PIL import Image
-
   if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:
     raise ValueError(f'an image (of shape {image.shape}, dtype {image.dtype}) must be uint8 RGB [H, W, 3]')
-  sizes = np.array([image.shape[:2]])
-  ((height, width),) = view.resized(sizes).tolist()
-  if height * width > MAX_PIXELS:
-    raise UnreadableError(f'{image.shape[1]}x{image.shape[0]} is too thin: resized, it has {width}x{height}')
-  resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-  size = view.image_size
-  squares = [resized[top : top + size, left : left + size] for top, left in view.corners(sizes)[0].tolist()]
+  resized = resize_short_side(image, view)
+  size, corners = view.image_size, view.corners(np.array([image.shape[:2]]))
+  squares = [resized[top : top + size, left : left + size] for top, left in corners[0].tolist()]
   if not view.ten_crop:
     return squares[0]
   return np.stack(squares[:5] + [squares[number][:, ::-1] for number in (0, 1, 2, 3, 5)])
+
+
+def resize_short_side(image: np.ndarray, view: EvalView) -> np.ndarray:
+  """Resizes an image, uint8 [H, W, 3], so that its short side is `view.resize_side`.
+
+  Raises:
+    UnreadableError: The image is so thin that it would have more than `MAX_PIXELS`.
+  """
+  ((height, width),) = view.resized(np.array([image.shape[:2]])).tolist()
+  if height * width > MAX_PIXELS:
+    raise UnreadableError(f'{image.shape[1]}x{image.shape[0]} is too thin: resized, it has {width}x{height}')
+  if view.resize == 'tf':
+    import cv2
+
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+  from PIL import Image
+
+  return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

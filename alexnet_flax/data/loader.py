@@ -1,7 +1,7 @@
 """Loads batches into host memory, and moves them to the devices a few steps ahead.
 
-NumPy determines what each batch contains and how images are cropped; threads read the bytes, and C++ decodes
-them. GPUs are hidden from TensorFlow.
+NumPy determines what each batch contains and how images are cropped; threads read the bytes, and C libraries
+decode them.
 """
 
 import collections
@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import tensorflow as tf
 
 from alexnet_flax.data import sampling
 from alexnet_flax.data.bad_images import BadImages
-from alexnet_flax.data.decode_eval import eval_decoder
+from alexnet_flax.data.decode_eval import decode_eval
 from alexnet_flax.data.decode_train import decode_train
 from alexnet_flax.data.image_header import Encoded, convert_to_png, read_header
 from alexnet_flax.data.images import UnreadableError
@@ -31,8 +30,6 @@ from alexnet_flax.errors import UsageError
 
 HostBatch = dict[str, np.ndarray]
 _Built = tuple[HostBatch, list[tuple[str, str]]]  # and (name, reason) of each image skipped in it
-
-tf.config.set_visible_devices([], 'GPU')
 
 # Otherwise glibc returns a batch's memory to the system and maps every page again: 4 % of the time.
 with contextlib.suppress(AttributeError, OSError):  # other C libraries have no mallopt
@@ -110,7 +107,7 @@ def eval_batches(
     real = indices < source.num_examples
     return Plan(np.where(real, indices, 0), real.astype(np.float32), np.zeros((len(indices), 0)))
 
-  reader = Reader(source, eval_decoder(view), num_classes, bad)
+  reader = Reader(source, functools.partial(decode_eval, view), num_classes, bad)
   return reader.batches(plan, range(-(-source.num_examples // batch_size)), num_threads)
 
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from alexnet_flax.config import Config
+from alexnet_flax.data import import_tensorflow
 from alexnet_flax.errors import UsageError
 from alexnet_flax.inference.layer_stats import layer_statistics
 from alexnet_flax.losses import LOSSES
@@ -92,10 +93,7 @@ def devices() -> Iterator[Finding]:
 
 
 def _tensorflow() -> Finding:
-  import tensorflow as tf
-
-  import alexnet_flax.data.loader  # noqa: F401 - hides GPUs from TensorFlow
-
+  tf = import_tensorflow()
   hidden = len(tf.config.list_physical_devices('GPU'))
   what = f'TensorFlow {tf.__version__} sees no GPU; it only decodes images'
   if hidden:

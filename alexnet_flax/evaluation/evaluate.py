@@ -1,8 +1,6 @@
 """Runs trained networks on a data set, and collects their predictions."""
 
-import concurrent.futures
 import functools
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,10 +12,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from alexnet_flax.data.augment import normalize
-from alexnet_flax.data.image_header import decode_pixels
-from alexnet_flax.data.images import UnreadableError, pillow_view
-from alexnet_flax.data.source import Example, Source
-from alexnet_flax.data.views import EvalView
+from alexnet_flax.data.bad_images import BadImages
+from alexnet_flax.data.source import Source
 from alexnet_flax.errors import UsageError
 from alexnet_flax.evaluation.protocols import Protocol
 from alexnet_flax.evaluation.scores import Predictions
@@ -38,7 +34,7 @@ def predict_dataset(
   *,
   batch_size: int = 128,
   num_threads: int | None = None,
-  skipped: set[int] | None = None,
+  bad: BadImages | None = None,
 ) -> Predictions:
   """Predicts every labelled image of a data set, on all devices.
 
@@ -51,8 +47,7 @@ def predict_dataset(
     protocol: The crops, and the classes that can be predicted.
     batch_size: Images per batch; rounded up to a multiple of the number of devices.
     num_threads: Decoding threads; one per core if None.
-    skipped: A set that receives the indices of images that cannot be decoded; these are not counted. If
-      None, such an image is an error.
+    bad: Handles images that cannot be decoded; skipped ones are not counted. An error if None.
 
   Raises:
     UsageError: The data set's classes differ from the networks', or an image cannot be decoded.
@@ -67,19 +62,20 @@ def predict_dataset(
   if not counted.any():
     raise UsageError(f'{source.name}: no image has a label')
 
-  top, probabilities, losses = [], [], []
+  top, probabilities, losses, decoded = [], [], [], []
   labels = iter(classes[0] if classes else 0 for classes in correct)
-  for batch in _probabilities(networks, source, protocol, batch_size, num_threads, skipped):
+  for batch, weights in _probabilities(networks, source, protocol, batch_size, num_threads, bad):
     if not np.isfinite(batch).all():
       raise UsageError(f'{" and ".join(sizes)}: the predictions are not finite')
     order = np.argsort(-batch, axis=1, kind='stable')[:, :_TOP]
     top.append(order)
+    decoded.append(weights > 0)
     probabilities.append(np.take_along_axis(batch, order, 1))
     at_label = batch[np.arange(len(batch)), [next(labels) for _ in batch]]
     losses.append(-np.log(np.maximum(at_label, np.finfo(np.float32).tiny)))  # float32 may underflow to 0
   if sum(map(len, top)) != source.num_examples:
     raise AssertionError(f'{sum(map(len, top))} of {source.num_examples} images of {source.name} were seen')
-  counted[list(skipped or ())] = False
+  counted &= np.concatenate(decoded)
   return Predictions(
     np.concatenate(top)[counted],
     np.concatenate(probabilities)[counted],
@@ -95,9 +91,9 @@ def _probabilities(
   protocol: Protocol,
   batch_size: int,
   num_threads: int | None,
-  skipped: set[int] | None = None,
-) -> Iterator[np.ndarray]:
-  """Yields float32 [B, C] for the images of the data set, in order."""
+  bad: BadImages | None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields float32 [B, C] and weights [B], 0 for skipped ones, for the images of the data set in order."""
   from alexnet_flax.data import loader
 
   mesh = jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
@@ -109,52 +105,20 @@ def _probabilities(
     allowed = np.isin(np.arange(len(networks[0].class_names)), protocol.allowed)
   models = [network.model for network in networks]
   mean = jax.jit(functools.partial(mean_probabilities, models, allowed=allowed), out_shardings=replicated)
-  view = protocol.view
-  if view.resize == 'pil':
-    batches = _pillow_batches(source, view, batch_size, num_threads, skipped)
-  else:
-    batches = loader.eval_batches(
-      source, view, batch_size=batch_size, num_classes=len(source.class_names), num_threads=num_threads
-    )
+  batches = loader.eval_batches(
+    source,
+    protocol.view,
+    batch_size=batch_size,
+    num_classes=len(source.class_names),
+    num_threads=num_threads,
+    bad=bad,
+  )
   total = source.num_examples
   with tqdm(total=total, unit='image', desc=source.name, disable=not sys.stderr.isatty()) as bar:
     for start, batch in enumerate(loader.to_devices(batches, sharding)):
       count = min(batch_size, total - start * batch_size)
-      yield np.asarray(mean(variables, batch['image']))[:count]
+      yield np.asarray(mean(variables, batch['image']))[:count], np.asarray(batch['weight'])[:count]
       bar.update(count)
-
-
-def _pillow_batches(
-  source: Source, view: EvalView, batch_size: int, num_threads: int | None, skipped: set[int] | None
-) -> Iterator[dict[str, np.ndarray]]:
-  """Yields images decoded and resized by Pillow, the program that published accuracies were measured with.
-
-  TensorFlow's antialiased resizing, used for evaluation during training, rounds some values differently.
-  """
-
-  def decode(index: int, example: Example) -> np.ndarray:
-    try:
-      return pillow_view(decode_pixels(example.image), view)
-    except UnreadableError as error:
-      if skipped is None:
-        name = example.name or 'an image'
-        raise UsageError(f'{source.name}: {name} cannot be decoded: {error}') from None
-      skipped.add(index)
-      return pillow_view(np.zeros((view.resize_side, view.resize_side, 3), np.uint8), view)
-
-  with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count()) as threads:
-
-    def submit(start: int) -> list[concurrent.futures.Future[np.ndarray]]:
-      indices = np.arange(start, min(start + batch_size, source.num_examples))
-      pairs = zip(indices.tolist(), source.read(indices), strict=True)
-      return [threads.submit(decode, *pair) for pair in pairs]
-
-    ahead = submit(0)
-    for start in range(0, source.num_examples, batch_size):
-      now, ahead = ahead, submit(start + batch_size)
-      images = np.stack([future.result() for future in now])
-      padding = [(0, batch_size - len(images)), *[(0, 0)] * (images.ndim - 1)]
-      yield {'image': np.pad(images, padding)}
 
 
 def mean_probabilities(

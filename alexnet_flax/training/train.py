@@ -1,6 +1,5 @@
 """Trains: prepares folder, data, devices and state, runs the loop, and reports the end."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import errno
@@ -63,9 +62,6 @@ def _train(
   shutdown: GracefulShutdown,
   stack: contextlib.ExitStack,
 ) -> dict[str, float]:
-  # TensorFlow takes as long to import as the step to compile: do both at once.
-  background = concurrent.futures.ThreadPoolExecutor(1)
-  tensorflow = background.submit(_import_loader)
   experiment = build_experiment(config)
   last = experiment.schedule.total_steps
   make_folder(folder)
@@ -88,8 +84,6 @@ def _train(
   first_step = int(state.step)
   compiled = dataclasses.replace(experiment.steps, train=compile_train_step(experiment, like))
   experiment = dataclasses.replace(experiment, steps=compiled)
-  tensorflow.result()
-  background.shutdown()
   if shutdown.requested:
     raise PreemptedError('ended before the first step, as asked; the same command begins again')
   if experiment.learner.preprocess is None:
@@ -130,10 +124,6 @@ def _train(
       bad.say(bad.summary())
     logger.close()
     manager.close()
-
-
-def _import_loader() -> None:
-  import alexnet_flax.data.loader  # noqa: F401
 
 
 def _opening_line(experiment: Experiment, step: int, folder: pathlib.Path) -> str:

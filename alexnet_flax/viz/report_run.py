@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alexnet_flax.config import Config
+from alexnet_flax.data.bad_images import BadImages
 from alexnet_flax.data.image_header import decode_pixels
-from alexnet_flax.data.images import UnreadableError, pillow_view
+from alexnet_flax.data.images import UnreadableError, evaluation_crops
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.errors import UsageError
@@ -68,7 +69,7 @@ class RunResults:
       self.protocol,
       batch_size=data.eval_batch_size or 128,
       num_threads=data.num_threads,
-      skipped=set() if data.on_bad_image == 'skip' else None,
+      bad=BadImages(data.on_bad_image, say=lambda line: None),  # the run has named them,
     )
 
   @property
@@ -87,7 +88,7 @@ class RunResults:
     kept, views = [], []
     for index, example in zip(indices.tolist(), source.read(indices), strict=True):
       with contextlib.suppress(UnreadableError):
-        views.append(pillow_view(decode_pixels(example.image), view))
+        views.append(evaluation_crops(decode_pixels(example.image), view))
         kept.append(index)
     return np.array(kept, np.int64), np.array(views).reshape(-1, view.image_size, view.image_size, 3)
 

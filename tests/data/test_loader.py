@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alexnet_flax.data import loader, sampling
-from alexnet_flax.data.decode_eval import eval_decoder
+from alexnet_flax.data import import_tensorflow, loader, sampling
+from alexnet_flax.data.decode_eval import decode_eval
 from alexnet_flax.data.decode_train import decode_train
 from alexnet_flax.data.image_header import read_header
 from alexnet_flax.data.tfds_source import open_dataset
@@ -49,7 +49,7 @@ def assert_same(ours, theirs):
 
 def alone(view, image, drawn=None):
   """Decodes one stored image by itself."""
-  decode = eval_decoder(view) if drawn is None else functools.partial(decode_train, view)
+  decode = functools.partial(decode_eval if drawn is None else decode_train, view)
   return decode([read_header(image)], drawn)['image'][0]
 
 
@@ -142,7 +142,7 @@ def test_batches_are_transferred_ahead(source, ahead):
 
 
 def test_tensorflow_sees_no_gpu():
-  assert loader.tf.config.get_visible_devices('GPU') == []
+  assert import_tensorflow().config.get_visible_devices('GPU') == []
 
 
 @pytest.fixture(scope='module')

@@ -183,11 +183,9 @@ def test_angles_are_even():
 def test_eval_view_is_pillows_resize_and_centre_crop(kind):
   image = smooth_image(333, 500, seed=1)
   options = {'quality': 95, 'subsampling': 0} if kind == 'JPEG' else {}
-  ours = eval_view(encode(image, kind, **options), EvalView(224))
-  assert ours.shape == (224, 224, 3)
-  difference = np.abs(ours - pillows_view(Image.fromarray(image)))
-  assert difference.mean() < 1
-  assert difference.max() <= (6 if kind == 'JPEG' else 2)
+  encoded = encode(image, kind, **options)
+  ours = eval_view(encoded, EvalView(224))
+  np.testing.assert_array_equal(ours, pillows_view(Image.open(io.BytesIO(encoded)).convert('RGB')))
 
 
 def test_tensorflows_resize_by_name():
@@ -196,7 +194,7 @@ def test_tensorflows_resize_by_name():
   image = smooth_image(600, 500, seed=1)
   ours = eval_view(encode(image, 'PNG'), EvalView(224, resize='tf')).astype(int)
   theirs = tf.image.resize(image, (307, 256)).numpy()[42:266, 16:240]  # (307 - 224) / 2, to even
-  assert np.abs(ours - theirs).max() <= 0.51
+  assert np.abs(ours - theirs).max() <= 1  # OpenCV's weights have eleven bits
   assert np.abs(ours - pillows_view(Image.fromarray(image))).max() > 0
 
 

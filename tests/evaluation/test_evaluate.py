@@ -77,7 +77,8 @@ def test_several_networks_are_averaged(run, data_dir, tmp_path, capsys):
 
 
 def _all_probabilities(networks, source, protocol):
-  return np.concatenate(list(evaluation._probabilities(networks, source, protocol, 16, 1)))
+  batches = evaluation._probabilities(networks, source, protocol, 16, 1, None)
+  return np.concatenate([probabilities for probabilities, _ in batches])
 
 
 def test_ten_crops_and_resizing_change_the_views(run, data_dir, tmp_path, capsys):

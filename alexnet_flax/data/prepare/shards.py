@@ -4,26 +4,29 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import io
 import json
 import os
 import pathlib
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
-import tensorflow as tf
+from PIL import Image
 from tqdm import tqdm
 
-from alexnet_flax.data import decode_eval
+from alexnet_flax.data import import_tensorflow
 from alexnet_flax.data.bad_images import BadImages
-from alexnet_flax.data.image_header import Encoded
-from alexnet_flax.data.images import UnreadableError
+from alexnet_flax.data.image_header import Encoded, decode_pixels
+from alexnet_flax.data.images import UnreadableError, evaluation_crops, resize_short_side
 from alexnet_flax.data.loader import HostBatch, Plan, Reader
 from alexnet_flax.data.source import Source
+from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.files import atomic_path, write_text
 
+tf = import_tensorflow()
 Encoding = Literal['jpeg', 'raw']
 Center = Literal['none', 'center']
 
@@ -139,44 +142,42 @@ def _resized(
         f'{image.height}x{image.width} would be resized to {longest:,} pixels; JPEG allows {_LONGEST:,}'
       )
 
-  reader = Reader(source, _decoder(image_format), None, bad, accept)
+  reader = Reader(source, functools.partial(_encode, image_format), None, bad, accept)
   yield from zip(chunks, reader.batches(plan, range(len(chunks)), None), strict=True)
 
 
-@functools.lru_cache
-def _decoder(image_format: ImageFormat) -> Callable[[Sequence[Encoded], np.ndarray], HostBatch]:
-  signature = {
-    'image': tf.TensorSpec((), tf.string),
-    'size': tf.TensorSpec((2,), tf.int32),
-    'sums': tf.TensorSpec((3,), tf.float64),
-    'products': tf.TensorSpec((3, 3), tf.float64),
-  }
-  center = image_format.crop == 'center'
-  columns = functools.partial(decode_eval.resized_columns, image_format.side, center)
-  return decode_eval.by_graph(columns, functools.partial(_encode, image_format), signature)
-
-
-def _encode(image_format: ImageFormat, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-  image = decode_eval.decode_resized(example)
-  if image_format.encoding == 'raw':
-    encoded = tf.io.serialize_tensor(image)
-  else:
-    encoded = tf.io.encode_jpeg(image, quality=image_format.quality)
-  values = tf.reshape(tf.cast(image, tf.float64), [-1, 3])
+def _encode(
+  image_format: ImageFormat, images: Sequence[Encoded], numbers: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Resizes and encodes images; returns sizes [B, 2], sums of values [B, 3] and of products [B, 3, 3] as
+  well."""
+  del numbers
+  view = EvalView(image_format.side, image_format.side)
+  resize = evaluation_crops if image_format.crop == 'center' else resize_short_side
+  rows = [resize(decode_pixels(image), view) for image in images]
+  contents = np.empty(len(rows), object)  # np.array would strip trailing zeros
+  contents[:] = [
+    row.tobytes() if image_format.encoding == 'raw' else _jpeg(row, image_format.quality) for row in rows
+  ]
+  values = [row.reshape(-1, 3).astype(np.float64) for row in rows]
   return {
-    'image': encoded,
-    'size': tf.shape(image)[:2],
-    'sums': tf.reduce_sum(values, 0),
-    'products': tf.matmul(values, values, transpose_a=True),
+    'image': contents,
+    'size': np.array([row.shape[:2] for row in rows]),
+    'sums': np.array([value.sum(0) for value in values]),
+    'products': np.array([value.T @ value for value in values]),
   }
+
+
+def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
+  buffer = io.BytesIO()
+  Image.fromarray(pixels).save(buffer, 'JPEG', quality=quality)
+  return buffer.getvalue()
 
 
 def _serialized_example(
   encoded: bytes, size: np.ndarray, label: int, name: str, image_format: ImageFormat
 ) -> bytes:
   values: dict[str, bytes | list[int]] = {'label': [label], 'file_name': name.encode()}
-  if image_format.encoding == 'raw':
-    encoded = tf.io.parse_tensor(encoded, tf.uint8).numpy().tobytes()
   if image_format.encoding == 'raw' and image_format.crop == 'none':  # as TFDS stores unknown shapes
     values |= {'image/shape': [*size.tolist(), 3], 'image/value': encoded}
   else:
