@@ -177,8 +177,7 @@ def pack(images: list[bytes], root: pathlib.Path) -> None:
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
-  from alexnet_flax.data.prepare.resize import prepare_smaller
-  from alexnet_flax.data.prepare.shards import ImageFormat
+  from alexnet_flax.data.prepare.resize import ImageFormat, prepare_smaller
 
   target = root / NAME / '1.0.0'
   target.mkdir(parents=True)

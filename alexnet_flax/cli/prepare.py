@@ -36,8 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
       raise UsageError(f'--{next(iter(given))} is for smaller images; add their --side, such as 256')
     tfds_source.prepare(arguments.dataset, arguments.data_dir, arguments.manual_dir)
     return 0
-  from alexnet_flax.data.prepare.resize import prepare_smaller
-  from alexnet_flax.data.prepare.shards import ImageFormat
+  from alexnet_flax.data.prepare.resize import ImageFormat, prepare_smaller
 
   name = prepare_smaller(
     arguments.dataset,

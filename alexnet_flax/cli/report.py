@@ -22,8 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
   """Writes the report; returns the exit code."""
-  from alexnet_flax.viz.report import FILE, write_report
-  from alexnet_flax.viz.report_run import load_results
+  from alexnet_flax.viz.report import FILE, load_results, write_report
 
   folders = arguments.workdirs
   default = pathlib.Path(folders[0]).expanduser() / FILE if len(folders) == 1 else pathlib.Path(FILE)

@@ -101,8 +101,7 @@ def train_and_report(config: Config, workdir: str) -> None:
     print(f'alexnet-flax report {workdir} draws what it learned')
     return
   try:
-    from alexnet_flax.viz.report import FILE, write_report
-    from alexnet_flax.viz.report_run import load_results
+    from alexnet_flax.viz.report import FILE, load_results, write_report
 
     path = pathlib.Path(workdir).expanduser() / FILE
     write_report([load_results(workdir, config.data.data_dir)], path)

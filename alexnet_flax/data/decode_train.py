@@ -24,15 +24,9 @@ _REST = 'extraneous bytes before marker'  # libjpeg's warning about data after t
 
 
 def decode_train(view: TrainView, encoded: Sequence[Encoded], numbers: np.ndarray) -> dict[str, np.ndarray]:
-  """Decodes B images into {'image': uint8 [B, S, S, 3]}.
+  """Decodes B images into {'image': uint8 [B, S, S, 3]}; raises UnreadableError if one is damaged.
 
-  Args:
-    view: The random view.
-    encoded: The images.
-    numbers: The random numbers of the views, float32 [B, VIEW_NUMBERS] in [0, 1).
-
-  Raises:
-    UnreadableError: An image is damaged.
+  `numbers` are the random numbers of the views, float32 [B, VIEW_NUMBERS] in [0, 1).
   """
   size = view.image_size
   sizes = np.array([(image.height, image.width) for image in encoded], np.int64)

@@ -111,13 +111,6 @@ def eval_batches(
   return reader.batches(plan, range(-(-source.num_examples // batch_size)), num_threads)
 
 
-def image(source: Source, number: int, view: EvalView) -> np.ndarray:
-  """Returns one example in an evaluation view, uint8 [S, S, 3]."""
-  one = dataclasses.replace(source, num_examples=1, read=lambda _: source.read(np.array([number])))
-  (batch,) = eval_batches(one, view, batch_size=1, num_classes=len(source.class_names))
-  return batch['image'][0]
-
-
 def to_devices(
   batches: Iterable[HostBatch], sharding: jax.sharding.Sharding, ahead: int = 2
 ) -> Iterator[dict[str, jax.Array]]:

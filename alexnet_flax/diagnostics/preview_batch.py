@@ -9,6 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from alexnet_flax.config import Config
 from alexnet_flax.data import sampling
+from alexnet_flax.data.image_header import decode_pixels
+from alexnet_flax.data.images import UnreadableError, evaluation_crops
+from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError
 from alexnet_flax.files import atomic_path
 from alexnet_flax.models.spec import Preprocessing
@@ -22,37 +25,28 @@ _TEXT = 32  # two lines
 
 
 def show_batch(config: Config, path: str) -> None:
-  """Draws the first images of the first step, before and after cropping and augmentation.
-
-  Args:
-    config: The configuration; no run is started.
-    path: The image file to write.
+  """Draws the first images of a run's first step, before and after cropping and augmentation.
 
   Raises:
-    UsageError: The file cannot be written, or a run could not start.
+    UsageError: The file cannot be written, or the run could not start.
   """
   experiment = build_experiment(config)
   if experiment.learner.preprocess is None:
     raise UsageError('a linear probe trains on features; there are no images to show')
-  from alexnet_flax.data import loader
-  from alexnet_flax.data.views import EvalView
-
-  size, preprocessing = experiment.spec.image_size, experiment.spec.preprocessing
+  config, source, size = experiment.config, experiment.data.train, experiment.spec.image_size
   batch = next(train_batches(experiment, 0))
   # The key of the first step, as the training loop and `train_step` derive it.
-  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(experiment.config.seed), 1), 0)
-  seen = seen_in_step(experiment.learner.preprocess, batch, key, experiment.config.optimizer.accumulate_steps)
-  after = _as_bytes(np.asarray(seen['image'][:_MOST]), preprocessing)
-  chosen = sampling.batch_indices(
-    experiment.config.seed, 0, experiment.config.data.batch_size, experiment.data.train.num_examples
-  )
+  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), 0)
+  seen = seen_in_step(experiment.learner.preprocess, batch, key, config.optimizer.accumulate_steps)
+  after = _as_bytes(np.asarray(seen['image'][:_MOST]), experiment.spec.preprocessing)
+  chosen = sampling.batch_indices(config.seed, 0, config.data.batch_size, source.num_examples)[:_MOST]
   before = []
-  for number in chosen[:_MOST].tolist():
+  for example in source.read(chosen):
     try:
-      before.append(loader.image(experiment.data.train, number, EvalView(size, size)))
-    except UsageError:  # skipped, as configured; otherwise `train_batches` would have raised it
+      before.append(evaluation_crops(decode_pixels(example.image), EvalView(size, size)))
+    except UnreadableError:  # skipped, as configured; otherwise `train_batches` would have raised an error
       before.append(np.full((size, size, 3), 128, np.uint8))
-  names = [_label(label, experiment.data.train.class_names) for label in np.asarray(seen['label'][:_MOST])]
+  names = [_label(label, source.class_names) for label in np.asarray(seen['label'][:_MOST])]
   try:
     with atomic_path(pathlib.Path(path).expanduser()) as partial:
       _sheet(before, list(after), names).save(partial)
@@ -62,17 +56,7 @@ def show_batch(config: Config, path: str) -> None:
 
 
 def seen_in_step(preprocess: Preprocess, batch: Batch, key: jax.Array, accumulate_steps: int = 1) -> Batch:
-  """Returns the network's input in `train_step`, in the batch's order.
-
-  Args:
-    preprocess: The step's preprocessing.
-    batch: 'image' uint8 [B, S, S, 3], and other arrays with B rows.
-    key: The step's key.
-    accumulate_steps: The number of micro-batches.
-
-  Raises:
-    ValueError: `accumulate_steps` does not divide B.
-  """
+  """Returns the network's input in a `train_step` with this batch and key, in the batch's order."""
 
   def seen(part: tuple[Batch, jax.Array]) -> Batch:
     images, part_key = part

@@ -28,8 +28,8 @@ class Protocol:
 
   def __str__(self) -> str:
     view = self.view
-    crops = 'ten crops' if view.ten_crop else '1 crop'
-    text = f'{crops} of {view.image_size}x{view.image_size}, short side {view.resize_side} ({view.resize})'
+    crops, side = '10 crops' if view.ten_crop else '1 crop', view.image_size
+    text = f'{crops} of {side}x{side}, short side {view.resize_side}, resized by {view.resize}'
     return text if self.allowed is None else f'{text}, restricted to {len(self.allowed)} classes'
 
 

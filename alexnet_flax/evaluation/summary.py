@@ -23,7 +23,7 @@ from alexnet_flax.evaluation.imagenet import (
   known_set,
 )
 from alexnet_flax.evaluation.protocols import Protocol, open_evaluated, protocol_of, split_name
-from alexnet_flax.evaluation.scores import Estimate, Predictions, most_confused
+from alexnet_flax.evaluation.scores import Predictions, most_confused
 from alexnet_flax.files import write_text
 from alexnet_flax.pretrained import PretrainedModel
 
@@ -43,20 +43,16 @@ def evaluate(
   any_count: bool = False,
   quiet: bool = False,
 ) -> dict[str, Any]:
-  """Evaluates networks, averaging the predictions of several, and prints a summary.
+  """Evaluates networks, averaging the predictions of several; prints a summary and returns JSON values.
 
   Args:
     networks: One or more networks.
-    dataset: NAME[:SPLIT] in TFDS's notation. `imagenet2012_corrupted` without a configuration means all
-      of ImageNet-C.
+    dataset: NAME[:SPLIT] in TFDS's notation; `imagenet2012_corrupted` alone means all of ImageNet-C.
     data_dir: The folder of the data sets.
     protocol, resize, size: See `protocols.protocol_of`.
     batch_size: Images per batch.
     any_count: Accept a published data set that does not have all of its images.
     quiet: Print to the standard error.
-
-  Returns:
-    The results, serialisable as JSON.
 
   Raises:
     UsageError: The data set or the protocol does not fit the networks, or the data set is missing.
@@ -78,7 +74,7 @@ def evaluate(
   predictions = predict_dataset(networks, source, chosen, batch_size=batch_size)
   confusion = predictions.confusion(len(networks[0].class_names))
   results = _results(networks, source, chosen, predictions, confusion)
-  print(_table(results, confusion, networks[0].readable_names), file=out)
+  print(_table(results, chosen, confusion, networks[0].readable_names), file=out)
   return results
 
 
@@ -193,24 +189,19 @@ def _results(
   }
 
 
-def _table(results: dict[str, Any], confusion: np.ndarray, names: Sequence[str]) -> str:
+def _table(results: dict[str, Any], protocol: Protocol, confusion: np.ndarray, names: Sequence[str]) -> str:
   networks = ' and '.join(f'{one["source"]} ({one["variant"]})' for one in results['networks'])
-  protocol = results['protocol']
-  crops, side, allowed = (protocol[key] for key in ('crops', 'crop_side', 'allowed_classes'))
+  top1, top5 = ([100 * x for x in results[name].values()] for name in ('top1', 'top5'))
+  loss, low, high = results['loss'].values()
   lines = [
     f'{results["dataset"]}, {results["images"]:,} images, predicted by {networks}',
-    f'{crops} crop{"s" if crops > 1 else ""} of {side}x{side}, short side {protocol["short_side"]}, resized'
-    f' by {protocol["resize"]}' + (f', restricted to {allowed} classes' if allowed else ''),
-    '',
+    f'{protocol}\n',
     '                          95 % interval',
+    f'top-1        {top1[0]:7.2f} %   {top1[1]:.2f} ... {top1[2]:.2f}',
+    f'top-5        {top5[0]:7.2f} %   {top5[1]:.2f} ... {top5[2]:.2f}',
+    f'loss         {loss:7.4f}     {low:.4f} ... {high:.4f}',
+    f'calibration  {100 * results["calibration_error"]:7.2f} %   expected error, 15 bins\n',
   ]
-  for metric, name in (('top-1', 'top1'), ('top-5', 'top5')):
-    value, low, high = (100 * x for x in Estimate(**results[name]))
-    lines.append(f'{metric:<12} {value:7.2f} %   {low:.2f} ... {high:.2f}')
-  value, low, high = Estimate(**results['loss'])
-  lines.append(f'{"loss":<12} {value:7.4f}     {low:.4f} ... {high:.4f}')
-  lines.append(f'{"calibration":<12} {100 * results["calibration_error"]:7.2f} %   expected error, 15 bins')
-  lines.append('')
   if len(names) <= _FEW_CLASSES:
     return '\n'.join(lines + _confusion_table(confusion, names))
   counts = confusion.sum(1)

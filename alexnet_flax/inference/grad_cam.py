@@ -60,15 +60,7 @@ def default_layer(spec: Spec) -> str:
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-  """Overlays a map on an image, in colours from black to yellow.
-
-  Args:
-    image: uint8 [S, S, 3].
-    heat: float [H, W] in 0 ... 1, which is resized to the image.
-
-  Returns:
-    uint8 [S, S, 3].
-  """
+  """Overlays a map, float [H, W] in 0 ... 1, on an image, uint8 [S, S, 3], in black to yellow."""
   import matplotlib
   from PIL import Image
 

@@ -34,13 +34,7 @@ class LayerStatistics(NamedTuple):
 
 
 def layer_statistics(model: AlexNet, variables: Any, images: np.ndarray | jax.Array) -> list[LayerStatistics]:
-  """Returns the statistics of every layer, in the order of the network.
-
-  Args:
-    model: The network.
-    variables: Its variables.
-    images: uint8 RGB [N, S, S, 3].
-  """
+  """Returns the statistics of every layer over images, uint8 RGB [N, S, S, 3], in the network's order."""
 
   def taps(variables: Any, images: jax.Array) -> Any:
     inputs = normalize({'image': images}, preprocessing=model.spec.preprocessing)['image']

@@ -22,15 +22,9 @@ def first_kernel(spec: Spec, params: Any) -> np.ndarray:
 
 
 def filter_tiles(kernel: np.ndarray) -> np.ndarray:
-  """Draws the filters of a first layer side by side, as in figure 3 of Krizhevsky et al. 2012.
+  """Draws the filters of a kernel, float [K, K, 3, F] in RGB order, side by side: uint8 [H, W, 3].
 
-  Each filter is scaled by its largest absolute weight; grey is 0.
-
-  Args:
-    kernel: float [K, K, 3, F] in RGB order.
-
-  Returns:
-    uint8 [H, W, 3].
+  Each filter is scaled by its largest absolute weight; grey is 0 (Krizhevsky et al. 2012, figure 3).
   """
   largest = np.abs(kernel).max(axis=(0, 1, 2), keepdims=True)
   scaled = 0.5 + 0.5 * kernel / np.where(largest > 0, largest, 1)
@@ -38,14 +32,9 @@ def filter_tiles(kernel: np.ndarray) -> np.ndarray:
 
 
 def channel_tiles(activations: np.ndarray, most: int = 64) -> np.ndarray:
-  """Draws the channels of a layer side by side, each scaled to its own range.
+  """Draws up to `most` channels of a layer, float [H, W, C], side by side: uint8 [H, W, 3].
 
-  Args:
-    activations: float [H, W, C], or [C], which is drawn as one square of C values.
-    most: The maximum number of channels.
-
-  Returns:
-    uint8 [H, W, 3].
+  Each channel is scaled to its own range. Activations [C] are drawn as one square of C values.
   """
   if activations.ndim == 1:
     side = math.ceil(math.sqrt(len(activations)))

@@ -1,22 +1,172 @@
 """`alexnet-flax report`: writes the HTML page of one run, or of several side by side."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from alexnet_flax.config import all_keys, value_of
+from alexnet_flax.config import Config, all_keys, value_of
+from alexnet_flax.data.bad_images import BadImages
+from alexnet_flax.data.image_header import decode_pixels
+from alexnet_flax.data.images import UnreadableError, evaluation_crops
+from alexnet_flax.data.source import Source
+from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.errors import UsageError
+from alexnet_flax.evaluation.evaluate import predict_dataset
+from alexnet_flax.evaluation.protocols import Protocol, protocol_of
+from alexnet_flax.evaluation.scores import Estimate, Predictions, most_confused
 from alexnet_flax.files import write_text
+from alexnet_flax.inference.features import feature_batches
+from alexnet_flax.inference.layer_stats import LayerStatistics, layer_statistics
+from alexnet_flax.models.spec import Dropout, Flatten
+from alexnet_flax.pretrained import PretrainedModel, load_pretrained, run_config
+from alexnet_flax.training.logger import read_metrics
+from alexnet_flax.training.workdir import read_environment
 from alexnet_flax.viz.charts import Series, line_chart
 from alexnet_flax.viz.figures import data_uri, filter_tiles, first_kernel, page_template
-from alexnet_flax.viz.report_images import EvaluationSection, evaluation_section
-from alexnet_flax.viz.report_run import RunResults
 
 FILE = 'report.html'
+_PANEL = 8  # images, as in figure 4 of Krizhevsky et al. 2012
+_MISTAKES = 8
+_QUERIES, _NEIGHBOURS, _GALLERY = 5, 6, 2000
+_FEW_CLASSES = 30  # up to which the whole confusion matrix is shown
+_STATISTICS_OVER = 64
+
+
+class Sources(NamedTuple):
+  """The data of a run."""
+
+  train: Source
+  evaluated: Source
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResults:
+  """A run to report on.
+
+  Attributes:
+    name: The name of its folder, or the path if several runs have the same name.
+    config: Its configuration.
+    network: The network at its last checkpoint.
+    sources: Its data, or None if they are not available.
+    metrics: The lines of metrics.jsonl.
+    environment: Versions, command, commit and devices.
+  """
+
+  name: str
+  config: Config
+  network: PretrainedModel
+  sources: Sources | None
+  metrics: list[dict[str, Any]]
+  environment: dict[str, Any]
+
+  @functools.cached_property
+  def protocol(self) -> Protocol:
+    """The evaluation protocol of the run."""
+    view = self.config.data.eval_view
+    return protocol_of([self.network], 'ten-crop' if view.ten_crop else '1-crop', view.resize)
+
+  @functools.cached_property
+  def predictions(self) -> Predictions | None:
+    """The predictions for the evaluated split; None without the data."""
+    if self.sources is None:
+      return None
+    data = self.config.data
+    return predict_dataset(
+      [self.network],
+      self.sources.evaluated,
+      self.protocol,
+      batch_size=data.eval_batch_size or 128,
+      num_threads=data.num_threads,
+      bad=BadImages(data.on_bad_image, say=lambda line: None),  # training has already named them
+    )
+
+  @property
+  def eval_split(self) -> str:
+    """The name of the evaluated split in the log."""
+    return next((line['split'] for line in self.metrics if line['split'] != 'train'), 'test')
+
+  def curve(self, split: str, name: str) -> tuple[list[float], list[float]]:
+    """Returns the epochs and values of a logged metric."""
+    lines = [line for line in self.metrics if (line['split'], line['name']) == (split, name)]
+    return [line['epoch'] for line in lines], [line['value'] for line in lines]
+
+  def views(self, source: Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes images; returns the indices of those that can be, and central crops, uint8 [N, S, S, 3]."""
+    view = dataclasses.replace(self.protocol.view, ten_crop=False)
+    kept, views = [], []
+    for index, example in zip(indices.tolist(), source.read(indices), strict=True):
+      with contextlib.suppress(UnreadableError):
+        views.append(evaluation_crops(decode_pixels(example.image), view))
+        kept.append(index)
+    return np.array(kept, np.int64), np.array(views).reshape(-1, view.image_size, view.image_size, 3)
+
+
+def load_results(folder: str, data_dir: str | None = None) -> RunResults:
+  """Loads a run from its folder.
+
+  Args:
+    folder: The folder of the run.
+    data_dir: The folder of its data sets; the configuration's if None.
+
+  Raises:
+    UsageError: It is not the folder of a run, or has no complete checkpoint.
+  """
+  config = run_config(folder)
+  network = load_pretrained(folder)
+  path = pathlib.Path(folder).expanduser()
+  data_dir = data_dir or config.data.data_dir
+  sources: Sources | None = None
+  try:
+    if (data_dir or '').startswith('.../'):  # runs do not record the user's folders
+      raise UsageError(f'the data were in a folder {data_dir}')
+    splits = (config.data.train_split, config.data.eval_split)
+    sources = Sources(*(open_dataset(config.data.dataset, split, data_dir) for split in splits))
+  except UsageError as error:
+    print(f'note: {folder}: report without images: {error}; give --data_dir', file=sys.stderr)
+  return RunResults(path.resolve().name, config, network, sources, read_metrics(path), read_environment(path))
+
+
+class PredictedImage(NamedTuple):
+  """An image, as a data URI, with its label and top-5 predictions: (class, probability, is correct)."""
+
+  image: str
+  label: str
+  predictions: list[tuple[str, float, bool]]
+
+
+class NeighbourRow(NamedTuple):
+  """An image with its nearest neighbours, each (data URI, class)."""
+
+  query: tuple[str, str]
+  neighbours: list[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSection:
+  """What a report shows of a run if its data are available."""
+
+  images: int
+  protocol: str
+  top1: Estimate
+  top5: Estimate
+  loss: Estimate
+  calibration_error: float
+  panel: list[PredictedImage]
+  mistakes: list[PredictedImage]
+  neighbours: list[NeighbourRow]
+  neighbours_layer: str
+  gallery: int
+  confusion: list[list[int]] | None
+  confused: list[tuple[str, str, int]]
+  layers: list[LayerStatistics]
+  layers_over: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +186,6 @@ class Content:
 
 def write_report(runs: Sequence[RunResults], path: pathlib.Path) -> None:
   """Writes a page about one run, or about several with a comparison.
-
-  Args:
-    runs: The runs.
-    path: The file to write.
 
   Raises:
     UsageError: The file cannot be written.
@@ -114,3 +260,71 @@ def _comparison(runs: Sequence[Content]) -> dict[str, Any]:
   values = {key: [run.configuration[key] for run in runs] for key in runs[0].configuration}
   differences = [(key, each) for key, each in values.items() if len(set(each)) > 1]
   return {'charts': charts, 'differences': differences}
+
+
+def evaluation_section(results: RunResults) -> EvaluationSection | None:
+  """Computes the section; returns None without the data."""
+  predictions, sources = results.predictions, results.sources
+  if predictions is None or sources is None:
+    return None
+  network, names, count = results.network, results.network.readable_names, len(predictions.labels)
+  rng = np.random.default_rng(0)
+  panel = np.sort(rng.choice(count, min(_PANEL, count), replace=False))
+  wrong = np.nonzero(~predictions.hits[:, 0])[0]
+  mistakes = wrong[np.argsort(-predictions.losses[wrong], kind='stable')][:_MISTAKES]
+  _, views = results.views(sources.evaluated, predictions.indices[:_STATISTICS_OVER])
+  confusion = predictions.confusion(len(names))
+  rows, layer, gallery = _neighbours(results, sources, rng)
+  return EvaluationSection(
+    images=count,
+    protocol=str(results.protocol),
+    top1=predictions.top_k(1),
+    top5=predictions.top_k(5),
+    loss=predictions.mean_loss(),
+    calibration_error=predictions.calibration_error(),
+    panel=_predicted_images(results, predictions, sources.evaluated, panel),
+    mistakes=_predicted_images(results, predictions, sources.evaluated, mistakes),
+    neighbours=rows,
+    neighbours_layer=layer,
+    gallery=gallery,
+    confusion=confusion.tolist() if len(names) <= _FEW_CLASSES else None,
+    confused=[(names[label], names[top1], images) for label, top1, images in most_confused(confusion, 12)],
+    layers=layer_statistics(network.model, network.variables, views),
+    layers_over=len(views),
+  )
+
+
+def _predicted_images(
+  results: RunResults, predictions: Predictions, source: Source, rows: np.ndarray
+) -> list[PredictedImage]:
+  """Returns the images of some rows of the predictions."""
+  names = results.network.readable_names
+  _, views = results.views(source, predictions.indices[rows])
+  found = []
+  for row, view in zip(rows.tolist(), views, strict=True):
+    top = (predictions.top_classes[row], predictions.probabilities[row], predictions.hits[row])
+    best = [(names[number], float(share), bool(hit)) for number, share, hit in zip(*top, strict=True)]
+    found.append(PredictedImage(data_uri(view), names[predictions.labels[row]], best))
+  return found
+
+
+def _neighbours(
+  results: RunResults, sources: Sources, rng: np.random.Generator
+) -> tuple[list[NeighbourRow], str, int]:
+  """Finds the training images whose last hidden activations are nearest to those of evaluated images."""
+  network, names = results.network, results.network.readable_names
+  hidden = network.spec.named_layers()[:-1]
+  layer = [name for name, one in hidden if not isinstance(one, Dropout | Flatten)][-1]
+  features, images = [], []
+  for source, count in ((sources.evaluated, _QUERIES), (sources.train, _GALLERY)):
+    chosen = rng.choice(source.num_examples, min(count, source.num_examples), replace=False)
+    kept, views = results.views(source, np.sort(chosen))
+    batches = feature_batches(network.model, network.variables, views, [layer])
+    features.append(np.concatenate([batch[layer].reshape(len(batch[layer]), -1) for batch in batches]))
+    images.append([(view, names[one.label]) for view, one in zip(views, source.read(kept), strict=True)])
+  rows = []
+  for query, (view, name) in zip(features[0], images[0], strict=True):
+    nearest = np.argsort(np.linalg.norm(features[1] - query, axis=1), kind='stable')[:_NEIGHBOURS]
+    found = [(data_uri(images[1][one][0]), images[1][one][1]) for one in nearest]
+    rows.append(NeighbourRow((data_uri(view), name), found))
+  return rows, layer, len(images[1])

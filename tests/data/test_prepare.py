@@ -11,7 +11,7 @@ from PIL import Image
 
 from alexnet_flax.cli.main import main
 from alexnet_flax.data import image_header, loader, sampling
-from alexnet_flax.data.prepare import resize, shards
+from alexnet_flax.data.prepare import resize
 from alexnet_flax.data.prepare.color_pca import read_components
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.data.views import VIEW_NUMBERS, TrainView
@@ -235,7 +235,7 @@ def test_an_extremely_thin_image(folder, capsys):
 
 
 def test_a_chunk_of_only_bad_images(folder, monkeypatch):
-  monkeypatch.setattr(shards, '_CHUNK', 2)
+  monkeypatch.setattr(resize, '_CHUNK', 2)
   for name in ('x', 'y', 'z'):
     (folder / 'train' / 'dog' / f'{name}.png').write_bytes(b'')
   code, out = prepare(folder, '--side', '32', '--on_bad_image', 'skip')

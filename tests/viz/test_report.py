@@ -16,11 +16,10 @@ from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.training import train as training
 from alexnet_flax.training import workdir
 from alexnet_flax.training.logger import read_metrics
-from alexnet_flax.viz import report_images
+from alexnet_flax.viz import report
 from alexnet_flax.viz.charts import Series, line_chart
 from alexnet_flax.viz.figures import channel_tiles, filter_tiles, first_kernel, tiles
-from alexnet_flax.viz.report import content, write_report
-from alexnet_flax.viz.report_run import load_results
+from alexnet_flax.viz.report import content, load_results, write_report
 from tests.helpers import TINY, digits_run, random_variables, replace
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
@@ -165,12 +164,12 @@ def test_class_names_are_escaped(results, tmp_path):
 
 
 def test_neighbours_are_nearest_in_the_last_hidden_layer(results, monkeypatch):
-  monkeypatch.setattr(report_images, '_GALLERY', 40)
+  monkeypatch.setattr(report, '_GALLERY', 40)
   rng = np.random.default_rng(0)
   chosen, gallery = (
     np.sort(rng.choice(total, count, replace=False)) for total, count in ((37, 5), (320, 40))
   )
-  rows, layer, count = report_images._neighbours(results, results.sources, np.random.default_rng(0))
+  rows, layer, count = report._neighbours(results, results.sources, np.random.default_rng(0))
   assert layer == 'relu7'
   assert count == 40
   network = results.network

@@ -32,13 +32,7 @@ IMAGENET = PrincipalComponents(
 
 
 def principal_components(count: int, sums: np.ndarray, products: np.ndarray) -> PrincipalComponents:
-  """Computes the components from sums over pixels in 0 ... 255.
-
-  Args:
-    count: The number of pixels.
-    sums: [3], the sums of their values.
-    products: [3, 3], the sums of the products of two values.
-  """
+  """Computes the components from the sums, [3], and products, [3, 3], of `count` pixels in 0 ... 255."""
   mean = sums / (255 * count)
   eigenvalues, columns = np.linalg.eigh(products / (255**2 * count) - np.outer(mean, mean))
   vectors = columns.T[::-1]
