@@ -54,14 +54,14 @@ def test_three_kills(data_dir):
   assert proof.compared['steps'] >= 20
 
 
-def test_the_proof_sees_a_difference(tiny, tmp_path):
+def test_the_verification_detects_a_difference(tiny, tmp_path):
   """Another seed: other bits, other examples, other metrics."""
   config = replace(tiny, total_steps=2, record_examples=True, log_every_steps=1)
   for name, seed in (('a', 0), ('b', 1)):
     training.train(replace(config, seed=seed), tmp_path / name)
   proof = verify_resume.Verification()
   wrong = verify_resume._compare(tmp_path / 'a', tmp_path / 'b', proof)
-  assert {'metrics.jsonl', 'the examples of the steps', 'params/conv1/kernel at step 2'} <= set(wrong)
+  assert {'metrics.jsonl', "the steps' examples", 'params/conv1/kernel at step 2'} <= set(wrong)
   assert verify_resume._compare(tmp_path / 'a', tmp_path / 'a', proof) == []
   assert verify_resume._compare_latest(tmp_path / 'a', tmp_path / 'b')
 
@@ -476,12 +476,12 @@ def test_a_signal_while_the_program_starts(tmp_path):
 @pytest.mark.parametrize(
   ('flag', 'message'),
   [
-    ('--workdir=x', '--workdir is not for this'),
-    ('--show_batch=x.png', '--show_batch is not for this'),
-    ('--config.total_steps=3', 'too short to be struck'),
+    ('--workdir=x', '--workdir is not supported here'),
+    ('--show_batch=x.png', '--show_batch is not supported here'),
+    ('--config.total_steps=3', 'too short to be interrupted'),
   ],
 )
-def test_proofs_of_nothing(data_dir, flag, message, capsys):
+def test_verifications_that_cannot_start(data_dir, flag, message, capsys):
   flags = [*SMALL, f'--config.data.data_dir={data_dir}', flag, '--config.checkpoint_every_steps=10']
   assert main(['verify-resume', *flags]) == 2
   assert message in capsys.readouterr().err
