@@ -3,35 +3,93 @@
     from alexnet_flax import AlexNet, VARIANTS
     model = AlexNet(VARIANTS['torchvision'], num_classes=1000)
 
-Importing this package imports neither TensorFlow nor TFDS.
+Importing this package needs its core dependencies alone: no TensorFlow, no Pillow, nothing that only training
+or reports use. `train` is imported at its first use and needs the extra `train`.
 """
 
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+from alexnet_flax.config import Config
+from alexnet_flax.errors import UsageError
 from alexnet_flax.inference.features import features
 from alexnet_flax.inference.grad_cam import grad_cam
 from alexnet_flax.losses import cross_entropy, mean_squared_error
 from alexnet_flax.metrics import Metrics
 from alexnet_flax.models.alexnet import AlexNet
-from alexnet_flax.models.spec import Spec
+from alexnet_flax.models.spec import (
+  Activation,
+  BatchNorm,
+  Constant,
+  Conv,
+  Dense,
+  Dropout,
+  Flatten,
+  LocalResponseNorm,
+  Multipliers,
+  Normal,
+  Pool,
+  Preprocessing,
+  SpatialResponseNorm,
+  Spec,
+  UniformFanIn,
+  VarianceScaling,
+)
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.optim import learning_rate_schedule, sgd
+from alexnet_flax.pretrained import load_pretrained
 from alexnet_flax.steps import TrainState, create_train_state, eval_step, train_step
 from alexnet_flax.weights import load_weights, save_weights
 
+if TYPE_CHECKING:
+  from alexnet_flax.training.train import train
+
+__version__: str = importlib.metadata.version('alexnet_flax')
 __all__ = [
   'VARIANTS',
+  'Activation',
   'AlexNet',
+  'BatchNorm',
+  'Config',
+  'Constant',
+  'Conv',
+  'Dense',
+  'Dropout',
+  'Flatten',
+  'LocalResponseNorm',
   'Metrics',
+  'Multipliers',
+  'Normal',
+  'Pool',
+  'Preprocessing',
+  'SpatialResponseNorm',
   'Spec',
   'TrainState',
+  'UniformFanIn',
+  'UsageError',
+  'VarianceScaling',
+  '__version__',
   'create_train_state',
   'cross_entropy',
   'eval_step',
   'features',
   'grad_cam',
   'learning_rate_schedule',
+  'load_pretrained',
   'load_weights',
   'mean_squared_error',
   'save_weights',
   'sgd',
+  'train',
   'train_step',
 ]
+
+
+def __getattr__(name: str) -> Any:
+  if name != 'train':
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  from alexnet_flax.errors import needs_extra
+
+  with needs_extra('alexnet_flax.train'):
+    from alexnet_flax.training.train import train
+  return train

@@ -23,8 +23,10 @@ class BadImages:
     option: str = 'data.on_bad_image=skip',
   ):
     """`say` receives a line when an image is first skipped; errors name the `option` for skipping."""
-    self.policy, self.say, self.option = policy, say, option
-    self.skipped = 0
+    self.policy: Policy = policy
+    self.say: Callable[[str], None] = say
+    self.option: str = option
+    self.skipped: int = 0
     self.reasons: dict[str, str] = {}
 
   def report(self, name: str, reason: str) -> None:

@@ -1,18 +1,23 @@
 """The embedded data set: scikit-learn's 1,797 handwritten digits as a TFDS builder."""
 
+import os
+from typing import Any
+
 import numpy as np
 import tensorflow_datasets as tfds
 
+NAME = 'digits'
 _TEST_SHARE = 0.2
 
 
-class Digits(tfds.core.GeneratorBasedBuilder):
+class _Digits(tfds.core.GeneratorBasedBuilder):
   """8x8 grey scans of handwritten digits in a fixed, stratified split: 1,433 for training, 364 for testing.
 
   Scikit-learn ships the test part of UCI's 'Optical Recognition of Handwritten Digits' with values 0 ... 16;
   here they are 0 ... 255. Every fifth example of each class, in the file's order, is a test example.
   """
 
+  name = NAME
   VERSION = tfds.core.Version('1.0.0')
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -38,6 +43,13 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     images = np.round(scans.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     for index in np.flatnonzero(in_test_split(labels) == test):
       yield int(index), {'image': images[index], 'label': int(labels[index]), 'index': int(index)}
+
+
+def digits_builder(
+  data_dir: str | os.PathLike[str] | None = None, **options: Any
+) -> tfds.core.DatasetBuilder:
+  """Returns the data set's builder for `data_dir`, with any options of TFDS builders."""
+  return _Digits(data_dir=data_dir, **options)
 
 
 def in_test_split(labels: np.ndarray) -> np.ndarray:

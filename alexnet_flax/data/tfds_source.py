@@ -94,7 +94,7 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
 def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   builder = _builder(name, data_dir)
   if not builder.info.splits:
-    if name != digits.Digits.name:
+    if name != digits.NAME:
       where = f' --data_dir={data_dir}' if data_dir else ''
       raise UsageError(
         f'the data set {name!r} is not prepared in {builder.data_dir}; run: alexnet-flax prepare'
@@ -111,8 +111,8 @@ def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuild
 def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   if data_dir is not None:
     data_dir = os.path.expanduser(data_dir)
-  if name == digits.Digits.name:
-    return digits.Digits(data_dir=data_dir)
+  if name == digits.NAME:
+    return digits.digits_builder(data_dir=data_dir)
   try:
     return tfds.builder(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError:
