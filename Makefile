@@ -11,7 +11,7 @@ WORKDIR ?= runs/$(basename $(notdir $(CONFIG)))
 train: $(VENV)/.ready  ## trains on the embedded digits
 	$(BIN)/python train.py --config=$(CONFIG) --workdir=$(WORKDIR)
 
-test: $(VENV)/.ready check  ## formatting, lint, types, and the whole test suite
+test: $(VENV)/.ready check  ## the checks, and the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # PyTorch and torchvision (some 5 GB), Keras and OpenCV in an environment of their own.
@@ -19,10 +19,12 @@ test-peers:  ## the tests against other people's programs, none of them skipped
 	$(MAKE) VENV=.venv-peers LOCK=peers .venv-peers/.ready
 	XLA_FLAGS=--xla_backend_optimization_level=3 .venv-peers/bin/python -m pytest tests/parity tests/test_weights.py tests/test_conversion.py
 
-check: $(VENV)/.ready
+check: $(VENV)/.ready  ## formatting, lint, types of the code and of what it offers, and the order of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
+	PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=. basedpyright --verifytypes alexnet_flax --ignoreexternal
 
 $(VENV)/.ready: requirements/$(LOCK).txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

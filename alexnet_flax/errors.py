@@ -36,18 +36,19 @@ def unknown_name(what: str, name: str, choices: Iterable[str], adjective: str = 
   return UsageError(f'{adjective} {what} {name!r}{meant} (choices: {", ".join(choices)})')
 
 
-# The extras of pyproject.toml by the modules that they install.
+# The extras of pyproject.toml, and the modules for which each is the one to install.
 _EXTRAS = {
   'train': (
-    'absl cv2 filelock google importlib_resources ml_collections orbax PIL pooch simplejpeg sklearn'
+    'absl cv2 filelock importlib_resources ml_collections orbax PIL pooch requests simplejpeg sklearn'
     ' tensorboardX tensorflow tensorflow_datasets tqdm'
   ),
   'report': 'jinja2 matplotlib',
-  'demo': 'multipart python_multipart starlette uvicorn',
+  'demo': 'python_multipart starlette uvicorn',
   'onnx': 'onnx onnxruntime',
   'torch': 'torch torchvision',
   'keras': 'keras',
   'hdf5': 'h5py',
+  'caffe': 'google',
 }
 
 

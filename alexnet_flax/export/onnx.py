@@ -63,7 +63,7 @@ class Graph:
     self.tensors = tensors
     self.nodes: list[Any] = []
     self.constants: list[Any] = []
-    self.last = 'images'
+    self.last: str = 'images'
 
   def add(self, kind: str, constants: Sequence[np.ndarray], name: str, **attributes: Any) -> None:
     """Adds an operation on the last value and some constants."""

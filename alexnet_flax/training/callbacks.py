@@ -31,7 +31,8 @@ class Window:
 
   def __init__(self, step: int, skipped_in_a_row: int = 0):
     """Begins after `step`, up to which so many updates in a row were skipped."""
-    self.first_step, self.start = step + 1, time.monotonic()
+    self.first_step: int = step + 1
+    self.start: float = time.monotonic()
     self._skipped_before = skipped_in_a_row
     self.metrics: list[Metrics] = []
     self.going: list[jax.Array] = []

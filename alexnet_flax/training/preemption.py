@@ -19,7 +19,7 @@ class GracefulShutdown:
   """
 
   def __init__(self) -> None:
-    self.requested = False
+    self.requested: bool = False
     self._since = 0.0
     self._before: dict[int, object] = {}
 
