@@ -24,7 +24,8 @@ check: $(VENV)/.ready  ## formatting, lint, types of the code and of what it off
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
-	PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=. basedpyright --verifytypes alexnet_flax --ignoreexternal
+	PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=. basedpyright --verifytypes alexnet_flax --ignoreexternal \
+	  > $(VENV)/types.txt || (cat $(VENV)/types.txt; exit 1)
 
 $(VENV)/.ready: requirements/$(LOCK).txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

@@ -36,7 +36,7 @@ from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.files import atomic_path, write_text
 
-tf = import_tensorflow()
+tf: Any = import_tensorflow()
 VERSION = '1.0.0'
 _SHARD_BYTES = 256 << 20
 _PLAN = 'prepared_from.json'  # source and options; a run only continues with the same ones
