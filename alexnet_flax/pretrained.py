@@ -1,4 +1,4 @@
-"""PretrainedModel networks: of a run's folder, a weights file, a URL or a published name."""
+"""Trained networks, loaded from a run's folder, a weights file, a URL or a published name."""
 
 import dataclasses
 import functools

@@ -30,8 +30,8 @@ def test_every_recipe_is_complete_and_allowed(recipe):
 
 
 def test_what_the_recipes_cite():
-  article, paper = parsed('--config=configs/imagenet.py'), parsed('--config=configs/imagenet_2012.py')
-  assert (article.model.variant, article.data.dataset, article.data.batch_size) == (
+  default, paper = parsed('--config=configs/imagenet.py'), parsed('--config=configs/imagenet_2012.py')
+  assert (default.model.variant, default.data.dataset, default.data.batch_size) == (
     'batchnorm', 'imagenet2012', 256
   )  # fmt: skip
   assert (paper.model.variant, paper.data.batch_size, paper.optimizer.learning_rate) == ('paper', 128, 0.01)
