@@ -1,7 +1,9 @@
 """`alexnet-flax prepare NAME --side N`: what it writes, that TFDS reads it, and that it survives kills."""
 
+import io
 import os
 import subprocess
+import tarfile
 
 import filelock
 import numpy as np
@@ -264,3 +266,16 @@ def test_a_full_disk(folder, tmp_path, capsys):
 def test_options_for_smaller_images_need_a_side(capsys):
   assert main(['prepare', 'digits', '--encoding', 'raw']) == 2
   assert '--encoding is for smaller images; add their --side' in capsys.readouterr().err
+
+
+def test_archives_cannot_leave_their_folder(tmp_path):
+  """TFDS, which unpacks what `prepare` downloads, leaves such members out."""
+  from tensorflow_datasets.core.download import extractor
+
+  path = tmp_path / 'a.tar'
+  with tarfile.open(path, 'w') as archive:
+    for name in ('../outside', '/tmp/absolute', 'inside'):
+      info = tarfile.TarInfo(name)
+      info.size = 1
+      archive.addfile(info, io.BytesIO(b'x'))
+  assert [name for name, _ in extractor.iter_tar(path)] == ['inside']

@@ -1,15 +1,12 @@
 """Kills, signals and faults, made for real: what a run loses by them (nothing), and what it says."""
 
 import dataclasses
-import io
 import json
 import os
 import pathlib
-import re
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 
 import jax
@@ -17,12 +14,10 @@ import numpy as np
 import pytest
 
 from alexnet_flax import checkpoint, files
-from alexnet_flax.cli.main import main
-from alexnet_flax.diagnostics import verify_resume
 from alexnet_flax.errors import DivergedError, PreemptedError, UsageError
 from alexnet_flax.training import callbacks, experiment, logger, workdir
 from alexnet_flax.training import train as training
-from tests.helpers import SMALL, TINY, command, encode, replace, smooth_image
+from tests.helpers import TINY, command, replace
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
 
@@ -41,29 +36,6 @@ def assert_same_bits(one, other):
   assert one.keys() == other.keys()
   for name, array in one.items():
     assert array.tobytes() == other[name].tobytes(), name
-
-
-def test_three_kills(data_dir):
-  """By the command that users have; the third kill is inside of a save."""
-  flags = [*SMALL, f'--config.data.data_dir={data_dir}', '--config.total_steps=20']
-  flags += ['--config.checkpoint_every_steps=2', '--config.log_every_steps=5']
-  proof = verify_resume.verify_resume(flags, 3)
-  assert (proof.kills, proof.equal, proof.differences) == (3, 3, [])
-  assert proof.compared['checkpoints'] >= 10
-  assert proof.compared['arrays'] >= 8 * 20
-  assert proof.compared['steps'] >= 20
-
-
-def test_the_verification_detects_a_difference(tiny, tmp_path):
-  """Another seed: other bits, other examples, other metrics."""
-  config = replace(tiny, total_steps=2, record_examples=True, log_every_steps=1)
-  for name, seed in (('a', 0), ('b', 1)):
-    training.train(replace(config, seed=seed), tmp_path / name)
-  proof = verify_resume.Verification()
-  wrong = verify_resume._compare(tmp_path / 'a', tmp_path / 'b', proof)
-  assert {'metrics.jsonl', "the steps' examples", 'params/conv1/kernel at step 2'} <= set(wrong)
-  assert verify_resume._compare(tmp_path / 'a', tmp_path / 'a', proof) == []
-  assert verify_resume._compare_latest(tmp_path / 'a', tmp_path / 'b')
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -399,68 +371,6 @@ def test_the_option_that_makes_gpus_deterministic_is_one_of_xlas(tiny):
         compile_it()
 
 
-def test_doctor(data_dir, capsys, tmp_path):
-  flags = [*SMALL, f'--config.data.data_dir={data_dir}', '--config.data.batch_size=32']
-  assert main(['doctor', *flags, '--workdir', str(tmp_path)]) == 0
-  said = capsys.readouterr().out
-  for expected in (
-    'sees no GPU', 'digits:train[:320]', 'GB free', 'images/s, the step takes', 'ln(10) = 2.303',
-    '20 steps on the same 32 images: the loss goes from', 'dead units on these images: relu1',
-  ):  # fmt: skip
-    assert expected in said
-  assert 'bad ' not in said
-  assert main(['doctor', *SMALL, '--config.data.dataset=cifar10', f'--config.data.data_dir={data_dir}']) == 2
-  said = capsys.readouterr().out
-  assert "bad   the data set 'cifar10' is not prepared" in said
-
-
-def test_doctor_sees_what_is_wrong(tiny, tmp_path, monkeypatch):
-  from alexnet_flax.diagnostics import doctor
-  from alexnet_flax.training.batches import train_batches
-
-  run = experiment.build_experiment(replace(tiny, optimizer={'learning_rate': 1e6}))
-  batch = next(train_batches(run, 0))
-  found = list(doctor.check_network(run, run.steps.init(), batch))
-  assert found[1].verdict == 'bad'
-  assert '20 steps on the same 16 images' in found[1].what
-  assert 'try optimizer.learning_rate / 10' in found[1].advice
-  monkeypatch.setattr(doctor.shutil, 'disk_usage', lambda path: type('Usage', (), {'free': 1000})())
-  assert doctor.disk(run, tmp_path / 'none' / 'yet').verdict == 'bad'
-  monkeypatch.setattr(doctor.shutil, 'which', lambda name: '/usr/bin/nvidia-smi')
-  assert [finding.verdict for finding in doctor.devices()] == ['ok', 'bad']
-
-
-def test_doctor_reads_what_is_evaluated(tmp_path, capsys):
-  for split in ('train', 'test'):
-    for number in range(4):
-      folder = tmp_path / split / f'class {number % 2}'
-      folder.mkdir(parents=True, exist_ok=True)
-      content = encode(smooth_image(64, 64, number)) if split == 'train' else b'no image'
-      (folder / f'{number}.jpg').write_bytes(content)
-  flags = ['--config.data.dataset=image_folder', f'--config.data.data_dir={tmp_path}']
-  batch = ['--config.data.batch_size=8', '--config.data.eval_batch_size=8', '--config.data.train_split=train']
-  assert main(['doctor', *SMALL, *flags, *batch]) == 2
-  assert re.search(r'bad   .*test/class 0/\d.jpg', capsys.readouterr().out)
-
-
-def test_a_platform_that_is_not_there(tmp_path):
-  """In a process of its own: JAX chooses its devices once."""
-  for arguments in (
-    ['train.py', '--config=configs/digits.py', f'--workdir={tmp_path}'],
-    ['-m', 'alexnet_flax', 'doctor'],
-  ):
-    done = subprocess.run(
-      [sys.executable, *arguments],
-      env=os.environ | {'JAX_PLATFORMS': 'cuda'},
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-    assert done.returncode == 2
-    assert 'JAX finds no device of JAX_PLATFORMS=cuda' in done.stdout + done.stderr
-    assert 'Traceback' not in done.stderr
-
-
 def test_a_signal_while_the_program_starts(tmp_path):
   with subprocess.Popen(
     [sys.executable, 'train.py', '--config=configs/digits.py', f'--workdir={tmp_path}'],
@@ -471,39 +381,3 @@ def test_a_signal_while_the_program_starts(tmp_path):
     assert process.wait(30) == 75
     assert process.stderr is not None
     assert process.stderr.read() == b''
-
-
-@pytest.mark.parametrize(
-  ('flag', 'message'),
-  [
-    ('--workdir=x', '--workdir is not supported here'),
-    ('--show_batch=x.png', '--show_batch is not supported here'),
-    ('--config.total_steps=3', 'too short to be interrupted'),
-  ],
-)
-def test_verifications_that_cannot_start(data_dir, flag, message, capsys):
-  flags = [*SMALL, f'--config.data.data_dir={data_dir}', flag, '--config.checkpoint_every_steps=10']
-  assert main(['verify-resume', *flags]) == 2
-  assert message in capsys.readouterr().err
-
-
-def test_archives_cannot_leave_their_folder(tmp_path):
-  """TFDS, which unpacks what `prepare` downloads, leaves such members out."""
-  from tensorflow_datasets.core.download import extractor
-
-  path = tmp_path / 'a.tar'
-  with tarfile.open(path, 'w') as archive:
-    for name in ('../outside', '/tmp/absolute', 'inside'):
-      info = tarfile.TarInfo(name)
-      info.size = 1
-      archive.addfile(info, io.BytesIO(b'x'))
-  assert [name for name, _ in extractor.iter_tar(path)] == ['inside']
-
-
-def test_mistakes(capsys):
-  assert main(['verify-resume', '--config=configs/digits.py', '--kills', '0']) == 2
-  assert '--kills (=0) must be at least 1' in capsys.readouterr().err
-  assert main(['verify-resume', '--config=configs/digit.py']) == 2
-  assert "did you mean 'configs/digits.py'" in capsys.readouterr().err
-  assert main(['prepare', 'digits', '--config=x']) == 2
-  assert 'unrecognized arguments: --config=x' in capsys.readouterr().err

@@ -1,0 +1,80 @@
+"""`alexnet-flax doctor`: what it finds, and what it says of it."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from alexnet_flax.cli.main import main
+from alexnet_flax.diagnostics import doctor
+from alexnet_flax.training.batches import train_batches
+from alexnet_flax.training.experiment import build_experiment
+from tests.helpers import SMALL, TINY, encode, replace, smooth_image
+
+pytestmark = pytest.mark.usefixtures('standard_promotion')
+
+
+@pytest.fixture
+def tiny(data_dir):
+  return replace(TINY, data={'data_dir': data_dir}, optimizer={'schedule': 'constant'})
+
+
+def test_doctor(data_dir, capsys, tmp_path):
+  flags = [*SMALL, f'--config.data.data_dir={data_dir}', '--config.data.batch_size=32']
+  assert main(['doctor', *flags, '--workdir', str(tmp_path)]) == 0
+  said = capsys.readouterr().out
+  for expected in (
+    'sees no GPU', 'digits:train[:320]', 'GB free', 'images/s, the step takes', 'ln(10) = 2.303',
+    '20 steps on the same 32 images: the loss goes from', 'dead units on these images: relu1',
+  ):  # fmt: skip
+    assert expected in said
+  assert 'bad ' not in said
+  assert main(['doctor', *SMALL, '--config.data.dataset=cifar10', f'--config.data.data_dir={data_dir}']) == 2
+  said = capsys.readouterr().out
+  assert "bad   the data set 'cifar10' is not prepared" in said
+
+
+def test_doctor_sees_what_is_wrong(tiny, tmp_path, monkeypatch):
+  run = build_experiment(replace(tiny, optimizer={'learning_rate': 1e6}))
+  batch = next(train_batches(run, 0))
+  found = list(doctor.check_network(run, run.steps.init(), batch))
+  assert found[1].verdict == 'bad'
+  assert '20 steps on the same 16 images' in found[1].what
+  assert 'try optimizer.learning_rate / 10' in found[1].advice
+  monkeypatch.setattr(doctor.shutil, 'disk_usage', lambda path: type('Usage', (), {'free': 1000})())
+  assert doctor.disk(run, tmp_path / 'none' / 'yet').verdict == 'bad'
+  monkeypatch.setattr(doctor.shutil, 'which', lambda name: '/usr/bin/nvidia-smi')
+  assert [finding.verdict for finding in doctor.devices()] == ['ok', 'bad']
+
+
+def test_doctor_reads_what_is_evaluated(tmp_path, capsys):
+  for split in ('train', 'test'):
+    for number in range(4):
+      folder = tmp_path / split / f'class {number % 2}'
+      folder.mkdir(parents=True, exist_ok=True)
+      content = encode(smooth_image(64, 64, number)) if split == 'train' else b'no image'
+      (folder / f'{number}.jpg').write_bytes(content)
+  flags = ['--config.data.dataset=image_folder', f'--config.data.data_dir={tmp_path}']
+  batch = ['--config.data.batch_size=8', '--config.data.eval_batch_size=8', '--config.data.train_split=train']
+  assert main(['doctor', *SMALL, *flags, *batch]) == 2
+  assert re.search(r'bad   .*test/class 0/\d.jpg', capsys.readouterr().out)
+
+
+def test_a_platform_that_is_not_there(tmp_path):
+  """In a process of its own: JAX chooses its devices once."""
+  for arguments in (
+    ['train.py', '--config=configs/digits.py', f'--workdir={tmp_path}'],
+    ['-m', 'alexnet_flax', 'doctor'],
+  ):
+    done = subprocess.run(
+      [sys.executable, *arguments],
+      env=os.environ | {'JAX_PLATFORMS': 'cuda'},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 2
+    assert 'JAX finds no device of JAX_PLATFORMS=cuda' in done.stdout + done.stderr
+    assert 'Traceback' not in done.stderr
