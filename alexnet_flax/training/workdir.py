@@ -46,11 +46,12 @@ def sole_writer(folder: pathlib.Path) -> Iterator[None]:
   """
   lock = filelock.FileLock(folder / '.lock')
   try:
-    with contextlib.suppress(NotImplementedError, OSError):  # a file system without locks
-      lock.acquire(blocking=False)
+    lock.acquire(blocking=False)
   except filelock.Timeout:
     message = f'another process trains in {folder}; wait for its end, or use another --workdir'
     raise UsageError(message) from None
+  except (NotImplementedError, OSError):  # a file system without locks
+    pass
   try:
     yield
   finally:
