@@ -37,7 +37,7 @@ $(VENV)/.ready: requirements/$(LOCK).txt pyproject.toml
 # The pages, with the API from the docstrings, into site/; nothing in them is fetched from elsewhere.
 docs:
 	$(MAKE) VENV=.venv-docs LOCK=docs .venv-docs/.ready
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+	.venv-docs/bin/zensical build --strict --clean
 
 # Pins with hashes for all platforms; no addresses. Needs uv. What runs on an accelerator gets every extra but torch.
 lock:
