@@ -73,7 +73,7 @@ def _crop_jpeg(image: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.
   """Bit-identical to `tf.io.decode_and_crop_jpeg`, but does not decode the rows below the box."""
   top, left, height, width = box
   chroma = 0 if fast else 16  # rows below the box that chroma interpolation needs
-  upper = _upper_rows(image, (top + height) * ratio + chroma, ratio, fast=fast)
+  upper = decode_rows(image, (top + height) * ratio + chroma, ratio, fast=fast)
   if upper is not None:
     return upper[top : top + height, left : left + width]
   tf = import_tensorflow()  # a rare image
@@ -85,8 +85,8 @@ def _crop_jpeg(image: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.
     raise UnreadableError(error.message) from None
 
 
-def _upper_rows(image: Encoded, bottom: int, ratio: int, *, fast: bool) -> np.ndarray | None:
-  """Decodes a JPEG down to the row `bottom`, at 1 / ratio; returns None if it may be damaged or unusual."""
+def decode_rows(image: Encoded, bottom: int, ratio: int, *, fast: bool) -> np.ndarray | None:
+  """Decodes a JPEG's rows above `bottom`, at 1 / ratio; returns None if it may be damaged or unusual."""
   if bytes(image.content[-2:]) != _END or max(image.height, image.width) > _LONGEST:
     return None  # the changed height would hide the damage
   bottom = min(bottom, image.height)
