@@ -1,4 +1,4 @@
-"""Trains an AlexNet: `python train.py --config=configs/digits.py`. Alone, it says what to type."""
+"""Trains an AlexNet: `python train.py --config=configs/digits.py`. `--help` prints the usage."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import sys
 
 def main() -> int:
   """Runs the command; returns its exit code."""
-  for number in (signal.SIGTERM, signal.SIGINT):  # until the run can save there is nothing to save
+  for number in (signal.SIGTERM, signal.SIGINT):  # before the run's own handlers there is nothing to save
     signal.signal(number, lambda *_: os._exit(75))
   from alexnet_flax.cli import train
 

@@ -1,9 +1,9 @@
-"""Kills a run a hundred times, a third of them inside of a save, and compares it with one left alone.
+"""Kills a run a hundred times, at least a third of them during a save, and compares it with an uninterrupted run.
 
   python benchmarks/chaos.py --kills 100
 
-The article's network at a sixteenth of its width on the embedded digits. The last line is one JSON object:
-how many kills, after how many of them the run came to the same bits, how many left an unfinished checkpoint.
+The network is `batchnorm` at a sixteenth of its width, on the embedded digits. The last line is one JSON object:
+the number of kills, of those after which the run was bit-equal, and of those that left an incomplete checkpoint.
 """
 
 import argparse
@@ -25,7 +25,7 @@ FLAGS = (
 
 
 def main() -> int:
-  """Prints a line a kill, and one JSON object."""
+  """Prints one line per kill, and one JSON object."""
   parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
   parser.add_argument('--kills', type=int, default=100)
   parser.add_argument('--seed', type=int, default=0)

@@ -1,11 +1,11 @@
-"""Images a second of the input: ours in each form, the usual JAX recipe, torchvision, JPEG decoding.
+"""Throughput of the input: ours in each form, the usual JAX recipe, torchvision, and JPEG decoding alone.
 
   python benchmarks/input_pipeline.py [--images DIR] [--torch-python PATH] [--rounds 5]
 
-The same images (JPEG files in DIR; else two photographs that come with scikit-learn, cut in pieces) and
-the same machine, in turn, 224x224 views, order and views deterministic in ours. Each program in a process
-of its own; the median of the rounds. Then ours by threads, and the memory of 10,000 batches. The last line
-is one JSON object of images/s; a peer that is not installed is null.
+All programs load 224x224 views of the same images (JPEG files in DIR, or pieces of scikit-learn's two photographs),
+each in its own process, in turn; the figures are medians of the rounds. Ours has a deterministic order and
+deterministic views. Then come ours by number of threads, and its memory over 10,000 batches. The last line is one
+JSON object of images/s; a peer that is not installed is null.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from peers import Worker, compare
 
 SIZE = 224
 BATCH = 64
-WARM_UNITS = 16  # what lies ready in a buffer when a round begins is not counted
+WARM_UNITS = 16  # batches buffered before a round are not counted
 NAME = 'images'
 
 
 def usual_jax(data_dir: str, folder: str):
-  """What flax's ImageNet example does: decode_and_crop_jpeg, bicubic, float32, normalised; shuffled."""
+  """The input of flax's ImageNet example: decode_and_crop_jpeg, bicubic, float32, normalised; shuffled."""
   del folder
   import tensorflow as tf
   import tensorflow_datasets as tfds
@@ -62,7 +62,7 @@ def usual_jax(data_dir: str, folder: str):
 
 
 def torchvision(data_dir: str, folder: str):
-  """torchvision's reference: ImageFolder, RandomResizedCrop, flip, normalised; a worker a core."""
+  """torchvision's reference: ImageFolder, RandomResizedCrop, flip, normalised; one worker per core."""
   del data_dir
   import torch
   from torchvision import datasets, transforms
@@ -95,13 +95,13 @@ def torchvision(data_dir: str, folder: str):
 def ours(
   data_dir: str, folder: str, form: str = '', crop: str = 'random_resized_crop', threads: int | None = None
 ):
-  """This package's batches for training, of the originals or of a prepared form."""
+  """This package's batches for training, from the originals or from a prepared form."""
   del folder
   return _pull(_our_batches(data_dir, form, crop, BATCH, threads))
 
 
 def jpeg_decode_limit(data_dir: str, folder: str):
-  """libjpeg-turbo, by way of OpenCV, decoding whole images that are in memory, a thread a core."""
+  """libjpeg-turbo, by way of OpenCV, decoding whole images in memory, one thread per core."""
   del data_dir
   import cv2
 
@@ -118,7 +118,7 @@ def jpeg_decode_limit(data_dir: str, folder: str):
 
 
 def memory(data_dir: str, form: str, batches: int) -> list[int]:
-  """Megabytes resident, at each tenth of so many batches of 16, and the most of all."""
+  """Returns the resident megabytes after each tenth of the batches (of 16), and the maximum."""
   seen = []
   stream = _our_batches(data_dir, form, 'random_resized_crop', 16, None)
   for number in range(1, batches + 1):

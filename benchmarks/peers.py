@@ -1,7 +1,7 @@
-"""Runs each program in a process of its own and times them in turn, so that noise falls on all alike.
+"""Runs each program in its own process and times them in turn, so that noise affects all alike.
 
-A worker is a function of a Python file's `PEERS`, which returns one that does so many units of work. Before
-each round it does the file's `WARM_UNITS` besides, if there are any.
+A worker is an entry of a file's `PEERS`: a function that returns another, which does a number of units of work.
+Before each round, a worker also does the file's `WARM_UNITS`, if defined.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ class Worker:
     self.absent = reply.get('absent')
 
   def seconds(self, times: int) -> float:
-    """How long `times` units of work take."""
+    """Returns the duration of `times` units of work."""
     assert self._process.stdin is not None
     self._process.stdin.write(f'{times}\n')
     self._process.stdin.flush()
@@ -49,7 +49,7 @@ class Worker:
 
 
 def compare(workers: list[Worker], units: int, rounds: int) -> dict[str, float | None]:
-  """The median over `rounds` of the seconds for `units` of work, by name; None for an absent peer."""
+  """Returns the median over `rounds` of the seconds for `units` of work, by name; None for an absent peer."""
   present = [worker for worker in workers if not worker.absent]
   for worker in workers:
     if worker.absent:

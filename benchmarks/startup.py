@@ -2,9 +2,9 @@
 
   python benchmarks/startup.py [--rounds 5]
 
-'ours' is `train.py` on the embedded digits, which imports TensorFlow while it compiles the step;
-'sequential_imports_and_compile' does the same work one after the other, as the usual script does.
-Both are timed in turn; the last line is one JSON object with the medians.
+'ours' is `train.py` on the embedded digits, which never imports TensorFlow; 'sequential_imports_and_compile' imports
+TensorFlow and TFDS first, as usual scripts do. Both are timed in turn; the last line is one JSON object with the
+medians.
 """
 
 import argparse
@@ -22,7 +22,7 @@ ARGUMENTS = ['--config=configs/digits.py', '--config.total_steps=500', '--config
 
 
 def seconds_to_first_step(command: list[str], environment: dict[str, str]) -> float:
-  """Starts the command and waits for the line of its first step."""
+  """Starts the command, waits for the line of its first step, and returns the seconds until then."""
   start = time.perf_counter()
   with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
     assert process.stdout is not None
@@ -55,7 +55,7 @@ def main() -> None:
       with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, *program, *ARGUMENTS, f'--workdir={workdir}']
         seconds = seconds_to_first_step(command, environment)
-      if number:  # the first round warms the disk's cache and prepares the digits
+      if number:  # the first round fills the page cache and prepares the digits
         times[name].append(seconds)
         print(f'round {number}: {name} {seconds:.2f} s', flush=True)
   print(json.dumps({name: round(statistics.median(values), 2) for name, values in times.items()}))

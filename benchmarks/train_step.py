@@ -1,10 +1,10 @@
-"""Images a second of the whole training step: ours, the usual linen code, PyTorch and Keras.
+"""Throughput of the whole training step: ours, plain linen code, PyTorch and Keras.
 
   python benchmarks/train_step.py [--batch 32] [--network batchnorm] [--torch-python PATH]
 
-The same network, batch and machine, in turn, float32, forward, backward and SGD with momentum, on
-images that are in memory. PyTorch may live in an environment of its own. The last line is one JSON
-object; a peer that is not installed is null.
+All programs run the same network and batch in turn: float32, forward, backward and SGD with momentum, on images
+in memory. PyTorch may be in another environment. The last line is one JSON object; a peer that is not installed is
+null.
 """
 
 import argparse
@@ -17,7 +17,7 @@ SIZE = 224
 
 
 def ours(network: str, batch: int):
-  """This package's step."""
+  """This package's training step."""
   import jax
   import jax.numpy as jnp
 
@@ -44,7 +44,7 @@ def ours(network: str, batch: int):
 
 
 def plain_linen(network: str, batch: int):
-  """What one writes with linen's own layers, optax.sgd and a jitted step."""
+  """The usual code: linen's own layers, optax.sgd and a jitted step."""
   import jax
   import jax.numpy as jnp
   import optax

@@ -1,15 +1,15 @@
-"""CIFAR-10 enlarged to 64x64, the article's network at full width.
+"""CIFAR-10 enlarged to 64x64: AlexNet with batch normalization at full width.
 
-Mirroring alone, as the 2012 paper's CIFAR experiment (section 3.1, figure 1) has no crops either:
-the whole image is the view. With some hundreds of steps an epoch BatchNorm's 0.99 would lag,
-hence 0.9. Figures reached with this recipe stand in docs/runs.md.
+The only augmentation is mirroring, as in the 2012 paper's CIFAR experiment (section 3.1, figure 1); the view is
+the whole image. With a few hundred steps per epoch, BatchNorm's momentum of 0.99 would lag, so it is 0.9.
+docs/runs.md has the results.
 """
 
 from alexnet_flax.config import Config, config_dict
 
 
 def get_config(arg: str | None = None):
-  """`arg` names another variant: --config=configs/cifar10.py:torchvision."""
+  """Returns the configuration; `arg` names another variant: --config=configs/cifar10.py:torchvision."""
   config = config_dict(Config())
   config.model.variant = arg or 'batchnorm'
   config.model.image_size = 64

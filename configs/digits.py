@@ -1,14 +1,14 @@
-"""Scikit-learn's digits, embedded: the article's network at a quarter of its width, in under a minute.
+"""Scikit-learn's embedded digits: AlexNet with batch normalization at a quarter of its width, in under a minute.
 
-No augmentation but a slight random crop: digits are not mirrored. With some 450 steps BatchNorm's
-0.99 would leave the running statistics near their start, hence 0.9.
+The only augmentation is a slight random crop; mirrored digits are not digits. With some 450 steps, BatchNorm's
+momentum of 0.99 would leave the running statistics near their initial values, so it is 0.9.
 """
 
 from alexnet_flax.config import Config, config_dict
 
 
 def get_config(arg: str | None = None):
-  """`arg` names another variant: --config=configs/digits.py:torchvision."""
+  """Returns the configuration; `arg` names another variant: --config=configs/digits.py:torchvision."""
   config = config_dict(Config())
   config.model.variant = arg or 'batchnorm'
   config.model.width = 0.25

@@ -1,15 +1,15 @@
-"""Transfer learning, the article's fifth stage: start from what another run has learned.
+"""Transfer learning: starts from the weights of another run.
 
-As it stands: the digits, from the CIFAR-10 network that configs/cifar10.py trains, with frozen
-convolutions and a new head. Any other source and data set by the same keys, for example torchvision's
-published weights on your own folder of images:
+By default it trains the digits from the CIFAR-10 network of configs/cifar10.py, with frozen convolutions and a
+new head. The same keys take any other source and data set, for example torchvision's published weights and your
+own folder of images:
 
   python train.py --config=configs/finetune.py:torchvision --config.transfer.source=torchvision \
       --config.model.image_size=224 --config.data.dataset=image_folder --config.data.data_dir=DIR \
       --config.data.eval_split=validation
 
-or features once and the head alone: --config.transfer.mode=linear_probe. The new head learns ten times
-as fast as the layers that have learned before, as Caffe's fine-tuning example has it (BVLC/caffe,
+--config.transfer.mode=linear_probe computes the features once and trains only the head. The new head learns ten
+times as fast as the pretrained layers, as in Caffe's fine-tuning example (BVLC/caffe,
 models/finetune_flickr_style).
 """
 
@@ -17,7 +17,7 @@ from alexnet_flax.config import Config, config_dict
 
 
 def get_config(arg: str | None = None):
-  """`arg` names another variant: --config=configs/finetune.py:torchvision."""
+  """Returns the configuration; `arg` names another variant: --config=configs/finetune.py:torchvision."""
   config = config_dict(Config())
   config.model.variant = arg or 'batchnorm'
   config.model.image_size = 64

@@ -1,20 +1,19 @@
-"""Krizhevsky, Sutskever and Hinton's network and recipe, as their paper states them.
+"""The network and recipe of Krizhevsky, Sutskever and Hinton, as their paper states them.
 
-Section 5: batch 128, momentum 0.9, weight decay 5e-4, rate 0.01, divided by ten three times in roughly
-90 epochs. The paper divided it by hand, when the validation error stopped improving; the epochs here,
-25, 51 and 79, and the end at 91 are those of the authors' program (layer-params-145.cfg in
-computerhistory/AlexNet-Source-Code). Section 4.1: random windows of 224 of an image whose short side is
-256, mirrored, and noise along the principal components of RGB. The paper takes them from the central
-256 by 256 alone: so does this recipe on what `alexnet-flax prepare imagenet2012 --side 256 --crop center`
-writes, with --config.data.dataset=imagenet2012_256_center_q90. Its averages over ten crops:
---config.data.ten_crop=true.
+Section 5: batch 128, momentum 0.9, weight decay 5e-4, learning rate 0.01, divided by ten three times in roughly 90
+epochs. The authors divided it by hand when the validation error stopped improving; the epochs here (25, 51, 79,
+and the end at 91) are those of their program (layer-params-145.cfg in computerhistory/AlexNet-Source-Code).
+Section 4.1: random 224x224 crops of an image whose short side is 256, mirroring, and noise along the principal
+components of RGB. The paper crops from the central 256x256 only. This recipe does so with the data set that
+`alexnet-flax prepare imagenet2012 --side 256 --crop center` writes:
+--config.data.dataset=imagenet2012_256_center_q90. The paper's ten-crop evaluation is --config.data.ten_crop=true.
 """
 
 from alexnet_flax.config import Config, config_dict
 
 
 def get_config(arg: str | None = None):
-  """`arg` names another variant: --config=configs/imagenet_2012.py:torchvision."""
+  """Returns the configuration; `arg` names another variant: --config=configs/imagenet_2012.py:torchvision."""
   config = config_dict(Config())
   config.model.variant = arg or 'paper'
 

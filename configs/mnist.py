@@ -1,13 +1,13 @@
 """MNIST enlarged to 64x64, half the width. Prepare it with: alexnet-flax prepare mnist.
 
-The rate is scaled linearly with the batch from the digits' (Goyal et al. 2017, section 2.1).
+The learning rate is that of the digits, scaled linearly with the batch (Goyal et al. 2017, section 2.1).
 """
 
 from alexnet_flax.config import Config, config_dict
 
 
 def get_config(arg: str | None = None):
-  """`arg` names another variant: --config=configs/mnist.py:torchvision."""
+  """Returns the configuration; `arg` names another variant: --config=configs/mnist.py:torchvision."""
   config = config_dict(Config())
   config.model.variant = arg or 'batchnorm'
   config.model.width = 0.5

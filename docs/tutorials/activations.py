@@ -1,4 +1,6 @@
-"""How alike images are to each layer: 1 - correlation of its activations, for two photographs."""
+"""How similar images are to each layer: 1 - correlation of its activations."""
+
+import functools
 
 import jax
 import numpy as np
@@ -16,14 +18,17 @@ images = {
   'flower': flower,
 }
 
-# Random weights here; for real ones: variables = load_weights('torchvision', VARIANTS['torchvision'])
-spec = VARIANTS['torchvision'].scaled(1 / 8, image_size=131)
+# Random weights. For trained ones: network = load_pretrained('torchvision'), network.model, network.variables
+spec = VARIANTS['batchnorm'].scaled(1 / 16, image_size=67)
 model = AlexNet(spec)
-variables = model.init(jax.random.key(0), np.zeros((1, 131, 131, 3), np.float32), train=False)
+initialize = jax.jit(functools.partial(model.init, train=False))
+variables = initialize(jax.random.key(0), np.zeros((1, 67, 67, 3), np.float32))
 
-rows = features(model, variables, list(images.values()), LAYERS)  # resized, cut and normalised by the spec
+rows = features(
+  model, variables, list(images.values()), LAYERS
+)  # resized, cropped and normalized by the spec
 for layer in LAYERS:
   activations = rows[layer].reshape(len(images), -1)
   dissimilarity = 1 - np.corrcoef(activations)
-  told = ', '.join(f'{name} {value:.2f}' for name, value in zip(images, dissimilarity[0], strict=True))
-  print(f'{layer}: {told}')
+  text = ', '.join(f'{name} {value:.2f}' for name, value in zip(images, dissimilarity[0], strict=True))
+  print(f'{layer}: {text}')

@@ -1,4 +1,4 @@
-"""Four seeds trained as one: the state is a pytree, the step is pure, so `vmap` runs them side by side."""
+"""Trains four seeds at once: the state is a pytree and the step is pure, so `vmap` runs them side by side."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ SEEDS = 4
 model = AlexNet(VARIANTS['torchvision'].scaled(1 / 32, image_size=63), num_classes=10)
 tx = sgd(0.05, momentum=0.9)
 keys = jax.random.split(jax.random.key(0), SEEDS)
-states = jax.vmap(lambda key: create_train_state(model, tx, key, (63, 63, 3)))(keys)
+states = jax.jit(jax.vmap(lambda key: create_train_state(model, tx, key, (63, 63, 3))))(keys)
 
 batch = {
   'image': jax.random.normal(jax.random.key(1), (16, 63, 63, 3)),

@@ -9,9 +9,9 @@ import pytest
 TUTORIALS = pathlib.Path('docs/tutorials')
 # Output that each must print, and that only a correct run prints.
 EXPECTED = {
-  'ablation': r'tanh for ReLU.*pool5 \(1, 1, 16\)',
+  'ablation': r'tanh instead of ReLU.*pool5 \(1, 1, 16\)',
   'activations': r'fc7: temple 0\.00, temple, mirrored 0\.\d\d',
-  'first_network': r'297 images it has not seen: loss .*, top1 [5-9]\d\.\d%',
+  'first_network': r'297 held-out images: loss .*, top1 [5-9]\d\.\d%',
   'new_loss': r'focal loss: (1\.\d{4} ?){5}',
   'seeds': r'4 seeds: loss 2\.\d{4} ± 0\.\d{4}',
   'transfer': r'new: fc8\nloss [01]\.\d+; changed: fc6, fc7, fc8',
