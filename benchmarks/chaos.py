@@ -1,9 +1,10 @@
-"""Kills a run a hundred times, at least a third of them during a save, and compares it with an uninterrupted run.
+"""Kills a run a hundred times, a third of them during a save, and compares it with an undisturbed run.
 
   python benchmarks/chaos.py --kills 100
 
-The network is `batchnorm` at a sixteenth of its width, on the embedded digits. The last line is one JSON object:
-the number of kills, of those after which the run was bit-equal, and of those that left an incomplete checkpoint.
+The network is `batchnorm` at a sixteenth of its width, on the embedded digits. The last line is one JSON
+object: the number of kills, of those after which the run was bit-equal, and of those that left an
+incomplete checkpoint.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
   python benchmarks/input_pipeline.py [--images DIR] [--torch-python PATH] [--rounds 5]
 
-All programs load 224x224 views of the same images (JPEG files in DIR, or pieces of scikit-learn's two photographs),
-each in its own process, in turn; the figures are medians of the rounds. Ours has a deterministic order and
-deterministic views. Then come ours by number of threads, and its memory over 10,000 batches. The last line is one
-JSON object of images/s; a peer that is not installed is null.
+All programs load 224x224 views of the same images (JPEG files in DIR, or pieces of scikit-learn's two
+photographs), each in its own process, in turn; the figures are medians of the rounds. Ours has a
+deterministic order and deterministic views. Then come ours by number of threads, and its memory over 10,000
+batches. The last line is one JSON object of images/s; a peer that is not installed is null.
 """
 
 import argparse

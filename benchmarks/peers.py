@@ -1,7 +1,7 @@
 """Runs each program in its own process and times them in turn, so that noise affects all alike.
 
-A worker is an entry of a file's `PEERS`: a function that returns another, which does a number of units of work.
-Before each round, a worker also does the file's `WARM_UNITS`, if defined.
+A worker is an entry of a file's `PEERS`: a function that returns another, which does a number of units of
+work. Before each round, a worker also does the file's `WARM_UNITS`, if defined.
 """
 
 import importlib.util

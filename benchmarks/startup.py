@@ -2,9 +2,9 @@
 
   python benchmarks/startup.py [--rounds 5]
 
-'ours' is `train.py` on the embedded digits, which never imports TensorFlow; 'sequential_imports_and_compile' imports
-TensorFlow and TFDS first, as usual scripts do. Both are timed in turn; the last line is one JSON object with the
-medians.
+'ours' is `train.py` on the embedded digits, which never imports TensorFlow;
+'sequential_imports_and_compile' imports TensorFlow and TFDS first, as usual scripts do. Both are timed in
+turn; the last line is one JSON object with the medians.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
   python benchmarks/train_step.py [--batch 32] [--network batchnorm] [--torch-python PATH]
 
-All programs run the same network and batch in turn: float32, forward, backward and SGD with momentum, on images
-in memory. PyTorch may be in another environment. The last line is one JSON object; a peer that is not installed is
-null.
+All programs run the same network and batch in turn: float32, forward, backward and SGD with momentum, on
+images in memory. PyTorch may be in another environment. The last line is one JSON object; a peer that is
+not installed is null.
 """
 
 import argparse

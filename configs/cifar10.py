@@ -1,8 +1,8 @@
 """CIFAR-10 enlarged to 64x64: AlexNet with batch normalization at full width.
 
-The only augmentation is mirroring, as in the 2012 paper's CIFAR experiment (section 3.1, figure 1); the view is
-the whole image. With a few hundred steps per epoch, BatchNorm's momentum of 0.99 would lag, so it is 0.9.
-docs/runs.md has the results.
+The only augmentation is mirroring, as in the 2012 paper's CIFAR experiment (section 3.1, figure 1); the
+view is the whole image. With a few hundred steps per epoch, BatchNorm's momentum of 0.99 would lag, so it
+is 0.9. docs/runs.md has the results.
 """
 
 from alexnet_flax.config import Config, config_dict

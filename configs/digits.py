@@ -1,7 +1,7 @@
-"""Scikit-learn's embedded digits: AlexNet with batch normalization at a quarter of its width, in under a minute.
+"""Scikit-learn's embedded digits: AlexNet with batch normalization at a quarter of its width; under a minute.
 
-The only augmentation is a slight random crop; mirrored digits are not digits. With some 450 steps, BatchNorm's
-momentum of 0.99 would leave the running statistics near their initial values, so it is 0.9.
+The only augmentation is a slight random crop; mirrored digits are not digits. With some 450 steps,
+BatchNorm's momentum of 0.99 would leave the running statistics near their initial values, so it is 0.9.
 """
 
 from alexnet_flax.config import Config, config_dict

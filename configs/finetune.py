@@ -1,15 +1,15 @@
 """Transfer learning: starts from the weights of another run.
 
-By default it trains the digits from the CIFAR-10 network of configs/cifar10.py, with frozen convolutions and a
-new head. The same keys take any other source and data set, for example torchvision's published weights and your
-own folder of images:
+By default it trains the digits from the CIFAR-10 network of configs/cifar10.py, with frozen convolutions
+and a new head. The same keys take any other source and data set, for example torchvision's published
+weights and your own folder of images:
 
   python train.py --config=configs/finetune.py:torchvision --config.transfer.source=torchvision \
       --config.model.image_size=224 --config.data.dataset=image_folder --config.data.data_dir=DIR \
       --config.data.eval_split=validation
 
---config.transfer.mode=linear_probe computes the features once and trains only the head. The new head learns ten
-times as fast as the pretrained layers, as in Caffe's fine-tuning example (BVLC/caffe,
+--config.transfer.mode=linear_probe computes the features once and trains only the head. The new head learns
+ten times as fast as the pretrained layers, as in Caffe's fine-tuning example (BVLC/caffe,
 models/finetune_flickr_style).
 """
 

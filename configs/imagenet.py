@@ -1,11 +1,11 @@
 """AlexNet with batch normalization on ImageNet, with a modern schedule.
 
-The network's source has no training recipe. This one is batch 256, SGD with momentum 0.9, weight decay 5e-4 on
-kernels, 90 epochs, the random resized crop and mirroring of torchvision's reference recipe
-(references/classification), and a cosine schedule (Loshchilov and Hutter 2016) after a warm-up of 5 epochs (Goyal
-et al. 2017). The learning rate is that of cvjena/cnn-models' AlexNet with BatchNorm, 0.05 at batch 256. It is
-computed here, so a command that overrides the batch size must override the rate too. We have not run this recipe
-to its end: see README, "Accuracy".
+The network's source has no training recipe. This one is batch 256, SGD with momentum 0.9, weight decay 5e-4
+on kernels, 90 epochs, the random resized crop and mirroring of torchvision's reference recipe
+(references/classification), and a cosine schedule (Loshchilov and Hutter 2016) after a warm-up of 5 epochs
+(Goyal et al. 2017). The learning rate is that of cvjena/cnn-models' AlexNet with BatchNorm, 0.05 at batch
+256. It is computed here, so a command that overrides the batch size must override the rate too. We have not
+run this recipe to its end: see README, "Accuracy".
 """
 
 from alexnet_flax.config import Config, config_dict
