@@ -4,7 +4,7 @@ python -m docs.family_figure
 """
 
 import pathlib
-from typing import Any
+from typing import Any, assert_never
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -50,6 +50,8 @@ def kind_and_label(layer: specs.Layer, spec: Spec) -> tuple[str, str] | None:
       return 'dropout', f'drop {layer.rate:g}'
     case specs.Flatten():
       return None
+    case _:
+      assert_never(layer)
 
 
 def stages(spec: Spec) -> dict[str, list[specs.Layer]]:
