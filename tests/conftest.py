@@ -20,6 +20,9 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = os.path.join(
 )
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
+import contextlib
+import ctypes
+import gc
 import pathlib
 
 import jax
@@ -51,3 +54,13 @@ def standard_promotion():
   """For tests that train: optax's schedules and nn.BatchNorm mix types."""
   with jax.numpy_dtype_promotion('standard'):
     yield
+
+
+@pytest.fixture(autouse=True, scope='module')
+def memory_is_given_back():
+  """Compiled functions and their constants would otherwise stay for the whole test run."""
+  yield
+  jax.clear_caches()
+  gc.collect()
+  with contextlib.suppress(AttributeError, OSError):  # other C libraries have no malloc_trim
+    ctypes.CDLL(None).malloc_trim(0)

@@ -148,9 +148,8 @@ class Dropout:
   rate: float = 0.5
 
 
-Layer = (
-  Conv | Dense | Activation | Pool | LocalResponseNorm | SpatialResponseNorm | BatchNorm | Flatten | Dropout
-)
+LayerWithParameters = Conv | Dense | BatchNorm
+Layer = LayerWithParameters | Activation | Pool | LocalResponseNorm | SpatialResponseNorm | Flatten | Dropout
 
 
 @dataclasses.dataclass(frozen=True)

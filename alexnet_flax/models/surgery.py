@@ -13,6 +13,7 @@ from alexnet_flax.models.spec import (
   Dropout,
   Flatten,
   Layer,
+  LayerWithParameters,
   Normal,
   Spec,
   VarianceScaling,
@@ -76,7 +77,7 @@ def frozen_layers(spec: Spec, patterns: Iterable[str]) -> list[str]:
   for name, layer in spec.named_layers():
     if isinstance(layer, Conv | Dense):
       under = name in named
-    if isinstance(layer, Conv | Dense | BatchNorm) and (under or name in named):
+    if isinstance(layer, LayerWithParameters) and (under or name in named):
       frozen.append(name)
   return frozen
 
@@ -100,7 +101,7 @@ def scale_rates(spec: Spec, rates: Mapping[str, float]) -> Spec:
       factors[name] *= factor
 
   def scaled(name: str, layer: Layer) -> Layer:
-    if factors[name] == 1.0 or not isinstance(layer, Conv | Dense | BatchNorm):
+    if factors[name] == 1.0 or not isinstance(layer, LayerWithParameters):
       return layer
     old, factor = layer.multipliers, factors[name]
     new = dataclasses.replace(old, kernel_rate=old.kernel_rate * factor, bias_rate=old.bias_rate * factor)

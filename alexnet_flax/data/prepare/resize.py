@@ -172,7 +172,7 @@ def _write_split(
   source: Source,
   image_format: ImageFormat,
   bad: BadImages,
-  bar: tqdm[Any],
+  bar: 'tqdm[Any]',
 ) -> Any:
   size = image_format.side**2 * 4  # three channels, with a long side of about 4 / 3 of the short side
   per_shard = max(_SHARD_BYTES // (size if image_format.encoding == 'raw' else size // 8), 1)
@@ -236,7 +236,7 @@ def write_shard(
   indices: np.ndarray,
   image_format: ImageFormat,
   bad: BadImages,
-  bar: tqdm[Any],
+  bar: 'tqdm[Any]',
 ) -> None:
   """Resizes the examples with the given indices and writes them as a TFRecord file.
 
