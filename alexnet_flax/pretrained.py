@@ -16,6 +16,7 @@ import numpy as np
 import scipy.special
 
 from alexnet_flax.data.augment import normalize
+from alexnet_flax.data.images import evaluation_view
 from alexnet_flax.errors import UsageError, needs_extra, unknown_name
 from alexnet_flax.files import write_text
 from alexnet_flax.models.alexnet import AlexNet
@@ -97,8 +98,7 @@ class PretrainedModel:
     for index, image in enumerate(views):
       if image.shape != (size, size, 3) or image.dtype != np.uint8:
         with needs_extra('resizing images'):
-          from alexnet_flax.data.images import evaluation_view
-        views[index] = evaluation_view(image, self.spec)
+          views[index] = evaluation_view(image, self.spec)
     if not views:
       return []
     return [top_classes(row, self.readable_names, top) for row in self.logits(np.stack(views))]

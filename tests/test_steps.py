@@ -75,20 +75,22 @@ def mesh(name='data'):
 @pytest.mark.parametrize(
   ('name', 'accumulate_steps', 'tolerance'),
   # Moments of half the batch amplify rounding more.
-  [('batchnorm', 1, 2e-5), ('batchnorm', 2, 2e-4), ('paper', 2, 2e-5)],
+  [('batchnorm', 2, 2e-4), ('paper', 1, 2e-5)],
 )
 def test_one_device_eight_by_jit_by_pmap_and_by_shard_map_agree(name, accumulate_steps, tolerance):
   step = functools.partial(train_step, accumulate_steps=accumulate_steps)
   mapped = functools.partial(step, axis_name='batch')
   model, mapped_model = network(name), network(name, axis_name='batch')
-  jitted = jax.jit(step, compiler_options=AS_USERS)
-  one, metrics = run(jitted, initial(model))
+  one, metrics = run(jax.jit(step), initial(model))
   assert one.step == 3
 
   replicated, split = NamedSharding(mesh(), P()), NamedSharding(mesh(), P('data'))
   state = jax.device_put(initial(model), replicated)
   eight, eight_metrics = run(
-    jitted, state, lambda batch: jax.device_put(batch, split), jax.device_put(KEY, replicated)
+    jax.jit(step, compiler_options=AS_USERS),
+    state,
+    lambda batch: jax.device_put(batch, split),
+    jax.device_put(KEY, replicated),
   )
 
   pmapped, pmapped_metrics = run(
@@ -98,7 +100,7 @@ def test_one_device_eight_by_jit_by_pmap_and_by_shard_map_agree(name, accumulate
     jax_utils.replicate(KEY),
   )
   shard_map = jax.shard_map(mapped, mesh=mesh('batch'), in_specs=(P(), P('batch'), P()), out_specs=P())
-  sharded, sharded_metrics = run(jax.jit(shard_map, compiler_options=AS_USERS), initial(mapped_model))
+  sharded, sharded_metrics = run(jax.jit(shard_map), initial(mapped_model))
 
   others = [
     (eight, eight_metrics),

@@ -189,7 +189,7 @@ def test_prepare(monkeypatch, capsys):
     (['prepar', 'cifar10'], "'prepar'"),
     (['prepare'], 'NAME'),
     (['prepare', 'cifar10', '--datadir=x'], '--datadir'),
-    (['prepare', 'image_folder'], 'needs no preparing'),
+    (['prepare', 'image_folder'], 'needs no preparation'),
   ],
 )
 def test_mistakes_of_the_console_script(capsys, arguments, message):

@@ -30,11 +30,16 @@ def batch(count=64, size=16):
   }
 
 
-def augmented(key=0, inputs=None, **options):
+@functools.cache
+def compiled(**options):
   step = functools.partial(
     augment, preprocessing=BARE, augmentation=Augmentation(**options), num_classes=CLASSES
   )
-  return jax.jit(step)(batch() if inputs is None else inputs, jax.random.key(key))
+  return jax.jit(step)
+
+
+def augmented(key=0, inputs=None, **options):
+  return compiled(**options)(batch() if inputs is None else inputs, jax.random.key(key))
 
 
 def pixels():

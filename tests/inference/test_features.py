@@ -224,7 +224,7 @@ def test_sixteen_bits_become_eight(tmp_path):
   Image.fromarray(ramp).save(tmp_path / 'a.png')
   np.testing.assert_array_equal(read_image(tmp_path / 'a.png')[..., 1], ramp >> 8)
   Image.fromarray(np.float32(ramp)).save(tmp_path / 'a.tif')
-  with pytest.raises(UnreadableError, match='whose range is not known'):
+  with pytest.raises(UnreadableError, match='whose range is unknown'):
     read_image(tmp_path / 'a.tif')
 
 

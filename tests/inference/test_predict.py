@@ -100,7 +100,6 @@ def test_arrays_are_classified_as_files_are(photos, weights, capsys, monkeypatch
   with pytest.raises(ValueError, match='must be uint8 RGB'):
     network.classify([views[0].astype(np.float32)])
   monkeypatch.setitem(sys.modules, 'PIL', None)
-  monkeypatch.delitem(sys.modules, 'alexnet_flax.data.images')
   assert len(network.classify(views)) == 2
   with pytest.raises(UsageError, match='resizing images needs PIL, which is not installed: pip install'):
     network.classify(images)
@@ -227,7 +226,7 @@ def test_layers_without_space(weights):
   model, variables = AlexNet(SPEC, 6), random_variables(SPEC, 6)
   images = np.zeros((1, 67, 67, 3), np.uint8)
   assert grad_cam(model, variables, images, layer='relu2').shape == (1, 7, 7)
-  with pytest.raises(ValueError, match='the layer fc7 has no space left'):
+  with pytest.raises(ValueError, match='the layer fc7 has no spatial dimensions'):
     grad_cam(model, variables, images, layer='fc7')
   with pytest.raises(UsageError, match="unknown layer 'relu9'; did you mean"):
     grad_cam(model, variables, images, layer='relu9')

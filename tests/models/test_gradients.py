@@ -159,9 +159,9 @@ def step_and_result():
 
 
 class StepVariants(chex.TestCase):
-  """A step gives the same result without jit and under pmap."""
+  """A step gives the same result without jit; tests/test_steps.py has pmap."""
 
-  @chex.variants(without_jit=True, with_pmap=True)
+  @chex.variants(without_jit=True)
   def test_step(self):
     state, batch, (expected, expected_metrics) = step_and_result()
     arrays = {'params': state.params, 'batch_stats': state.batch_stats}

@@ -51,7 +51,7 @@ def test_rates_by_layer():
   for text in ('conv1', 'conv1:', 'conv1:-1', 'conv1:x', 'conv1:inf'):
     with pytest.raises(UsageError, match='must be LAYER:MULTIPLIER'):
       rate_multipliers(text)
-  with pytest.raises(UsageError, match='names no layer with parameters'):
+  with pytest.raises(UsageError, match='matches no layer with parameters'):
     scale_rates(SPEC, {'relu1': 2.0})
 
 
