@@ -21,19 +21,23 @@ KINDS: dict[str, tuple[str, str, str]] = {
   'activation': ('ReLU', '#f2c14e', '#222222'),
   'pool': ('pooling', '#7fb285', '#222222'),
   'lrn': ('local response norm', '#d1495b', 'white'),
-  'batchnorm': ('batch norm', '#f28482', '#222222'),
-  'dropout': ('dropout', '#d9d9d9', '#222222'),
+  'batchnorm': ('batch norm', '#7cc4e8', '#222222'),
+  'dropout': ('dropout', '#cfd3d8', '#222222'),
 }
+INK, RULE = '#768390', '#80808050'  # on a transparent ground: readable on white and on dark pages
 ROWS = ['input', *(f'conv{n}' for n in range(1, 6)), 'fc6', 'fc7', 'head']
-WIDTH, TALL, LOW, GAP, STAGE_GAP, BETWEEN_GROUPS = 0.86, 0.72, 0.40, 0.05, 0.34, 0.05
+# In inches.
+LEFT, PITCH, WIDTH, BETWEEN_GROUPS = 0.66, 1.12, 1.02, 0.04
+HEIGHTS = {'conv': 0.42, 'fc': 0.26}
+LOW, GAP, ROW_GAP, HEADER, LEGEND = 0.19, 0.025, 0.13, 0.66, 0.34
 
 
 def kind_and_label(layer: specs.Layer, spec: Spec) -> tuple[str, str] | None:
-  """Returns a layer's kind and the text on its box; None for a layer that is not drawn."""
+  """Returns a layer's kind and the text on each of its boxes; None for a layer that is not drawn."""
   match layer:
     case specs.Conv():
       stride = f' /{layer.strides}' if layer.strides > 1 else ''
-      return 'conv', f'{layer.kernel_size}x{layer.kernel_size}, {layer.features}{stride}'
+      return 'conv', f'{layer.kernel_size}x{layer.kernel_size}{stride}\n{layer.features // layer.groups}'
     case specs.Dense():
       return 'fc', str(layer.features or spec.num_classes)
     case specs.Activation():
@@ -54,92 +58,75 @@ def kind_and_label(layer: specs.Layer, spec: Spec) -> tuple[str, str] | None:
       assert_never(layer)
 
 
-def stages(spec: Spec) -> dict[str, list[specs.Layer]]:
-  """Returns the drawn layers by row: each weight layer begins a row, and the head is in the last."""
+def boxes(spec: Spec) -> dict[str, list[tuple[str, str, int]]]:
+  """Returns kind, label and number of groups of the drawn layers, by row.
+
+  Each layer with a kernel begins a row; the head is in the last.
+  """
   row, found = 'input', {row: [] for row in ROWS}
   for name, layer in spec.named_layers():
     if isinstance(layer, specs.Conv | specs.Dense):
       row = ROWS[-1] if name == spec.head else name
-    if kind_and_label(layer, spec):
-      found[row].append(layer)
+    if drawn := kind_and_label(layer, spec):
+      found[row].append((*drawn, getattr(layer, 'groups', 1)))
   return found
 
 
-def height(layer: specs.Layer) -> float:
-  """Returns the height of a layer's box."""
-  return TALL if isinstance(layer, specs.Conv | specs.Dense) else LOW
-
-
-def draw_layer(axes: Any, layer: specs.Layer, spec: Spec, left: float, top: float) -> None:
-  """Draws one box, or one box for each group of channels."""
-  described, groups = kind_and_label(layer, spec), getattr(layer, 'groups', 1)
-  assert described is not None
-  kind, label = described
-  _, fill, text = KINDS[kind]
-  if isinstance(layer, specs.Conv):
-    label = label.replace(str(layer.features), str(layer.features // groups))
-  width, tall = (WIDTH - BETWEEN_GROUPS * (groups - 1)) / groups, height(layer)
-  size = 6.4 if tall == LOW else 7.4 if groups == 1 else 5.9
+def draw_box(axes: Any, kind: str, label: str, groups: int, left: float, top: float) -> float:
+  """Draws one layer, as one box for each group of channels; returns its lower edge."""
+  _, fill, ink = KINDS[kind]
+  width, tall = (WIDTH - BETWEEN_GROUPS * (groups - 1)) / groups, HEIGHTS.get(kind, LOW)
   for group in range(groups):
     x = left + group * (width + BETWEEN_GROUPS)
-    style = 'round,pad=0,rounding_size=0.05'
+    style = 'round,pad=0,rounding_size=0.04'
     axes.add_patch(FancyBboxPatch((x, top), width, tall, style, facecolor=fill, linewidth=0))
-    axes.text(x + width / 2, top + tall / 2, label, color=text, size=size, ha='center', va='center')
+    size = 11 if kind in HEIGHTS else 9.5
+    y = top + tall / 2 + 0.01
+    axes.text(x + width / 2, y, label, color=ink, size=size, ha='center', va='center', linespacing=1.05)
+  return top + tall
 
 
 def figure() -> Figure:
-  """Returns the figure."""
-  columns = {name: stages(spec) for name, spec in VARIANTS.items()}
-  tops, y = {}, 0.0
+  """Returns the figure; its axes are in inches from the upper left corner."""
+  columns = {name: boxes(spec) for name, spec in VARIANTS.items()}
+  tops, y = {}, HEADER
   for row in ROWS:
     tops[row] = y
-    y += max(sum(height(layer) + GAP for layer in found[row]) for found in columns.values()) + STAGE_GAP
-  drawn = Figure(figsize=(13, 8.6), dpi=120, facecolor='white')
+    tall = [sum(HEIGHTS.get(kind, LOW) + GAP for kind, *_ in found[row]) for found in columns.values()]
+    y += max(tall) + ROW_GAP
+  width, height = LEFT + PITCH * len(VARIANTS), y + LEGEND
+  drawn = Figure(figsize=(width, height), dpi=150)
   axes = drawn.add_axes((0.0, 0.0, 1.0, 1.0))
-  axes.set_xlim(-0.85, len(VARIANTS) + 0.05)
-  axes.set_ylim(y + 0.75, -1.35)
+  axes.set_xlim(0, width)
+  axes.set_ylim(height, 0)
   axes.axis('off')
+  title = {'color': INK, 'size': 11.5, 'weight': 'bold', 'va': 'center'}
   for row in ROWS[1:]:
-    axes.text(
-      -0.15, tops[row] + TALL / 2, row, size=9, weight='bold', color='#444444', ha='right', va='center'
-    )
-    axes.axhspan(tops[row] - STAGE_GAP / 2, tops[row] - STAGE_GAP / 2 + 0.015, color='#e4e4e4', zorder=0)
+    middle = tops[row] + HEIGHTS['fc' if row[:4] != 'conv' else 'conv'] / 2
+    axes.text(LEFT - 0.1, middle, row, ha='right', **title)
+    axes.axhline(tops[row] - (ROW_GAP + GAP) / 2, color=RULE, linewidth=0.8)
   for column, (name, spec) in enumerate(VARIANTS.items()):
-    center = column + WIDTH / 2
-    axes.text(
-      center,
-      -0.95,
-      '\n'.join(name.rsplit('_', 1)).replace('_', ' '),
-      size=8.4,
-      weight='bold',
-      ha='center',
-      va='center',
-    )
-    axes.text(
-      center,
-      -0.3,
-      f'{spec.image_size}x{spec.image_size}',
-      size=7.5,
-      color='#666666',
-      ha='center',
-      va='center',
-    )
+    left = LEFT + PITCH * column
+    heading = '\n'.join(name.rsplit('_', 1)).replace('_', ' ')
+    axes.text(left + WIDTH / 2, 0.22, heading, ha='center', linespacing=1.05, **title)
+    size = f'{spec.image_size}x{spec.image_size}'
+    axes.text(left + WIDTH / 2, HEADER - 0.13, size, color=INK, size=10, ha='center', va='center')
     for row, layers in columns[name].items():
       top = tops[row]
-      for layer in layers:
-        draw_layer(axes, layer, spec, column, top)
-        top += height(layer) + GAP
-  for index, (words, fill, _) in enumerate(KINDS.values()):
-    left = 0.0 + index * 1.57
-    axes.add_patch(FancyBboxPatch((left, y + 0.1), 0.22, 0.3, 'square,pad=0', facecolor=fill, linewidth=0))
-    axes.text(left + 0.3, y + 0.25, words, size=8.5, va='center')
+      for kind, label, groups in layers:
+        top = draw_box(axes, kind, label, groups, left, top) + GAP
+  left = LEFT
+  for words, fill, _ in KINDS.values():
+    axes.add_patch(FancyBboxPatch((left, y + 0.02), 0.2, 0.18, 'square,pad=0', facecolor=fill, linewidth=0))
+    axes.text(left + 0.28, y + 0.12, words, color=INK, size=11, va='center')
+    left += 0.75 + 0.085 * len(words)
   return drawn
 
 
 def main() -> None:
   """Writes the figure."""
   with matplotlib.rc_context({'font.family': 'DejaVu Sans'}):
-    figure().savefig(FILE, metadata={'Software': None})
+    figure().savefig(FILE, transparent=True, metadata={'Software': None})
 
 
 if __name__ == '__main__':
