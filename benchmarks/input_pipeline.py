@@ -29,7 +29,7 @@ NAME = 'images'
 
 
 def usual_jax(data_dir: str, folder: str):
-  """The input of flax's ImageNet example: decode_and_crop_jpeg, bicubic, float32, normalised; shuffled."""
+  """The input of flax's ImageNet example: decode_and_crop_jpeg, bicubic, float32, normalized; shuffled."""
   del folder
   import tensorflow as tf
   import tensorflow_datasets as tfds
@@ -62,7 +62,7 @@ def usual_jax(data_dir: str, folder: str):
 
 
 def torchvision(data_dir: str, folder: str):
-  """torchvision's reference: ImageFolder, RandomResizedCrop, flip, normalised; one worker per core."""
+  """torchvision's reference: ImageFolder, RandomResizedCrop, flip, normalized; one worker per core."""
   del data_dir
   import torch
   from torchvision import datasets, transforms
