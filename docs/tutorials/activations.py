@@ -24,9 +24,8 @@ model = AlexNet(spec)
 initialize = jax.jit(functools.partial(model.init, train=False))
 variables = initialize(jax.random.key(0), np.zeros((1, 67, 67, 3), np.float32))
 
-rows = features(
-  model, variables, list(images.values()), LAYERS
-)  # resized, cropped and normalized by the spec
+# `features` resizes, crops and normalizes as the spec says.
+rows = features(model, variables, list(images.values()), LAYERS)
 for layer in LAYERS:
   activations = rows[layer].reshape(len(images), -1)
   dissimilarity = 1 - np.corrcoef(activations)
