@@ -7,7 +7,7 @@ from alexnet_flax.errors import UsageError
 
 HELP = 'score trained networks on a data set'
 DESCRIPTION = (
-  'Accuracy with 95 %% intervals, loss, calibration, per class, confusion. The probabilities'
+  'Accuracy with 95 % intervals, loss, calibration, per class, confusion. The probabilities'
   ' of several networks are averaged. The data set imagenet2012_corrupted is the whole of ImageNet-C.'
 )
 
