@@ -8,10 +8,11 @@ or reports use. `train` is imported at its first use and needs the extra `train`
 """
 
 import importlib.metadata
-from typing import TYPE_CHECKING, Any
+import os
+from typing import TYPE_CHECKING
 
 from alexnet_flax.config import Config
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import UsageError, needs_extra
 from alexnet_flax.inference.features import features
 from alexnet_flax.inference.grad_cam import grad_cam
 from alexnet_flax.losses import cross_entropy, mean_squared_error
@@ -42,7 +43,9 @@ from alexnet_flax.steps import TrainState, create_train_state, eval_step, train_
 from alexnet_flax.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
-  from alexnet_flax.training.train import train
+  from collections.abc import Sequence
+
+  from alexnet_flax.training.callbacks import Callback
 
 __version__: str = importlib.metadata.version('alexnet_flax')
 __all__ = [
@@ -85,11 +88,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-  if name != 'train':
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  from alexnet_flax.errors import needs_extra
-
+def train(
+  config: Config, workdir: str | os.PathLike[str], callbacks: 'Sequence[Callback]' = ()
+) -> dict[str, float]:
+  """Trains; see `alexnet_flax.training.train.train`. Needs the extra `train`, which is imported by the
+  call."""
   with needs_extra('alexnet_flax.train'):
-    from alexnet_flax.training.train import train
-  return train
+    from alexnet_flax.training import train as training
+  return training.train(config, workdir, callbacks)

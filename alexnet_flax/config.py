@@ -222,6 +222,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
   groups = {name.rpartition('.')[0] for name in all_keys()} - {''}
   flat: dict[str, Any] = {}
   for name, value in values.items():
+    if '.' in name:
+      raise unknown_name('configuration key', name, [key for key in all_keys() if '.' not in key])
     if name not in groups:
       flat[name] = value
     elif not isinstance(value, Mapping):
@@ -246,6 +248,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 def _checked(key: Key, value: Any) -> Any:
   """Returns the value in its field's type: whole numbers may stand for floats, lists for tuples."""
   typed = _typed(key, value)
+  if isinstance(typed, tuple) and not all(map(math.isfinite, typed)):
+    raise UsageError(f'{key.name} (={typed}) must be finite')
   if typed is None or isinstance(typed, bool | tuple):
     return typed
   if isinstance(typed, str):

@@ -97,8 +97,7 @@ class PretrainedModel:
     views = [np.asarray(image) for image in images]
     for index, image in enumerate(views):
       if image.shape != (size, size, 3) or image.dtype != np.uint8:
-        with needs_extra('resizing images'):
-          views[index] = evaluation_view(image, self.spec)
+        views[index] = evaluation_view(image, self.spec)
     if not views:
       return []
     return [top_classes(row, self.readable_names, top) for row in self.logits(np.stack(views))]
@@ -162,7 +161,7 @@ def run_config(folder: str | os.PathLike[str]) -> 'Config':
   try:
     return from_dict(json.loads(path.read_text()))
   except (OSError, ValueError) as error:
-    raise UsageError(f"{folder} is no run's folder: {path.name}: {error}") from None
+    raise UsageError(f"{folder} is not a run's folder: {path.name}: {error}") from None
 
 
 def _load_run(source: str, folder: pathlib.Path) -> PretrainedModel:

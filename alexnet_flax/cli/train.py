@@ -101,7 +101,8 @@ def train_and_report(config: Config, workdir: str) -> None:
     print(f'alexnet-flax report {workdir} draws what it learned')
     return
   try:
-    from alexnet_flax.viz.report import FILE, load_results, write_report
+    with needs_extra('report.html'):
+      from alexnet_flax.viz.report import FILE, load_results, write_report
 
     path = pathlib.Path(workdir).expanduser() / FILE
     write_report([load_results(workdir, config.data.data_dir)], path)

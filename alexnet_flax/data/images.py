@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from alexnet_flax.data.views import EvalView
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import UsageError, needs_extra
 from alexnet_flax.models.spec import Spec
 
 if typing.TYPE_CHECKING:
@@ -152,6 +152,6 @@ def resize_short_side(image: np.ndarray, view: EvalView) -> np.ndarray:
     import cv2
 
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-  from PIL import Image
-
+  with needs_extra('resizing images'):
+    from PIL import Image
   return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

@@ -124,8 +124,8 @@ class EvalView:
   Attributes:
     image_size: The view's side S in pixels.
     resize_side: The resized short side.
-    resize: 'pil' (bilinear and antialiased, as Pillow and torchvision) or 'tf' (`tf.image.resize`'s default:
-      bilinear between four pixels, whatever the scale).
+    resize: 'pil' (bilinear and antialiased, as Pillow and torchvision) or 'tf' (bilinear
+      between four pixels, whatever the scale, within a level of `tf.image.resize`).
     ten_crop: Four corners and the centre, and the same mirrored (Krizhevsky et al. 2012, section 4.1).
   """
 

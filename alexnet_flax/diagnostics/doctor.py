@@ -20,7 +20,7 @@ from alexnet_flax.errors import UsageError
 from alexnet_flax.inference.layer_stats import layer_statistics
 from alexnet_flax.losses import LOSSES
 from alexnet_flax.models.spec import Activation
-from alexnet_flax.optim import freeze, sgd
+from alexnet_flax.optim import freeze, optimizer
 from alexnet_flax.steps import Batch, TrainState, train_step
 from alexnet_flax.training.batches import eval_batches, train_batches
 from alexnet_flax.training.experiment import Experiment, build_experiment, check_devices
@@ -181,8 +181,8 @@ def _overfit(experiment: Experiment, state: TrainState, batch: Batch) -> tuple[l
   settings, learner = experiment.config.optimizer, experiment.learner
   assert learner.preprocess is not None
   prepared = learner.preprocess(batch, None)
-  tx = sgd(settings.learning_rate, spec=experiment.spec, momentum=settings.momentum)
-  tx = freeze(tx, learner.frozen)
+  plain = dataclasses.replace(settings, weight_decay=0.0, clip_norm=None)
+  tx = freeze(optimizer(plain, settings.learning_rate, experiment.spec), learner.frozen)
   state = dataclasses.replace(state, tx=tx, opt_state=tx.init(state.params), ema=None, ema_decay=None)
   step = jax.jit(functools.partial(train_step, loss=LOSSES[experiment.config.loss.name]))
   losses = []

@@ -45,7 +45,7 @@ def protocol_of(
   Args:
     networks: The networks. They determine the short side and, if `size` is None, the side of the crops.
     name: One of `PROTOCOLS`.
-    resize: The resizing algorithm, Pillow's or TensorFlow's.
+    resize: 'pil' or 'tf'; see `EvalView`.
     size: The side of the crops, such as 224 or 227.
     allowed: See `Protocol`.
 

@@ -53,8 +53,8 @@ def _origin(source: str) -> list[str]:
   steps = metrics[-1]['step'] if metrics else 0
   rows = [
     f'| trained on | `{data.dataset}`, split `{data.train_split}`, {steps:,} steps of {data.batch_size} |',
-    f'| protocol | `{data.dataset}`, split `{data.eval_split}`, {crops}, resized by'
-    f' TensorFlow{", antialiased as Pillow does" if data.eval_view.resize == "pil" else ""} |',
+    f'| protocol | `{data.dataset}`, split `{data.eval_split}`, {crops}, resized bilinearly'
+    f' {"with" if data.eval_view.resize == "pil" else "without"} antialiasing |',
     f'| accuracy | {accuracy}, over {last[0]["images"]:,} images at step {last[0]["step"]:,} |'
     if last
     else '| accuracy | not measured |',

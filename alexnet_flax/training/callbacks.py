@@ -91,12 +91,21 @@ class Callback:
     periods: In steps (not always whole). It is called when one of them is over, and after the last step.
     steps: Further steps after which it is called.
     on_shutdown: Whether it is called when the run is asked to end early.
+
+  Raises:
+    ValueError: It would never be called, or a period is not positive.
   """
 
   function: Callable[[Progress], None]
   periods: tuple[float, ...] = ()
   steps: tuple[int, ...] = ()
   on_shutdown: bool = False
+
+  def __post_init__(self) -> None:
+    if not (self.periods or self.steps or self.on_shutdown):
+      raise ValueError('a callback needs periods or steps, for example periods=(100.0,)')
+    if any(period <= 0 for period in self.periods):
+      raise ValueError(f'periods (={self.periods}) must be more than 0 steps')
 
   def is_due(self, step: int, last_step: int, shutdown: bool) -> bool:
     """Returns whether it is called after this step."""
@@ -120,8 +129,7 @@ def default_callbacks(
   experiment: Experiment, manager: ocp.CheckpointManager, logger: Logger, folder: pathlib.Path
 ) -> list[Callback]:
   """Returns the callbacks of every run, in their order: check, log, evaluate, save."""
-  schedule, log_period = experiment.schedule, float(experiment.config.log_every_steps)
-  every = (log_period, schedule.eval_period, schedule.checkpoint_period)
+  schedule, every = experiment.schedule, _log_periods(experiment)
   return [
     Callback(lambda progress: logger.advance(progress.step), (1.0,)),
     Callback(lambda progress: check_finite(progress, logger, folder), every, on_shutdown=True),
@@ -130,8 +138,17 @@ def default_callbacks(
     Callback(
       lambda progress: save(progress, manager, logger), (schedule.checkpoint_period,), on_shutdown=True
     ),
-    Callback(begin_window, every, on_shutdown=True),
   ]
+
+
+def window_callback(experiment: Experiment) -> Callback:
+  """Returns the callback that begins the next window of measurements, to be called after all others."""
+  return Callback(begin_window, _log_periods(experiment), on_shutdown=True)
+
+
+def _log_periods(experiment: Experiment) -> tuple[float, ...]:
+  schedule = experiment.schedule
+  return float(experiment.config.log_every_steps), schedule.eval_period, schedule.checkpoint_period
 
 
 def profiler(config_steps: int, first_step: int, last_step: int, folder: pathlib.Path) -> list[Callback]:

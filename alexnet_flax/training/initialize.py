@@ -1,6 +1,7 @@
 """Initialises a run's state: random parameters, or those of a trained network."""
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -13,6 +14,7 @@ from alexnet_flax.pretrained import load_pretrained
 from alexnet_flax.steps import TrainState
 from alexnet_flax.training.experiment import Experiment
 from alexnet_flax.training.transfer import count, graft
+from alexnet_flax.weights import open_weights
 
 RANDOM = 'random'  # a source that loads nothing, to compare with
 
@@ -31,12 +33,14 @@ def initial_state(experiment: Experiment) -> tuple[TrainState, list[str]]:
     whole = base_spec(experiment.config)
     # Files of other programs are mostly for the variant's own image size, whatever that of this run.
     published = dataclasses.replace(whole, image_size=VARIANTS[whole.name].image_size)
+    is_run = pathlib.Path(transfer.source).expanduser().is_dir()
+    source = transfer.source if is_run else open_weights(transfer.source)
     try:
-      loaded = load_pretrained(transfer.source, published)
+      loaded = load_pretrained(source, published)
     except UsageError:
       if whole == published:
         raise
-      loaded = load_pretrained(transfer.source, whole)
+      loaded = load_pretrained(source, whole)
     theirs, pretrained = loaded.spec, loaded.variables
     fresh = {'params': state.params, 'batch_stats': state.batch_stats}
     grafted = graft(fresh, spec, pretrained, theirs, new_head=transfer.new_head)

@@ -6,9 +6,6 @@ import sys
 import time
 from typing import Any
 
-import tensorboardX
-from tqdm import tqdm
-
 from alexnet_flax.files import read_lines, rewrite_lines
 from alexnet_flax.metrics import Metrics
 
@@ -32,6 +29,9 @@ class Logger:
 
     Of several processes one `is_writer`; the others write and print nothing.
     """
+    import tensorboardX
+    from tqdm import tqdm
+
     self._is_writer = is_writer
     lines = [line for line in read_metrics(folder) if line['step'] <= first_step]
     if is_writer:
@@ -86,7 +86,7 @@ class Logger:
       done = max(step - self._first_step, 1)
       left = (time.monotonic() - self._start) / done * (self._total_steps - step)
       place = f'step {step}/{self._total_steps} epoch {step / self._steps_per_epoch:.2f}'
-      self.say(f'{place} {text} [{tqdm.format_interval(left)} left]')
+      self.say(f'{place} {text} [{self._bar.format_interval(left)} left]')
     elif split == 'train':
       self._bar.set_postfix_str(format_values(values))
     else:

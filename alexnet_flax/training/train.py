@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import errno
 import itertools
+import os
 import pathlib
 from collections.abc import Sequence
 
 import jax
 
 from alexnet_flax import checkpoint
-from alexnet_flax.config import Config
+from alexnet_flax.config import Config, from_dict, to_dict
 from alexnet_flax.errors import PreemptedError, UsageError
 from alexnet_flax.pretrained import write_names
 from alexnet_flax.training import callbacks as builtin
@@ -25,7 +26,7 @@ from alexnet_flax.training.workdir import make_folder, sole_writer, write_config
 
 
 def train(
-  config: Config, workdir: str | pathlib.Path, callbacks: Sequence[Callback] = ()
+  config: Config, workdir: str | os.PathLike[str], callbacks: Sequence[Callback] = ()
 ) -> dict[str, float]:
   """Trains to the configuration's end, resuming from the last whole checkpoint in `workdir`.
 
@@ -45,6 +46,7 @@ def train(
     DivergedError: The loss, or the parameters' norm, is not finite.
     PreemptedError: The end was requested; the state is saved.
   """
+  config = from_dict(to_dict(config))  # checked, wherever it comes from
   folder = pathlib.Path(workdir).expanduser()
   try:
     with GracefulShutdown() as shutdown, contextlib.ExitStack() as stack:
@@ -85,7 +87,7 @@ def _train(
   compiled = dataclasses.replace(experiment.steps, train=compile_train_step(experiment, like))
   experiment = dataclasses.replace(experiment, steps=compiled)
   if shutdown.requested:
-    raise PreemptedError('ended before the first step, as asked; the same command begins again')
+    raise PreemptedError('stopped before the first step; the same command starts it again')
   if experiment.learner.preprocess is None:
     experiment = with_features(experiment, state)
   batches = train_batches(experiment, first_step, folder=folder)
@@ -105,6 +107,7 @@ def _train(
       *builtin.profiler(config.profile_steps, first_step, last, folder),
       *builtin.default_callbacks(experiment, manager, logger, folder),
       *callbacks,
+      builtin.window_callback(experiment),
     ]
     progress, stopped = run_steps(experiment, state, itertools.chain(first, batches), due, shutdown)
     builtin.finish_save(manager, experiment, logger)

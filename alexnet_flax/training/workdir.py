@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
-import filelock
 import jax
 
 from alexnet_flax.config import Config, all_keys, from_dict, to_dict, value_of, with_values
@@ -44,6 +43,8 @@ def sole_writer(folder: pathlib.Path) -> Iterator[None]:
   Raises:
     UsageError: Another process trains in it.
   """
+  import filelock
+
   lock = filelock.FileLock(folder / '.lock')
   try:
     lock.acquire(blocking=False)
@@ -66,7 +67,7 @@ def write_config(folder: pathlib.Path, config: Config, resumed: bool) -> None:
     try:
       old = from_dict(json.loads(path.read_text(encoding='utf-8')))
     except (ValueError, UsageError):
-      print(f'note: {path} was broken, and is written anew')
+      print(f'note: {path} was broken and has been replaced')
     else:
       for key in all_keys():
         was, now = value_of(old, key), value_of(new, key)

@@ -172,7 +172,7 @@ def test_broken_files_of_a_run(tiny, tmp_path, capsys):
   training.train(replace(tiny, total_steps=1), tmp_path)
   (tmp_path / 'config.json').write_text('{"seed')
   training.train(replace(tiny, total_steps=2), tmp_path)
-  assert 'config.json was broken, and is written anew' in capsys.readouterr().out
+  assert 'config.json was broken and has been replaced' in capsys.readouterr().out
   text = (tmp_path / 'metrics.jsonl').read_text()
   (tmp_path / 'metrics.jsonl').write_text('{"st\n' + text)
   with pytest.raises(UsageError, match=r'line 1 of .*metrics.jsonl is broken'):

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+import alexnet_flax
 from alexnet_flax import checkpoint
 from alexnet_flax.config import Config
 from alexnet_flax.errors import DivergedError, UsageError
 from alexnet_flax.metrics import Metrics
+from alexnet_flax.optim import OptimizerConfig
 from alexnet_flax.training import callbacks, logger, train
 from alexnet_flax.training.experiment import build_experiment
 from tests.helpers import TINY, replace
@@ -101,6 +103,26 @@ def test_lines_beyond_the_checkpoint_are_written_anew(tmp_path):
   assert [line['step'] for line in read] == [1, 2, 3]
   assert (read[-1]['value'], read[-1]['images']) == (1.5, 4)
   assert read[-1]['seconds'] >= 1.0
+
+
+def test_callbacks_see_the_run_at_their_periods(tiny, tmp_path):
+  seen = []
+  config = replace(tiny, log_every_steps=3)
+  callback = callbacks.Callback(
+    lambda progress: seen.append((progress.step, len(progress.window.metrics))), periods=(2.0,), steps=(3,)
+  )
+  alexnet_flax.train(config, tmp_path, [callback])
+  # Windows end with the log lines: every third step, and with the evaluation and checkpoint of step 5.
+  assert seen == [(2, 2), (3, 3), (4, 1), (6, 1), (8, 2), (10, 1)]
+  with pytest.raises(ValueError, match='needs periods or steps'):
+    callbacks.Callback(print)
+  with pytest.raises(ValueError, match=r'periods \(=\(0,\)\) must be more than 0'):
+    callbacks.Callback(print, periods=(0,))
+
+
+def test_a_configuration_made_by_hand_is_checked(tmp_path):
+  with pytest.raises(UsageError, match=r"value of optimizer\.name: 'adam'; did you mean 'adamw'"):
+    alexnet_flax.train(Config(optimizer=OptimizerConfig(name='adam')), tmp_path)
 
 
 def test_a_run_that_has_ended_says_so(tiny, tmp_path, capsys):

@@ -222,7 +222,7 @@ def test_starting_from_a_file(tiny, tmp_path, capsys):
   ('transfer', 'message'),
   [
     ({'source': 'absent.pth'}, 'transfer.source=absent.pth: absent.pth: no such file'),
-    ({'source': 'configs'}, "configs is no run's folder"),
+    ({'source': 'configs'}, "configs is not a run's folder"),
     ({'source': 'torchvison'}, "did you mean 'torchvision'"),
   ],
 )

@@ -136,7 +136,7 @@ def test_runs_with_the_same_folder_name(without_data, tmp_path, monkeypatch):
 @pytest.mark.parametrize('folder', ['', 'absent'])
 def test_folders_that_are_not_runs(tmp_path, folder, capsys):
   assert main(['report', str(tmp_path / folder)]) == 2
-  assert "is no run's folder" in capsys.readouterr().err
+  assert "is not a run's folder" in capsys.readouterr().err
 
 
 def test_a_page_that_cannot_be_written(without_data, capsys):
