@@ -1,5 +1,6 @@
 """`alexnet-flax predict`, the names of classes, and Grad-CAM."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -186,13 +187,13 @@ def test_grad_cam_is_the_papers_formula(variant):
   images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
   classes = np.array([4, 0, 6])
   inputs = normalize({'image': jnp.asarray(images)}, preprocessing=spec.preprocessing)['image']
-  _, taps = model.apply(variables, inputs, train=False, endpoints=True)
+  _, taps = jax.jit(functools.partial(model.apply, train=False, endpoints=True))(variables, inputs)
 
   def rest(activations):
     shift = {layer: activations - taps[layer]}
     return model.apply(variables, inputs, train=False, perturbations=shift)[np.arange(3), classes].sum()
 
-  gradient = jax.grad(rest)(taps[layer])
+  gradient = jax.jit(jax.grad(rest))(taps[layer])
   expected = np.maximum(np.einsum('nc,nhwc->nhw', gradient.mean((1, 2)), taps[layer]), 0)
   expected /= np.maximum(expected.max((1, 2), keepdims=True), 1e-30)
   found = grad_cam(model, variables, images, classes)
