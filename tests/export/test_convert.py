@@ -112,7 +112,7 @@ def test_what_it_refuses_is_one_line_and_writes_nothing(tmp_path, capsys, monkey
     (['code.pth', 'b.safetensors', '--variant', 'torchvision'], 'pth'),
     (['a.keras', 'b.safetensors', '--verify', '--images', 'none.jpg', *named], 'none.jpg'),
     (['a.safetensors', 'b.keras', '--verify'], 'is our own file'),
-    (['.', 'b.keras'], "no run's folder"),
+    (['.', 'b.keras'], "not a run's folder"),
     (['a.keras', 'nowhere/b.safetensors', *named], 'nowhere'),
   ]:
     assert main(['convert', *arguments]) == 2, arguments

@@ -101,7 +101,7 @@ def test_a_run_goes_elsewhere_with_its_card(data_dir, tmp_path, ending, capsys):
     'classes | 10: 0, 1, 2',
     f'top1 {100 * top1["value"]:.2f} %',
     'over 37 images at step 20',
-    'split `test[:37]`, one central crop, resized by TensorFlow, antialiased as Pillow does',
+    'split `test[:37]`, one central crop, resized bilinearly with antialiasing',
     'trained on | `digits`, split `train[:320]`, 20 steps of 16',
     '(pixel * 1/255 - mean) / std, in the order RGB; mean (0.485, 0.456, 0.406)',
   ):
