@@ -51,7 +51,7 @@ def main(argv: list[str], run: Callable[[Config, str], object] | None = None) ->
     argv: The program's name and its arguments.
     run: Called with the configuration and the run's folder, instead of `train_and_report`.
   """
-  # TensorFlow prints notes on operations that decoding does not use.
+  # TensorFlow, where it is imported, prints notes on operations that are not used here.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   if {'-h', '--help', '--helpfull'} & set(argv):

@@ -1,4 +1,4 @@
-"""Reads image files on the host without TensorFlow, and crops them for evaluation."""
+"""Reads image files on the host, and resizes and crops images for evaluation."""
 
 import concurrent.futures
 import glob

@@ -95,7 +95,7 @@ def devices() -> Iterator[Finding]:
 def _tensorflow() -> Finding:
   tf = import_tensorflow()
   hidden = len(tf.config.list_physical_devices('GPU'))
-  what = f'TensorFlow {tf.__version__} sees no GPU; it only decodes images'
+  what = f'TensorFlow {tf.__version__} sees no GPU'
   if hidden:
     what = f'TensorFlow {tf.__version__} supports {hidden} GPUs, which are hidden from it'
   if tf.test.is_built_with_cuda():

@@ -151,10 +151,10 @@ def _log_periods(experiment: Experiment) -> tuple[float, ...]:
   return float(experiment.config.log_every_steps), schedule.eval_period, schedule.checkpoint_period
 
 
-def profiler(config_steps: int, first_step: int, last_step: int, folder: pathlib.Path) -> list[Callback]:
+def profiler(count: int, first_step: int, last_step: int, folder: pathlib.Path) -> list[Callback]:
   """Returns callbacks that trace some steps, from the tenth after the start, into `folder`/profile."""
-  start = max(min(first_step + _PROFILE_AFTER_STEPS, last_step - config_steps), first_step)
-  end = min(start + config_steps, last_step)
+  start = max(min(first_step + _PROFILE_AFTER_STEPS, last_step - count), first_step)
+  end = min(start + count, last_step)
   if start >= end:
     return []
 

@@ -51,7 +51,7 @@ def sole_writer(folder: pathlib.Path) -> Iterator[None]:
   except filelock.Timeout:
     message = f'another process trains in {folder}; wait for its end, or use another --workdir'
     raise UsageError(message) from None
-  except (NotImplementedError, OSError):  # a file system without locks
+  except (NotImplementedError, OSError):  # filelock on a file system without locks
     pass
   try:
     yield
