@@ -17,7 +17,7 @@ test: $(VENV)/.ready check  ## the checks, and the whole test suite
 # PyTorch and torchvision (some 5 GB), Keras and OpenCV in an environment of their own.
 test-peers:  ## the tests against other people's programs, none of them skipped
 	$(MAKE) VENV=.venv-peers LOCK=peers .venv-peers/.ready
-	XLA_FLAGS=--xla_backend_optimization_level=3 .venv-peers/bin/python -m pytest tests/parity tests/weights tests/export/test_convert.py
+	PARITY_AT_FULL_SIZE=1 XLA_FLAGS='--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true' .venv-peers/bin/python -m pytest tests/parity tests/weights tests/export/test_convert.py
 
 check: $(VENV)/.ready  ## formatting, lint, types of the code and of what it offers, and the order of imports
 	$(BIN)/ruff format --check .

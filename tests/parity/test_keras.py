@@ -27,8 +27,6 @@ keras = pytest.importorskip('keras', reason='Keras is not installed')
 tf = pytest.importorskip('tensorflow', reason='TensorFlow is not installed')
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::UserWarning')
 
-SPEC = VARIANTS['batchnorm']
-NARROW = SPEC.scaled(1 / 4)  # for derivatives, in a sixteenth of the time
 LABELS = np.array([3, 700])
 
 
@@ -63,8 +61,13 @@ def keras_model(dropout=0.5, width=1.0):
 
 
 @pytest.fixture(scope='module')
-def variables():
-  return random_variables(SPEC)
+def spec(sized):
+  return sized(VARIANTS['batchnorm'])
+
+
+@pytest.fixture(scope='module')
+def variables(spec):
+  return random_variables(spec)
 
 
 def with_our_weights(spec, variables, folder, dtype='float32'):
@@ -84,25 +87,25 @@ def test_the_count_and_keras_own_file(tmp_path):
   model = keras_model()
   assert model.count_params() == 62_383_848
   model.save(tmp_path / 'tutorial.keras')
-  loaded = tensors_of(load_weights(tmp_path / 'tutorial.keras', SPEC))
+  loaded = tensors_of(load_weights(tmp_path / 'tutorial.keras', VARIANTS['batchnorm']))
   assert sum(tensor.size for tensor in loaded.values()) == 62_383_848
   np.testing.assert_array_equal(loaded['params/conv4/kernel'], model.layers[8].kernel)
 
 
-def test_every_endpoint(variables, photographs, tmp_path, agree):
-  network = with_our_weights(SPEC, variables, tmp_path)
-  images = parity.network_inputs(SPEC, photographs).normalized
-  theirs = keras_taps(network, SPEC, images)
-  _, taps = AlexNet(SPEC).apply(variables, jnp.asarray(images), train=False, endpoints=True)
+def test_every_endpoint(spec, variables, photographs, tmp_path, agree):
+  network = with_our_weights(spec, variables, tmp_path)
+  images = parity.network_inputs(spec, photographs).normalized
+  theirs = keras_taps(network, spec, images)
+  _, taps = AlexNet(spec).apply(variables, jnp.asarray(images), train=False, endpoints=True)
   assert {'conv1', 'relu1', 'norm1', 'flatten', 'fc8'} < set(theirs)
   errors = {name: parity.greatest_error(np.asarray(taps[name]), tap) for name, tap in theirs.items()}
   agree(f'Keras {keras.__version__}', 'batchnorm: every endpoint', errors)
 
 
-def test_our_keras_file(variables, photographs, tmp_path, agree):
+def test_our_keras_file(spec, variables, photographs, tmp_path, agree):
   path = tmp_path / 'ours.keras'
-  save_weights(path, SPEC, variables)
-  program, errors = parity.compare(open_weights(path), SPEC, load_weights(path, SPEC), photographs)
+  save_weights(path, spec, variables)
+  program, errors = parity.compare(open_weights(path), spec, load_weights(path, spec), photographs)
   agree(program, 'batchnorm, a .keras file of ours: every endpoint', errors)
 
 
@@ -112,10 +115,9 @@ def in_float64(tree):
 
 # In float32 a gradient is no continuous function: where two values of a pool's window are equal to the last
 # digit, or one is all but 0 before a ReLU, rounding decides where the whole gradient goes.
-def test_every_gradient(photographs, tmp_path, agree):
-  variables = random_variables(NARROW)
-  network = with_our_weights(NARROW, variables, tmp_path, 'float64')
-  images = np.float64(parity.network_inputs(NARROW, photographs).normalized)
+def test_every_gradient(spec, variables, photographs, tmp_path, agree):
+  network = with_our_weights(spec, variables, tmp_path, 'float64')
+  images = np.float64(parity.network_inputs(spec, photographs).normalized)
   with tf.GradientTape() as tape:
     tape.watch(pixels := tf.constant(images))
     losses = keras.losses.sparse_categorical_crossentropy(LABELS, network(pixels, training=False))
@@ -123,7 +125,7 @@ def test_every_gradient(photographs, tmp_path, agree):
   *theirs, of_images = tape.gradient(loss, [*(v.value for v in network.trainable_variables), pixels])
 
   with jax.enable_x64(True):
-    model, ours = AlexNet(NARROW, dtype=jnp.float64), in_float64(variables)
+    model, ours = AlexNet(spec, dtype=jnp.float64), in_float64(variables)
 
     def loss_of(params, images):
       logits = model.apply(ours | {'params': params}, images, train=False)
@@ -133,28 +135,27 @@ def test_every_gradient(photographs, tmp_path, agree):
   found = traverse_util.flatten_dict({'params': gradients}, sep='/')
   errors = {
     name: parity.greatest_error(np.asarray(found[name]), theirs.pop(0).numpy())
-    for name in tensor_names(NARROW)
+    for name in tensor_names(spec)
     if name.startswith('params/')
   }
   errors['images'] = parity.greatest_error(np.asarray(pixels), of_images.numpy())
   agree(
     f'Keras {keras.__version__}',
-    'batchnorm, width 1/4: gradient of the cross entropy by every parameter and by the images, float64',
+    'batchnorm: gradient of the cross entropy by every parameter and by the images, float64',
     errors,
   )
 
 
-def test_one_whole_step(photographs, tmp_path, agree):
+def test_one_whole_step(spec, variables, photographs, tmp_path, agree):
   """Parameters and BatchNorm's statistics after a step of SGD with momentum, dropout off."""
-  variables = random_variables(NARROW)
-  network = with_our_weights(NARROW, variables, tmp_path, 'float64')
-  images = np.float64(parity.network_inputs(NARROW, photographs).normalized)
+  network = with_our_weights(spec, variables, tmp_path, 'float64')
+  images = np.float64(parity.network_inputs(spec, photographs).normalized)
   network.compile(keras.optimizers.SGD(0.01, momentum=0.9), 'sparse_categorical_crossentropy')
   before = [np.asarray(variable) for variable in network.weights]
   network.train_on_batch(images, LABELS)
   after = [np.asarray(variable) for variable in network.weights]
 
-  model = AlexNet(NARROW.replace(Dropout, rate=0.0), dtype=jnp.float64)
+  model = AlexNet(spec.replace(Dropout, rate=0.0), dtype=jnp.float64)
   tx = sgd(0.01, momentum=0.9)
   state = create_train_state(model, tx, jax.random.key(0), (224, 224, 3))
   with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):  # nn.BatchNorm names float32 too
@@ -166,10 +167,10 @@ def test_one_whole_step(photographs, tmp_path, agree):
   # Against the change, not against the value: a step that does nothing would pass otherwise.
   errors = {
     name: parity.greatest_error(np.asarray(new[name]) - old, theirs - old)
-    for name, old, theirs in zip(tensor_names(NARROW), before, after, strict=True)
+    for name, old, theirs in zip(tensor_names(spec), before, after, strict=True)
   }
   agree(
     f'Keras {keras.__version__}',
-    'batchnorm, width 1/4: change of all parameters and statistics by one step of SGD, float64',
+    'batchnorm: change of all parameters and statistics by one step of SGD, float64',
     errors,
   )

@@ -16,8 +16,8 @@ if not hasattr(cv2.dnn, 'readNetFromCaffe'):
 
 
 @pytest.mark.parametrize('name', ['caffe', 'caffenet', 'batchnorm_grouped', 'cifar10_full'])
-def test_every_endpoint(name, photographs, tmp_path, agree):
-  spec = VARIANTS[name]
+def test_every_endpoint(name, sized, photographs, tmp_path, agree):
+  spec = sized(VARIANTS[name])
   path = tmp_path / 'network.caffemodel'
   variables = random_variables(spec)
   save_weights(path, spec, variables)

@@ -43,7 +43,7 @@ def start(data_dir, workdir, processes, devices, *flags):
     probe.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{probe.getsockname()[1]}'
   environment = os.environ | {
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}',
     'JAX_PLATFORMS': 'cpu',
   }
   cluster = [f'--coordinator={address}', f'--processes={processes}', f'--lost_after={LOST_AFTER}']
