@@ -142,7 +142,6 @@ def _our_batches(data_dir: str, form: str, crop: str, batch_size: int, threads: 
     batch_size=batch_size,
     first_step=0,
     last_step=1 << 30,
-    num_classes=1000,
     num_threads=threads,
   )
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from alexnet_flax.cli.train import train_and_report
 from alexnet_flax.config import Config, with_values
-from alexnet_flax.data.decode_eval import decode_eval
+from alexnet_flax.data.decode import decode_eval
 from alexnet_flax.data.image_header import read_header
 from alexnet_flax.weights.layout import variable_shapes, variables_of
 

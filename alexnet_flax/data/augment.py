@@ -122,18 +122,6 @@ def _standardize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
   return (images * preprocessing.scale - mean.reshape(shape)) / std.reshape(shape)
 
 
-def _brightness(images: jax.Array, factors: jax.Array) -> jax.Array:
-  return _blend(images, jnp.zeros_like(images), factors)
-
-
-def _contrast(images: jax.Array, factors: jax.Array) -> jax.Array:
-  return _blend(images, jnp.mean(_gray(images), axis=(1, 2, 3), keepdims=True), factors)
-
-
-def _saturation(images: jax.Array, factors: jax.Array) -> jax.Array:
-  return _blend(images, _gray(images), factors)
-
-
 def _blend(images: jax.Array, others: jax.Array, factors: jax.Array) -> jax.Array:
   return jnp.clip(factors * images + (1.0 - factors) * others, 0.0, 1.0)
 
@@ -162,9 +150,11 @@ def _hue(images: jax.Array, factors: jax.Array) -> jax.Array:
 # Colour operations in the order in which they are applied. Each is a key of `Augmentation` and takes RGB in
 # 0 ... 1, [B, H, W, 3], and factors [B, 1, 1, 1] about 1.
 COLOR_OPERATIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-  'brightness': _brightness,
-  'contrast': _contrast,
-  'saturation': _saturation,
+  'brightness': lambda images, factors: _blend(images, jnp.zeros_like(images), factors),
+  'contrast': lambda images, factors: _blend(
+    images, jnp.mean(_gray(images), axis=(1, 2, 3), keepdims=True), factors
+  ),
+  'saturation': lambda images, factors: _blend(images, _gray(images), factors),
   'hue': _hue,
 }
 
@@ -179,14 +169,14 @@ def _pca_noise(key: jax.Array, count: int, stddev: float, components: PrincipalC
 def _erase(images: jax.Array, key: jax.Array, share: float) -> jax.Array:
   """Sets a rectangle of 2 ... 33 % of the area, of an aspect ratio between 0.3 and 1 / 0.3, to 0."""
   count, height, width, _ = images.shape
+  shape = jnp.array([[height, width]], jnp.float32)
   chosen_key, area_key, ratio_key, place_key = jax.random.split(key, 4)
   chosen = jax.random.bernoulli(chosen_key, share, (count,))
   area = jax.random.uniform(area_key, (count,), minval=0.02, maxval=0.33) * (height * width)
   ratio = jnp.exp(jax.random.uniform(ratio_key, (count,), minval=np.log(0.3), maxval=-np.log(0.3)))
   sides = jnp.stack([jnp.sqrt(area * ratio), jnp.sqrt(area / ratio)], axis=-1)
-  sides = jnp.minimum(jnp.round(sides), jnp.array([[height, width]], jnp.float32))
-  spare = jnp.array([[height, width]], jnp.float32) - sides
-  corner = jnp.floor(jax.random.uniform(place_key, (count, 2)) * (spare + 1.0))
+  sides = jnp.minimum(jnp.round(sides), shape)
+  corner = jnp.floor(jax.random.uniform(place_key, (count, 2)) * (shape - sides + 1.0))
   inside = _inside(corner, corner + sides, height, width) & chosen[:, None, None]
   return jnp.where(inside[..., None], 0.0, images)
 
@@ -196,14 +186,12 @@ def _mix(batch: Batch, key: jax.Array, mixup: float, cutmix: float, num_classes:
   share_key, place_key, which_key = jax.random.split(key, 3)
   images = batch['image']
   others, (height, width) = jnp.roll(images, 1, axis=0), images.shape[1:3]
-  cuts = jnp.array(bool(cutmix))
-  if mixup and cutmix:
-    cuts = jax.random.bernoulli(which_key)
+  cuts = jax.random.bernoulli(which_key) if mixup and cutmix else jnp.array(bool(cutmix))
   alpha = jnp.where(cuts, cutmix or 1.0, mixup or 1.0)
   share = jax.random.beta(share_key, alpha, alpha)
 
-  sides = jnp.sqrt(1.0 - share) * jnp.array([[height, width]], jnp.float32)
-  center = jax.random.uniform(place_key, (1, 2)) * jnp.array([[height, width]], jnp.float32)
+  shape = jnp.array([[height, width]], jnp.float32)
+  sides, center = jnp.sqrt(1.0 - share) * shape, jax.random.uniform(place_key, (1, 2)) * shape
   inside = _inside(jnp.round(center - sides / 2.0), jnp.round(center + sides / 2.0), height, width)[..., None]
   share = jnp.where(cuts, 1.0 - jnp.mean(inside.astype(jnp.float32)), share)
   mixed = jnp.where(cuts, jnp.where(inside, others, images), share * images + (1.0 - share) * others)
@@ -213,8 +201,7 @@ def _mix(batch: Batch, key: jax.Array, mixup: float, cutmix: float, num_classes:
 
 def _inside(first: jax.Array, last: jax.Array, height: int, width: int) -> jax.Array:
   """Returns which pixels lie in the boxes [first, last), each float [B, 2]: bool [B, H, W]."""
-  rows = jnp.arange(height, dtype=jnp.float32)[None]
-  columns = jnp.arange(width, dtype=jnp.float32)[None]
+  rows, columns = (jnp.arange(side, dtype=jnp.float32)[None] for side in (height, width))
   within_rows = (rows >= first[:, :1]) & (rows < last[:, :1])
   within_columns = (columns >= first[:, 1:]) & (columns < last[:, 1:])
   return within_rows[:, :, None] & within_columns[:, None, :]

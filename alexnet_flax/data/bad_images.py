@@ -1,5 +1,6 @@
 """What to do with images that cannot be decoded: raise an error, or skip, name and count them."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
@@ -8,26 +9,23 @@ from alexnet_flax.errors import UsageError
 Policy = Literal['error', 'skip']
 
 
+@dataclasses.dataclass
 class BadImages:
   """Handles images that cannot be decoded.
 
   Attributes:
+    policy: Whether such an image is an error or is skipped.
+    say: Receives a line when an image is first skipped.
+    option: What an error names for skipping.
     skipped: How often an image was skipped.
     reasons: The reason for each skipped image, by name.
   """
 
-  def __init__(
-    self,
-    policy: Policy = 'error',
-    say: Callable[[str], None] = print,
-    option: str = 'data.on_bad_image=skip',
-  ):
-    """`say` receives a line when an image is first skipped; errors name the `option` for skipping."""
-    self.policy: Policy = policy
-    self.say: Callable[[str], None] = say
-    self.option: str = option
-    self.skipped: int = 0
-    self.reasons: dict[str, str] = {}
+  policy: Policy = 'error'
+  say: Callable[[str], None] = print
+  option: str = 'data.on_bad_image=skip'
+  skipped: int = 0
+  reasons: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def report(self, name: str, reason: str) -> None:
     """Counts an image as skipped.

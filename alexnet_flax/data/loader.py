@@ -20,8 +20,7 @@ import numpy as np
 
 from alexnet_flax.data import sampling
 from alexnet_flax.data.bad_images import BadImages
-from alexnet_flax.data.decode_eval import decode_eval
-from alexnet_flax.data.decode_train import decode_train
+from alexnet_flax.data.decode import decode_eval, decode_train
 from alexnet_flax.data.image_header import Encoded, convert_to_png, read_header
 from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.data.source import Source
@@ -30,6 +29,9 @@ from alexnet_flax.errors import UsageError
 
 HostBatch = dict[str, np.ndarray]
 _Built = tuple[HostBatch, list[tuple[str, str]]]  # and (name, reason) of each image skipped in it
+
+# The most images that a thread decodes at a time; with whole large batches, the threads would hold too many.
+_PART = 128
 
 # Otherwise glibc returns a batch's memory to the system and maps every page again: 4 % of the time.
 with contextlib.suppress(AttributeError, OSError):  # other C libraries have no mallopt
@@ -47,7 +49,6 @@ def train_batches(
   batch_size: int,
   first_step: int,
   last_step: int,
-  num_classes: int,
   process: int = 0,
   num_processes: int = 1,
   num_threads: int | None = None,
@@ -61,7 +62,6 @@ def train_batches(
     seed: The seed of order and views. A batch is a function of the seed and the step alone.
     batch_size: The global batch size, over all processes.
     first_step, last_step: The range of steps.
-    num_classes: The number of classes; labels must be less.
     process, num_processes: The share; example i of a batch goes to process i * P // batch_size.
     num_threads: Decoding threads; one per core if None.
     bad: Handles images that cannot be decoded; an error if None.
@@ -74,14 +74,14 @@ def train_batches(
   Raises:
     UsageError: A label is out of range, or an image cannot be decoded and may not be skipped.
   """
-  share = _share(batch_size, process, num_processes)
 
   def plan(step: int) -> Plan:
-    indices = sampling.batch_indices(seed, step, batch_size, source.num_examples)[share]
-    numbers = sampling.view_numbers(seed, step, batch_size, VIEW_NUMBERS)[share]
+    indices = sampling.batch_indices(seed, step, batch_size, source.num_examples)
+    numbers = sampling.view_numbers(seed, step, batch_size, VIEW_NUMBERS)
+    indices, numbers = (np.split(array, num_processes)[process] for array in (indices, numbers))
     return Plan(indices, np.ones(len(indices), np.float32), numbers)
 
-  reader = Reader(source, functools.partial(decode_train, view), num_classes, bad)
+  reader = Reader(source, functools.partial(decode_train, view), bad or BadImages())
   return reader.batches(plan, range(first_step, last_step), num_threads)
 
 
@@ -90,7 +90,6 @@ def eval_batches(
   view: EvalView,
   *,
   batch_size: int,
-  num_classes: int,
   process: int = 0,
   num_processes: int = 1,
   num_threads: int | None = None,
@@ -100,14 +99,13 @@ def eval_batches(
 
   Otherwise as `train_batches`. 'image' is uint8 [b, 10, S, S, 3] for a ten-crop view.
   """
-  share = _share(batch_size, process, num_processes)
 
   def plan(step: int) -> Plan:
-    indices = np.arange(step * batch_size, (step + 1) * batch_size)[share]
+    indices = np.split(np.arange(step * batch_size, (step + 1) * batch_size), num_processes)[process]
     real = indices < source.num_examples
     return Plan(np.where(real, indices, 0), real.astype(np.float32), np.zeros((len(indices), 0)))
 
-  reader = Reader(source, functools.partial(decode_eval, view), num_classes, bad)
+  reader = Reader(source, functools.partial(decode_eval, view), bad or BadImages())
   return reader.batches(plan, range(-(-source.num_examples // batch_size)), num_threads)
 
 
@@ -133,15 +131,6 @@ def to_devices(
     yield batch
 
 
-def _share(batch_size: int, process: int, num_processes: int) -> slice:
-  part = batch_size // num_processes
-  return slice(process * part, (process + 1) * part)
-
-
-# The most images that a thread decodes at a time; with whole large batches, the threads would hold too many.
-_PART = 128
-
-
 class Plan(NamedTuple):
   """The contents of a batch: example indices, weights, and the random numbers of the views."""
 
@@ -160,21 +149,15 @@ class Reader:
   Attributes:
     source: The examples.
     decode: Decodes B images, given the numbers of their views, float32 [B, N]; raises UnreadableError.
-    num_classes: The number of classes; labels must be less. Any label is accepted if None.
-    bad: Handles images that cannot be decoded; an error if None.
+    bad: Handles images that cannot be decoded.
     accept: Raises UnreadableError for images that must be skipped.
   """
 
   source: Source
   decode: Callable[[Sequence[Encoded], np.ndarray], HostBatch]
-  num_classes: int | None
-  bad: BadImages | None
+  bad: BadImages
   accept: Callable[[Encoded], None] = lambda encoded: None
   suspects: set[int] = dataclasses.field(default_factory=set)
-
-  @property
-  def _bad(self) -> BadImages:
-    return self.bad or BadImages()
 
   def batches(
     self, plan: Callable[[int], Plan], steps: range, num_threads: int | None
@@ -182,19 +165,18 @@ class Reader:
     """Yields the batches of steps, all of one size."""
     if not steps:
       return
-    threads, bad = num_threads or os.cpu_count() or 1, self._bad
     num_parts = -(-len(plan(steps[0]).indices) // _PART)
     plans = (
       Plan(*part)
       for step in steps
       for part in zip(*(np.array_split(array, num_parts) for array in plan(step)), strict=True)
     )
-    built = _in_order(self._build, plans, threads)
+    built = _in_order(self._build, plans, num_threads or os.cpu_count() or 1)
     for _ in steps:
       parts = []
       for part, skipped in itertools.islice(built, num_parts):
         for name, reason in skipped:
-          bad.report(name, reason)
+          self.bad.report(name, reason)
         parts.append(part)
       joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if num_parts > 1}
       yield joined or parts[0]
@@ -216,8 +198,9 @@ class Reader:
     """Returns a plan's images, the rest of the batch, and (name, reason) of each skipped image."""
     examples = self.source.read(plan.indices)
     labels = np.array([example.label for example in examples], np.int64)
-    if self.num_classes is not None:
-      _check_labels(self.source, labels, self.num_classes)
+    last = len(self.source.class_names) - 1
+    if wrong := [label for label in labels.tolist() if not 0 <= label <= last]:
+      raise UsageError(f'{self.source.name} contains the label {wrong[0]}; labels must be 0 ... {last}')
     images, skipped, weights = [], [], plan.weights.copy()
     for row, (number, example) in enumerate(zip(plan.indices.tolist(), examples, strict=True)):
       try:
@@ -225,8 +208,8 @@ class Reader:
       except UnreadableError as error:
         if weights[row]:
           name = f'{self.source.name}: {example.name or f"example {number}"}'
-          if self._bad.policy == 'error':
-            self._bad.report(name, str(error))
+          if self.bad.policy == 'error':
+            self.bad.report(name, str(error))
           skipped.append((name, str(error)))
         image, labels[row] = self._stand_in(number, plan.numbers[row], str(error))
         images.append(image)
@@ -235,11 +218,10 @@ class Reader:
 
   def _image(self, image: Encoded | bytes | memoryview, suspected: bool, numbers: np.ndarray) -> Encoded:
     encoded = image if isinstance(image, Encoded) else read_header(image)
-    content = image.content if isinstance(image, Encoded) else image
     if encoded is not None:
       self.accept(encoded)
     if encoded is None or (suspected and not self._decodes(encoded, numbers)):
-      encoded = convert_to_png(content)
+      encoded = convert_to_png(image.content if isinstance(image, Encoded) else image)
       self.accept(encoded)
     return encoded
 
@@ -262,17 +244,6 @@ class Reader:
     except UnreadableError:
       return False
     return True
-
-
-def _check_labels(source: Source, labels: np.ndarray, num_classes: int) -> None:
-  """Raises UsageError if a label is not one of 0 ... num_classes - 1."""
-  low, high = labels.min(), labels.max()
-  if low < 0 or high >= num_classes:
-    wrong = low if low < 0 else high
-    raise UsageError(
-      f'{source.name} contains the label {wrong}; labels must be 0 ... {num_classes - 1}'
-      f' (num_classes={num_classes})'
-    )
 
 
 def _in_order(function: Callable[[Plan], _Built], plans: Iterable[Plan], threads: int) -> Iterator[_Built]:

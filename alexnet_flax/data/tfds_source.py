@@ -45,8 +45,7 @@ def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
   else:
     index = tfrecord.record_index(_split_info(builder, split).file_instructions)
     fetch = functools.partial(tfrecord.read_records, index)
-  image = info.features[keys.image]
-  parse = functools.partial(_parse_record, keys, image)
+  parse = functools.partial(_parse_record, keys, info.features[keys.image])
   return Source(
     name=f'{name}:{split}',
     num_examples=_split_info(builder, split).num_examples,
@@ -109,15 +108,13 @@ def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuild
 
 
 def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-  if data_dir is not None:
-    data_dir = os.path.expanduser(data_dir)
+  data_dir = data_dir and os.path.expanduser(data_dir)
   if name == digits.NAME:
-    return digits.digits_builder(data_dir=data_dir)
+    return digits.Digits(data_dir=data_dir)
   try:
     return tfds.builder(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError:
-    choices = [IMAGE_FOLDER, *tfds.list_builders(with_community_datasets=False)]
-    error = unknown_name('data set', name, choices)
+    error = unknown_name('data set', name, [IMAGE_FOLDER, *tfds.list_builders(with_community_datasets=False)])
     raise UsageError(str(error).partition(' (choices')[0]) from None
   except (ValueError, AssertionError) as error:  # an unknown configuration or version of a known data set
     raise UsageError(f'data set {name!r}: {str(error).strip().splitlines()[0]}') from None

@@ -29,14 +29,12 @@ def record_index(file_instructions: list[Any]) -> RecordIndex:
   Raises:
     UsageError: A file ends within a record.
   """
-  parts = []
+  files = [instruction.filename for instruction in file_instructions]
   # Most of the time is spent waiting for the disk, which serves many requests at once.
   with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-    found = pool.map(_record_spans, [instruction.filename for instruction in file_instructions])
-    for number, (instruction, every) in enumerate(zip(file_instructions, found, strict=True)):
-      spans = every[instruction.skip :][: instruction.take]
-      parts.append(np.column_stack([np.full(len(spans), number), spans]))
-  return [instruction.filename for instruction in file_instructions], np.concatenate(parts)
+    spans = list(pool.map(_record_spans, files))
+  chosen = [spans[i][part.skip :][: part.take] for i, part in enumerate(file_instructions)]
+  return files, np.concatenate([np.insert(part, 0, i, axis=1) for i, part in enumerate(chosen)])
 
 
 def read_records(index: RecordIndex, numbers: np.ndarray) -> list[memoryview]:

@@ -73,8 +73,6 @@ def predict_dataset(
     probabilities.append(np.take_along_axis(batch, order, 1))
     at_label = batch[np.arange(len(batch)), [next(labels) for _ in batch]]
     losses.append(-np.log(np.maximum(at_label, np.finfo(np.float32).tiny)))  # float32 may underflow to 0
-  if sum(map(len, top)) != source.num_examples:
-    raise AssertionError(f'{sum(map(len, top))} of {source.num_examples} images of {source.name} were seen')
   counted &= np.concatenate(decoded)
   return Predictions(
     np.concatenate(top)[counted],
@@ -100,18 +98,17 @@ def _probabilities(
   sharding, replicated = NamedSharding(mesh, PartitionSpec('data')), NamedSharding(mesh, PartitionSpec())
   variables = jax.device_put([network.variables for network in networks], replicated)
   batch_size = -(-min(batch_size, source.num_examples) // jax.device_count()) * jax.device_count()
-  allowed = None
-  if protocol.allowed is not None:
-    allowed = np.isin(np.arange(len(networks[0].class_names)), protocol.allowed)
-  models = [network.model for network in networks]
-  mean = jax.jit(functools.partial(mean_probabilities, models, allowed=allowed), out_shardings=replicated)
+  allowed, classes = protocol.allowed, np.arange(len(networks[0].class_names))
+  mean = jax.jit(
+    functools.partial(
+      mean_probabilities,
+      [network.model for network in networks],
+      allowed=None if allowed is None else np.isin(classes, allowed),
+    ),
+    out_shardings=replicated,
+  )
   batches = loader.eval_batches(
-    source,
-    protocol.view,
-    batch_size=batch_size,
-    num_classes=len(source.class_names),
-    num_threads=num_threads,
-    bad=bad,
+    source, protocol.view, batch_size=batch_size, num_threads=num_threads, bad=bad
   )
   total = source.num_examples
   with tqdm(total=total, unit='image', desc=source.name, disable=not sys.stderr.isatty()) as bar:

@@ -74,22 +74,29 @@ def protocol_of(
   return Protocol(dataclasses.replace(view, ten_crop=PROTOCOLS[name]), allowed)
 
 
-def open_evaluated(dataset: str, data_dir: str | None = None) -> Source:
+def open_evaluated(dataset: str, data_dir: str | None = None, any_count: bool = True) -> Source:
   """Opens NAME[:SPLIT].
 
-  The default split is the published one for ImageNet's sets, otherwise 'test' or 'validation'.
+  The default split is the published one for ImageNet's sets, otherwise 'test' or 'validation'. A published
+  set, unless it is sliced, must have all of its images if `any_count` is False.
 
   Raises:
-    UsageError: There is no such data set or split, or it is not prepared.
+    UsageError: There is no such data set or split, it is not prepared, or it is not whole.
   """
   name, split = split_name(dataset)
+  known = known_set(name)
   if split is None:
-    known, splits = known_set(name), split_names(name, data_dir)
-    wanted = [known.split] if known else ['test', 'validation']
+    splits, wanted = split_names(name, data_dir), [known.split] if known else ['test', 'validation']
     split = next((one for one in wanted if one in splits), None)
     if split is None:
       raise UsageError(f'{name} has no split {" or ".join(wanted)}; write {name}:SPLIT ({", ".join(splits)})')
-  return open_dataset(name, split, data_dir)
+  source = open_dataset(name, split, data_dir)
+  if known and '[' not in split and source.num_examples != known.images and not any_count:
+    raise UsageError(
+      f'{source.name} has {source.num_examples:,} images here, but published results are over'
+      f' {known.images:,}; prepare all of it, or give --any_count'
+    )
+  return source
 
 
 def split_name(dataset: str) -> tuple[str, str | None]:
@@ -101,7 +108,6 @@ def split_name(dataset: str) -> tuple[str, str | None]:
   Raises:
     UsageError: The text has another form.
   """
-  match = re.fullmatch(r'([^:]+(?::\d+\.\d+\.\d+)?)(?::(.+))?', dataset)
-  if match is None:
-    raise UsageError(f'--dataset={dataset}: write NAME or NAME:SPLIT, such as cifar10:test')
-  return match[1], match[2]
+  if match := re.fullmatch(r'([^:]+(?::\d+\.\d+\.\d+)?)(?::(.+))?', dataset):
+    return match[1], match[2]
+  raise UsageError(f'--dataset={dataset}: write NAME or NAME:SPLIT, such as cifar10:test')

@@ -18,7 +18,6 @@ from alexnet_flax.evaluation.imagenet import (
   ALEXNET_ERRORS,
   CORRUPTED,
   SEVERITIES,
-  KnownSet,
   corruption_errors,
   known_set,
 )
@@ -58,11 +57,10 @@ def evaluate(
     UsageError: The data set or the protocol does not fit the networks, or the data set is missing.
   """
   out = sys.stderr if quiet else sys.stdout
-  name, split = split_name(dataset)
-  known = known_set(name)
-  allowed = None
+  name, _ = split_name(dataset)
+  known, allowed = known_set(name), None
   if known and known.restricted:  # to the classes of the whole set, even if a part of it is evaluated
-    whole = _open(f'{name}:{known.split}', data_dir, known, any_count)
+    whole = open_evaluated(f'{name}:{known.split}', data_dir, any_count)
     allowed = tuple(sorted({label for classes in correct_classes(whole) for label in classes}))
   chosen = protocol_of(networks, protocol, resize, size, allowed)
   if known and known.is_cropped:
@@ -70,23 +68,12 @@ def evaluate(
     chosen = dataclasses.replace(chosen, view=view)
   if name == CORRUPTED:
     return _evaluate_corrupted(networks, data_dir, chosen, batch_size, any_count, out)
-  source = _open(dataset, data_dir, known if '[' not in (split or '') else None, any_count)
+  source = open_evaluated(dataset, data_dir, any_count)
   predictions = predict_dataset(networks, source, chosen, batch_size=batch_size)
   confusion = predictions.confusion(len(networks[0].class_names))
   results = _results(networks, source, chosen, predictions, confusion)
   print(_table(results, chosen, confusion, networks[0].readable_names), file=out)
   return results
-
-
-def _open(dataset: str, data_dir: str | None, known: KnownSet | None, any_count: bool) -> Source:
-  """Opens a data set; a published one must be complete."""
-  source = open_evaluated(dataset, data_dir)
-  if known and source.num_examples != known.images and not any_count:
-    raise UsageError(
-      f'{source.name} has {source.num_examples:,} images here, but published results are over'
-      f' {known.images:,}; prepare all of it, or give --any_count'
-    )
-  return source
 
 
 def check_writable(path: str) -> None:
@@ -125,9 +112,8 @@ def _evaluate_corrupted(
   out: TextIO,
 ) -> dict[str, Any]:
   """Evaluates ImageNet-C: 15 corruptions at five severities each."""
-  known = known_set(CORRUPTED)
   sources = {
-    name: [_open(f'{CORRUPTED}/{name}_{severity}', data_dir, known, any_count) for severity in SEVERITIES]
+    name: [open_evaluated(f'{CORRUPTED}/{name}_{severity}', data_dir, any_count) for severity in SEVERITIES]
     for name in ALEXNET_ERRORS
   }
   errors: dict[str, list[float]] = {}

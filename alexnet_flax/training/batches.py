@@ -76,7 +76,6 @@ def _images_once(experiment: Experiment, source: Source, view: EvalView) -> Iter
 
 def _reading(experiment: Experiment) -> dict[str, Any]:
   return {
-    'num_classes': experiment.config.model.num_classes,
     'process': jax.process_index(),
     'num_processes': jax.process_count(),
     'num_threads': experiment.config.data.num_threads,

@@ -80,7 +80,7 @@ def folder(root, *extra, good=6):
 
 
 def evaluated(source, bad=None):
-  (batch,) = loader.eval_batches(source, EVAL, batch_size=source.num_examples, num_classes=2, bad=bad)
+  (batch,) = loader.eval_batches(source, EVAL, batch_size=source.num_examples, bad=bad)
   return batch
 
 
@@ -93,7 +93,6 @@ def trained(source, steps=range(6), bad=None, **options):
       batch_size=4,
       first_step=steps[0],
       last_step=steps[-1] + 1,
-      num_classes=2,
       bad=bad,
       **options,
     )
@@ -184,7 +183,7 @@ def test_skipping_does_not_depend_on_the_number_of_processes(tmp_path, processes
 
   def stream(**share):
     bad = BadImages('skip', lambda line: None)
-    arguments = {'seed': 0, 'batch_size': 4, 'first_step': 0, 'last_step': 9, 'num_classes': 2}
+    arguments = {'seed': 0, 'batch_size': 4, 'first_step': 0, 'last_step': 9}
     return list(loader.train_batches(source, TRAIN, **arguments, bad=bad, **share))
 
   shares = [stream(process=process, num_processes=processes) for process in range(processes)]
@@ -198,9 +197,7 @@ def test_a_share_that_is_only_padding(tmp_path):
   order_of_bad = next(i for i, one in enumerate(source.read(np.arange(7))) if one.name.endswith('6.jpg'))
   first_is_bad = dataclasses.replace(source, read=lambda numbers: source.read((numbers + order_of_bad) % 7))
   bad = BadImages('skip', lambda line: None)
-  (batch,) = loader.eval_batches(
-    first_is_bad, EVAL, batch_size=24, num_classes=2, process=1, num_processes=2, bad=bad
-  )
+  (batch,) = loader.eval_batches(first_is_bad, EVAL, batch_size=24, process=1, num_processes=2, bad=bad)
   assert batch['weight'].sum() == 0
   assert bad.skipped == 0
 

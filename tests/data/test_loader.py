@@ -1,5 +1,6 @@
 """Batches: the contents of each step, for any number of processes and threads, and exact evaluation."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,8 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alexnet_flax.data import import_tensorflow, loader, sampling
-from alexnet_flax.data.decode_eval import decode_eval
-from alexnet_flax.data.decode_train import decode_train
+from alexnet_flax.data.decode import decode_eval, decode_train
 from alexnet_flax.data.image_header import read_header
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.data.views import VIEW_NUMBERS, EvalView, TrainView
@@ -35,7 +35,6 @@ def train(source, first_step=0, last_step=4, batch_size=8, **options):
       batch_size=batch_size,
       first_step=first_step,
       last_step=last_step,
-      num_classes=10,
       **options,
     )
   )
@@ -96,7 +95,6 @@ def test_evaluation_counts_every_image_once(source, batch_size, num_processes):
       source,
       EVAL_VIEW,
       batch_size=batch_size,
-      num_classes=10,
       process=process,
       num_processes=num_processes,
     ):
@@ -110,8 +108,9 @@ def test_evaluation_counts_every_image_once(source, batch_size, num_processes):
   assert sorted(images) == sorted(alone(EVAL_VIEW, example.image).tobytes() for example in expected)
 
 
-def test_labels_outside_num_classes(source):
-  batches = loader.eval_batches(source, EVAL_VIEW, batch_size=364, num_classes=9)
+def test_labels_outside_the_classes(source):
+  nine = dataclasses.replace(source, class_names=source.class_names[:9])
+  batches = loader.eval_batches(nine, EVAL_VIEW, batch_size=364)
   with pytest.raises(UsageError, match=r'digits:test contains the label 9; labels must be 0 ... 8'):
     next(batches)
 
@@ -164,7 +163,7 @@ def test_jpegs_do_not_depend_on_threads_and_processes(photographs, crop, rotatio
   view = TrainView(24, crop, resize_side=32, rotation=rotation)
 
   def batches(size, **options):
-    counts = {'first_step': 0, 'last_step': 80 // size, 'num_classes': 2, 'batch_size': size}
+    counts = {'first_step': 0, 'last_step': 80 // size, 'batch_size': size}
     return list(loader.train_batches(photographs, view, seed=5, **counts, **options))
 
   reference = batches(8, num_threads=1)
@@ -183,7 +182,7 @@ def test_jpegs_do_not_depend_on_threads_and_processes(photographs, crop, rotatio
 
 def test_decoding_in_parts_gives_the_same_batches(photographs, monkeypatch):
   view = EvalView(24, 32)
-  whole = list(loader.eval_batches(photographs, view, batch_size=32, num_classes=2))
+  whole = list(loader.eval_batches(photographs, view, batch_size=32))
   monkeypatch.setattr(loader, '_PART', 5)
-  assert_same(loader.eval_batches(photographs, view, batch_size=32, num_classes=2), whole)
+  assert_same(loader.eval_batches(photographs, view, batch_size=32), whole)
   assert [batch['weight'].sum() for batch in whole] == [32, 8]

@@ -155,7 +155,7 @@ def test_crops_of_raw_images_are_exact(folder):
   """A batch equals the crops of the stored pixels, for any number of threads and processes."""
   _, out = prepare(folder, '--side', '32', '--encoding', 'raw')
   source, view = open_dataset('pets_32_raw', 'train', out), TrainView(28, 'random_crop', resize_side=32)
-  arguments = {'seed': 3, 'batch_size': 8, 'first_step': 2, 'last_step': 9, 'num_classes': 2}
+  arguments = {'seed': 3, 'batch_size': 8, 'first_step': 2, 'last_step': 9}
   streams = [list(loader.train_batches(source, view, **arguments, num_threads=n)) for n in (1, 2, 8)]
   halves = [list(loader.train_batches(source, view, **arguments, process=p, num_processes=2)) for p in (0, 1)]
   streams.append([{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*halves, strict=True)])
@@ -180,7 +180,7 @@ def test_raw_images_of_another_size_are_resized(folder):
   """A crop of 28 from 32 is a crop of 35 from 40, resized."""
   _, out = prepare(folder, '--side', '40', '--encoding', 'raw')
   source, view = open_dataset('pets_40_raw', 'train', out), TrainView(28, 'random_crop', resize_side=32)
-  arguments = {'seed': 3, 'batch_size': 8, 'first_step': 0, 'last_step': 1, 'num_classes': 2}
+  arguments = {'seed': 3, 'batch_size': 8, 'first_step': 0, 'last_step': 1}
   (batch,) = loader.train_batches(source, view, **arguments)
   numbers = sampling.view_numbers(3, 0, 8, VIEW_NUMBERS)
   for row, example in enumerate(source.read(batch['index'])):

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_flax.data import decode_train as train_decoding
-from alexnet_flax.data import views
-from alexnet_flax.data.decode_train import decode_train
+from alexnet_flax.data import decode, views
+from alexnet_flax.data.decode import decode_train
 from alexnet_flax.data.image_header import Encoded, read_header
 from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.data.views import EvalView, TrainView
@@ -323,7 +322,7 @@ def test_what_simplejpeg_does_not_know_goes_to_tensorflow(monkeypatch):
   def refuse(*arguments, **options):
     raise ValueError('Could not determine subsampling type for JPEG image')
 
-  monkeypatch.setattr(train_decoding.simplejpeg, 'decode_jpeg', refuse)
+  monkeypatch.setattr(decode.simplejpeg, 'decode_jpeg', refuse)
   np.testing.assert_array_equal(train_view(content, view, numbers()), expected)
 
 

@@ -81,6 +81,16 @@ class ImageFormat:
     kind = 'raw' if self.encoding == 'raw' else f'q{self.quality}'
     return '_'.join([str(self.side), *(['center'] if self.crop == 'center' else []), kind])
 
+  def features(self, class_names: Sequence[str]) -> Any:
+    """TFDS's description of the data set's examples."""
+    side = self.side if self.crop == 'center' else None
+    image: Any = tfds.features.Image(shape=(side, side, 3), encoding_format='jpeg')
+    if self.encoding == 'raw':
+      encoding = tfds.features.Encoding.BYTES
+      image = tfds.features.Tensor(shape=(side, side, 3), dtype=np.uint8, encoding=encoding)
+    label = tfds.features.ClassLabel(names=list(class_names))
+    return tfds.features.FeaturesDict({'image': image, 'label': label, 'file_name': tfds.features.Text()})
+
 
 def prepare_smaller(
   name: str,
@@ -204,20 +214,9 @@ def _write_metadata(
     pixels = sum(shard['pixels'] for shard in train)
     sums, products = (np.sum([shard[key] for shard in train], axis=0) for key in ('sums', 'products'))
     write_components(folder, principal_components(pixels, sums, products))
-  side = image_format.side if image_format.crop == 'center' else None
-  if image_format.encoding == 'jpeg':
-    image: Any = tfds.features.Image(shape=(side, side, 3), encoding_format='jpeg')
-  else:
-    bytes_encoding = tfds.features.Encoding.BYTES
-    image = tfds.features.Tensor(shape=(side, side, 3), dtype=np.uint8, encoding=bytes_encoding)
-  features = {
-    'image': image,
-    'label': tfds.features.ClassLabel(names=list(source.class_names)),
-    'file_name': tfds.features.Text(),
-  }
   tfds.folder_dataset.write_metadata(
     data_dir=folder,
-    features=tfds.features.FeaturesDict(features),
+    features=image_format.features(source.class_names),
     split_infos=splits,
     filename_template=splits[0].filename_template.template,
     check_data=False,
@@ -244,15 +243,16 @@ def write_shard(
   Raises OSError if the disk is full or not writable.
   """
   images, pixels, sums, products = 0, 0, np.zeros(3), np.zeros((3, 3))
+  features = image_format.features(source.class_names)
   with atomic_path(path) as partial:
     with _system_errors(), tf.io.TFRecordWriter(str(partial)) as writer:
       for chunk, batch in _resized(source, indices, image_format, bad):
         names = [_short_name(one.name) for one in source.read(chunk)]
         for row in np.flatnonzero(batch['weight'][: len(chunk)]):
-          size, label = batch['size'][row], int(batch['label'][row])
-          writer.write(_serialized_example(batch['image'][row], size, label, names[row], image_format))
+          example = {'image': batch['image'][row], 'label': int(batch['label'][row]), 'file_name': names[row]}
+          writer.write(features.serialize_example(example))
           images += 1
-          pixels += int(size.prod())
+          pixels += int(batch['pixels'][row])
           sums += batch['sums'][row]
           products += batch['products'][row]
         bar.update(len(chunk))
@@ -294,26 +294,25 @@ def _resized(
         f'{image.height}x{image.width} would be resized to {longest:,} pixels; JPEG allows {_LONGEST:,}'
       )
 
-  reader = Reader(source, functools.partial(_encode, image_format), None, bad, accept)
+  reader = Reader(source, functools.partial(_encode, image_format), bad, accept)
   yield from zip(chunks, reader.batches(plan, range(len(chunks)), None), strict=True)
 
 
 def _encode(
   image_format: ImageFormat, images: Sequence[Encoded], numbers: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """Resizes and encodes images; also returns sizes [B, 2], sums of values [B, 3] and products [B, 3, 3]."""
+  """Resizes and encodes images; also counts pixels [B], and sums values [B, 3] and products [B, 3, 3]."""
   del numbers
   view = EvalView(image_format.side, image_format.side)
   resize = evaluation_crops if image_format.crop == 'center' else resize_short_side
-  rows = [resize(decode_pixels(image), view) for image in images]
-  contents = np.empty(len(rows), object)  # np.array would strip trailing zeros
-  contents[:] = [
-    row.tobytes() if image_format.encoding == 'raw' else _jpeg(row, image_format.quality) for row in rows
-  ]
-  values = [row.reshape(-1, 3).astype(np.float64) for row in rows]
+  contents, values = np.empty(len(images), object), []
+  for row, image in enumerate(images):
+    pixels = resize(decode_pixels(image), view)
+    contents[row] = pixels if image_format.encoding == 'raw' else _jpeg(pixels, image_format.quality)
+    values.append(pixels.reshape(-1, 3).astype(np.float64))
   return {
     'image': contents,
-    'size': np.array([row.shape[:2] for row in rows]),
+    'pixels': np.array([len(value) for value in values]),
     'sums': np.array([value.sum(0) for value in values]),
     'products': np.array([value.T @ value for value in values]),
   }
@@ -323,21 +322,3 @@ def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
   buffer = io.BytesIO()
   Image.fromarray(pixels).save(buffer, 'JPEG', quality=quality)
   return buffer.getvalue()
-
-
-def _serialized_example(
-  encoded: bytes, size: np.ndarray, label: int, name: str, image_format: ImageFormat
-) -> bytes:
-  values: dict[str, bytes | list[int]] = {'label': [label], 'file_name': name.encode()}
-  if image_format.encoding == 'raw' and image_format.crop == 'none':  # as TFDS stores unknown shapes
-    values |= {'image/shape': [*size.tolist(), 3], 'image/value': encoded}
-  else:
-    values['image'] = encoded
-  features = {
-    key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-    if isinstance(value, bytes)
-    else tf.train.Feature(int64_list=tf.train.Int64List(value=value))
-    for key, value in values.items()
-  }
-  example = tf.train.Example(features=tf.train.Features(feature=features))
-  return example.SerializeToString(deterministic=True)

@@ -1,9 +1,11 @@
-"""Fast decoding of training views, uint8 [S, S, 3], visually equivalent to exact decoding.
+"""Decodes images into views: fast for training, exact for evaluation.
 
-Of a JPEG, no rows below the window are decoded, and libjpeg downscales it as long as the window has at least
-the view's size. Views that are not rotated use the fast inverse DCT, and repeat chroma values instead of
-interpolating them. Resizing is bilinear, and antialiased only below half the size. simplejpeg and OpenCV
-release Python's lock. Evaluation uses exact decoding (`decode_eval.py`).
+Training views are visually equivalent to exact ones. Of a JPEG, no rows below the window are decoded, and
+libjpeg downscales it as long as the window has at least the view's size. Views that are not rotated use the
+fast inverse DCT, and repeat chroma values instead of interpolating them. Resizing is bilinear, antialiased
+only below half the size. simplejpeg and OpenCV release Python's lock.
+
+Evaluation views are those of Pillow and torchvision, pixel for pixel.
 """
 
 from collections.abc import Sequence
@@ -14,8 +16,8 @@ import simplejpeg
 
 from alexnet_flax.data import import_tensorflow
 from alexnet_flax.data.image_header import Encoded, decode_pixels
-from alexnet_flax.data.images import UnreadableError
-from alexnet_flax.data.views import TrainView, rotated
+from alexnet_flax.data.images import UnreadableError, evaluation_crops
+from alexnet_flax.data.views import EvalView, TrainView, rotated
 
 _RATIOS = (1, 2, 4, 8)  # libjpeg decodes at a half, quarter or eighth of the size at far lower cost
 _END = b'\xff\xd9'
@@ -44,6 +46,21 @@ def decode_train(view: TrainView, encoded: Sequence[Encoded], numbers: np.ndarra
   return {'image': images}
 
 
+def decode_eval(view: EvalView, encoded: Sequence[Encoded], numbers: np.ndarray) -> dict[str, np.ndarray]:
+  """Decodes B images into {'image': uint8 [B, S, S, 3]}, [B, 10, S, S, 3] for a ten-crop view.
+
+  `numbers` are unused: the views of evaluation are not random. Raises UnreadableError if an image is damaged,
+  or too thin to be resized.
+  """
+  del numbers
+  crops = []
+  for image in encoded:
+    # simplejpeg's pixels are Pillow's, in two thirds of the time.
+    rows = _decode_rows(image, image.height, 1, fast=False) if image.kind == 'jpeg' else None
+    crops.append(evaluation_crops(decode_pixels(image) if rows is None else rows, view))
+  return {'image': np.stack(crops)}
+
+
 def _ratios(images: Sequence[Encoded], boxes: np.ndarray, size: int) -> np.ndarray:
   """Returns the factor by which each image is downscaled during decoding."""
   ratios = np.ones(len(images), np.int64)
@@ -65,18 +82,13 @@ def _crop(image: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.ndarr
   """Decodes the pixels in a box, uint8 [h, w, 3]; those of a JPEG at 1 / ratio."""
   top, left, height, width = box
   if image.kind == 'jpeg':
-    return _crop_jpeg(image, box, ratio, fast=fast)
-  return decode_pixels(image)[top : top + height, left : left + width]
-
-
-def _crop_jpeg(image: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.ndarray:
-  """Bit-identical to `tf.io.decode_and_crop_jpeg`, but does not decode the rows below the box."""
-  top, left, height, width = box
-  chroma = 0 if fast else 16  # rows below the box that chroma interpolation needs
-  upper = decode_rows(image, (top + height) * ratio + chroma, ratio, fast=fast)
-  if upper is not None:
-    return upper[top : top + height, left : left + width]
-  tf = import_tensorflow()  # a rare image
+    chroma = 0 if fast else 16  # rows below the box that chroma interpolation needs
+    rows = _decode_rows(image, (top + height) * ratio + chroma, ratio, fast=fast)
+  else:
+    rows = decode_pixels(image)
+  if rows is not None:
+    return rows[top : top + height, left : left + width]
+  tf = import_tensorflow()  # a rare image; elsewhere the pixels are the same, but for the rows below the box
   dct_method = 'INTEGER_FAST' if fast else 'INTEGER_ACCURATE'
   options = {'channels': 3, 'ratio': ratio, 'dct_method': dct_method, 'fancy_upscaling': not fast}
   try:
@@ -85,7 +97,7 @@ def _crop_jpeg(image: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.
     raise UnreadableError(error.message) from None
 
 
-def decode_rows(image: Encoded, bottom: int, ratio: int, *, fast: bool) -> np.ndarray | None:
+def _decode_rows(image: Encoded, bottom: int, ratio: int, *, fast: bool) -> np.ndarray | None:
   """Decodes a JPEG's rows above `bottom`, at 1 / ratio; returns None if it may be damaged or unusual."""
   if bytes(image.content[-2:]) != _END or max(image.height, image.width) > _LONGEST:
     return None  # the changed height would hide the damage
@@ -105,11 +117,10 @@ def decode_rows(image: Encoded, bottom: int, ratio: int, *, fast: bool) -> np.nd
 
 def _resize(crop: np.ndarray, image: np.ndarray, *, mirror: bool) -> None:
   """Resizes the crop into the image, uint8 [S, S, 3]."""
-  size = len(image)
   if crop.shape != image.shape:
-    below_half = min(crop.shape[:2]) > 2 * size
+    below_half = min(crop.shape[:2]) > 2 * len(image)
     method = cv2.INTER_AREA if below_half else cv2.INTER_LINEAR
-    crop = cv2.resize(crop, (size, size), interpolation=method)
+    crop = cv2.resize(crop, image.shape[:2], interpolation=method)
   if mirror:
     cv2.flip(crop, 1, dst=image)
   else:
