@@ -116,14 +116,8 @@ def to_devices(
 
   The examples' indices ('index') stay on the host.
   """
-  arrays = (
-    {
-      name: jax.make_array_from_process_local_data(sharding, part)
-      for name, part in batch.items()
-      if name != 'index'
-    }
-    for batch in batches
-  )
+  hosts = ({name: part for name, part in batch.items() if name != 'index'} for batch in batches)
+  arrays = (jax.make_array_from_process_local_data(sharding, batch) for batch in hosts)
   queue = collections.deque(itertools.islice(arrays, ahead))
   while queue:
     batch = queue.popleft()
@@ -150,13 +144,11 @@ class Reader:
     source: The examples.
     decode: Decodes B images, given the numbers of their views, float32 [B, N]; raises UnreadableError.
     bad: Handles images that cannot be decoded.
-    accept: Raises UnreadableError for images that must be skipped.
   """
 
   source: Source
   decode: Callable[[Sequence[Encoded], np.ndarray], HostBatch]
   bad: BadImages
-  accept: Callable[[Encoded], None] = lambda encoded: None
   suspects: set[int] = dataclasses.field(default_factory=set)
 
   def batches(
@@ -218,15 +210,14 @@ class Reader:
 
   def _image(self, image: Encoded | bytes | memoryview, suspected: bool, numbers: np.ndarray) -> Encoded:
     encoded = image if isinstance(image, Encoded) else read_header(image)
-    if encoded is not None:
-      self.accept(encoded)
     if encoded is None or (suspected and not self._decodes(encoded, numbers)):
       encoded = convert_to_png(image.content if isinstance(image, Encoded) else image)
-      self.accept(encoded)
+      if suspected:
+        self.decode([encoded], numbers[None])  # also images that Pillow reads may not become a view
     return encoded
 
   def _stand_in(self, number: int, numbers: np.ndarray, reason: str) -> tuple[Encoded, int]:
-    """Returns the next example that can be decoded, with its label, so that BatchNorm sees a normal image.
+    """Returns the next example that can be decoded, so that BatchNorm sees a normal image, with its label.
 
     It is a function of the example and its view alone, so that all processes and batch sizes agree.
     """

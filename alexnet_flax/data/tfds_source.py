@@ -6,7 +6,8 @@ because the training order is ours (`sampling.py`) and TFDS's readers only know 
 
 import functools
 import os
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,6 +20,7 @@ from alexnet_flax.data.tfrecord import parse_example, read_integers
 from alexnet_flax.errors import UsageError, unknown_name
 
 IMAGE_FOLDER = 'image_folder'
+_Parse = Callable[[bytes | memoryview], Example]
 # The features in which TFDS's builders store an image's file name.
 _NAMES = ('file_name', 'filename', 'image/filename', 'image/file_name', 'image_name', 'image_id', 'id')
 
@@ -38,18 +40,18 @@ def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
   if name == IMAGE_FOLDER:
     return open_folder(split, data_dir)
   builder = _prepared_builder(name, data_dir)
-  info, keys = builder.info, _keys(name, builder)
+  info = builder.info
+  parse, class_names = _parser(name, dict(info.features), info.supervised_keys)
   if info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
     reader = builder.as_data_source(split).data_source
     fetch = lambda numbers: reader.__getitems__(numbers.tolist())  # noqa: E731
   else:
     index = tfrecord.record_index(_split_info(builder, split).file_instructions)
     fetch = functools.partial(tfrecord.read_records, index)
-  parse = functools.partial(_parse_record, keys, info.features[keys.image])
   return Source(
     name=f'{name}:{split}',
     num_examples=_split_info(builder, split).num_examples,
-    class_names=tuple(info.features[keys.label].names),
+    class_names=class_names,
     read=lambda numbers: [parse(record) for record in fetch(numbers)],
     folder=str(builder.data_dir),
     identity=f'{info.full_name}:{split}',
@@ -131,25 +133,38 @@ def _split_info(builder: tfds.core.DatasetBuilder, split: str) -> Any:
   return info
 
 
-class _Keys(NamedTuple):
-  """The names of the features: image, class, file name, and all classes that count as correct."""
-
-  image: str
-  label: str
-  name: str | None
-  correct: str | None
-
-
-def _keys(name: str, builder: tfds.core.DatasetBuilder) -> _Keys:
-  features = dict(builder.info.features)
+def _parser(name: str, features: Mapping[str, Any], supervised_keys: Any) -> tuple[_Parse, tuple[str, ...]]:
+  """Returns the function from a record to an example, and the class names."""
   name_key = next((key for key in _NAMES if type(features.get(key)) is tfds.features.Text), None)
-  match builder.info.supervised_keys:
-    case (image, label) if _is_image(features[image]):
-      if isinstance(features[label], tfds.features.ClassLabel):
-        return _Keys(image, label, name_key, None)
-      if label == 'real_label':  # ImageNet-ReaL
-        return _Keys(image, 'original_label', name_key, label)
-  raise UsageError(f'the data set {name!r} does not consist of images with one class each')
+  correct_key = None
+  match supervised_keys:
+    case (image_key, 'real_label') if _is_image(features[image_key]):  # ImageNet-ReaL
+      label_key, correct_key = 'original_label', 'real_label'
+    case (image_key, label_key) if _is_image(features[image_key]) and isinstance(
+      features[label_key], tfds.features.ClassLabel
+    ):
+      pass
+    case _:
+      raise UsageError(f'the data set {name!r} does not consist of images with one class each')
+  feature = features[image_key]
+
+  def parse(record: bytes | memoryview) -> Example:
+    values = parse_example(record)
+    image: memoryview | Encoded
+    if isinstance(feature, tfds.features.Image):
+      image = values[image_key]
+    elif None in feature.shape:  # TFDS then stores the shape beside the pixels
+      height, width, _ = read_integers(values[f'{image_key}/shape'])
+      image = Encoded(values[f'{image_key}/value'], 'raw', height, width)
+    else:
+      image = Encoded(values[image_key], 'raw', *feature.shape[:2])
+    (label,) = read_integers(values[label_key])
+    file_name = str(values[name_key], 'utf-8') if name_key else ''
+    return Example(
+      image, label, file_name, tuple(read_integers(values[correct_key])) if correct_key else None
+    )
+
+  return parse, tuple(features[label_key].names)
 
 
 def _is_image(feature: Any) -> bool:
@@ -157,19 +172,3 @@ def _is_image(feature: Any) -> bool:
     return True
   is_tensor = type(feature) is tfds.features.Tensor and feature._encoding is tfds.features.Encoding.BYTES
   return is_tensor and feature.np_dtype == np.uint8 and len(feature.shape) == 3 and feature.shape[-1] == 3
-
-
-def _parse_record(keys: _Keys, feature: Any, record: bytes | memoryview) -> Example:
-  values = parse_example(record)
-  image: memoryview | Encoded
-  if isinstance(feature, tfds.features.Image):
-    image = values[keys.image]
-  elif None in feature.shape:  # TFDS then stores the shape beside the pixels
-    height, width, _ = read_integers(values[f'{keys.image}/shape'])
-    image = Encoded(values[f'{keys.image}/value'], 'raw', height, width)
-  else:
-    image = Encoded(values[keys.image], 'raw', *feature.shape[:2])
-  (label,) = read_integers(values[keys.label])
-  name = str(values[keys.name], 'utf-8') if keys.name else ''
-  correct = tuple(read_integers(values[keys.correct])) if keys.correct else None
-  return Example(image, label, name, correct)

@@ -286,15 +286,7 @@ def _resized(
     weights = (np.arange(_CHUNK) < len(chunks[step])).astype(np.float32)
     return Plan(padded, weights, np.zeros((_CHUNK, 0), np.float32))
 
-  def accept(image: Encoded) -> None:
-    short, long = sorted((image.height, image.width))
-    longest = image_format.side if image_format.crop == 'center' else image_format.side * long // short
-    if longest > _LONGEST:
-      raise UnreadableError(
-        f'{image.height}x{image.width} would be resized to {longest:,} pixels; JPEG allows {_LONGEST:,}'
-      )
-
-  reader = Reader(source, functools.partial(_encode, image_format), bad, accept)
+  reader = Reader(source, functools.partial(_encode, image_format), bad)
   yield from zip(chunks, reader.batches(plan, range(len(chunks)), None), strict=True)
 
 
@@ -308,6 +300,9 @@ def _encode(
   contents, values = np.empty(len(images), object), []
   for row, image in enumerate(images):
     pixels = resize(decode_pixels(image), view)
+    if max(pixels.shape) > _LONGEST:
+      size = f'{image.height}x{image.width} would be resized to {max(pixels.shape):,} pixels'
+      raise UnreadableError(f'{size}; JPEG allows {_LONGEST:,}')
     contents[row] = pixels if image_format.encoding == 'raw' else _jpeg(pixels, image_format.quality)
     values.append(pixels.reshape(-1, 3).astype(np.float64))
   return {
