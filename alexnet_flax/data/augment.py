@@ -51,10 +51,7 @@ class Augmentation:
 def normalize(batch: Batch, key: jax.Array | None = None, *, preprocessing: Preprocessing) -> Batch:
   """Turns 'image' from uint8 RGB [B, H, W, 3] into the float32 input that a spec asks for.
 
-  Args:
-    batch: A batch with 'image'; other entries pass through.
-    key: Unused; every preprocessing function has this signature.
-    preprocessing: The spec's preprocessing.
+  The batch's other entries pass through. `key` is unused; every preprocessing function has this signature.
 
   Raises:
     TypeError: The images are not uint8, so may have been preprocessed already.

@@ -11,21 +11,13 @@ Policy = Literal['error', 'skip']
 
 @dataclasses.dataclass
 class BadImages:
-  """Handles images that cannot be decoded.
-
-  Attributes:
-    policy: Whether such an image is an error or is skipped.
-    say: Receives a line when an image is first skipped.
-    option: What an error names for skipping.
-    skipped: How often an image was skipped.
-    reasons: The reason for each skipped image, by name.
-  """
+  """Handles images that cannot be decoded."""
 
   policy: Policy = 'error'
-  say: Callable[[str], None] = print
-  option: str = 'data.on_bad_image=skip'
-  skipped: int = 0
-  reasons: dict[str, str] = dataclasses.field(default_factory=dict)
+  say: Callable[[str], None] = print  # receives a line when an image is first skipped
+  option: str = 'data.on_bad_image=skip'  # which an error names
+  skipped: int = 0  # how often an image was skipped
+  reasons: dict[str, str] = dataclasses.field(default_factory=dict)  # by the image's name
 
   def report(self, name: str, reason: str) -> None:
     """Counts an image as skipped.

@@ -15,20 +15,13 @@ Kind = Literal['jpeg', 'png', 'raw']
 
 
 class Encoded(NamedTuple):
-  """An encoded image, and what its header says.
+  """An encoded image, and what its header says."""
 
-  Attributes:
-    content: The stored bytes; for 'raw', uint8 [height, width, 3].
-    kind: 'jpeg', 'png' or 'raw'.
-    height, width: The size in pixels.
-    frame: Offset of a JPEG's frame header, which is a marker, a length, a byte, the height and the width.
-  """
-
-  content: bytes | memoryview
+  content: bytes | memoryview  # the stored bytes; for 'raw', uint8 [height, width, 3]
   kind: Kind
   height: int
   width: int
-  frame: int = 0
+  frame: int = 0  # where a JPEG's frame header begins: a marker, a length, a byte, the height and the width
 
 
 def read_header(content: bytes | memoryview) -> Encoded | None:
@@ -47,11 +40,9 @@ def decode_pixels(image: bytes | memoryview | Encoded) -> np.ndarray:
   Raises:
     UnreadableError: It is not an image, is damaged, or is larger than `MAX_PIXELS`.
   """
-  if not isinstance(image, Encoded):
-    return read_image(io.BytesIO(image))
-  if image.kind == 'raw':
+  if isinstance(image, Encoded) and image.kind == 'raw':
     return np.frombuffer(image.content, np.uint8).reshape(image.height, image.width, 3)
-  return read_image(io.BytesIO(image.content))
+  return read_image(io.BytesIO(image.content if isinstance(image, Encoded) else image))
 
 
 def convert_to_png(content: bytes | memoryview) -> Encoded:

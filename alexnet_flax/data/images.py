@@ -38,8 +38,7 @@ def image_files(paths: Sequence[str]) -> list[str]:
   files: list[str] = []
   for path in paths:
     if os.path.isdir(path):
-      inside = sorted(p for p in pathlib.Path(path).rglob('*') if p.suffix.lower() in _SUFFIXES)
-      found = list(map(str, inside))
+      found = [str(p) for p in sorted(pathlib.Path(path).rglob('*')) if p.suffix.lower() in _SUFFIXES]
     elif not os.path.exists(path) and glob.has_magic(path):
       found = sorted(glob.glob(path, recursive=True))
     else:
@@ -105,11 +104,7 @@ def views_of_files(files: Sequence[str], spec: Spec, batch_size: int) -> Iterato
 
 
 def evaluation_view(image: np.ndarray, spec: Spec) -> np.ndarray:
-  """Returns the spec's evaluation crop of an image; see `evaluation_crops` for arguments and errors.
-
-  The crop's side is `spec.image_size`. The short side is resized so that the crop covers `center_crop_share`
-  of it.
-  """
+  """Returns the spec's evaluation crop of an image; see `evaluation_crops` for arguments and errors."""
   side = round(spec.image_size / spec.preprocessing.center_crop_share)
   return evaluation_crops(image, EvalView(spec.image_size, side))
 

@@ -139,14 +139,10 @@ class Reader:
 
   If an image fails to decode, its batch is read again with that image as a suspect. A suspect is decoded
   by itself first, so that its treatment depends on image and view alone.
-
-  Attributes:
-    source: The examples.
-    decode: Decodes B images, given the numbers of their views, float32 [B, N]; raises UnreadableError.
-    bad: Handles images that cannot be decoded.
   """
 
   source: Source
+  # Decodes B images, given the numbers of their views, float32 [B, N]; raises UnreadableError.
   decode: Callable[[Sequence[Encoded], np.ndarray], HostBatch]
   bad: BadImages
   suspects: set[int] = dataclasses.field(default_factory=set)

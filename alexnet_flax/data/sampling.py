@@ -19,13 +19,9 @@ def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> n
   permutation(p // num_examples)[p % num_examples]. Every example occurs once per epoch, and a batch may
   span two epochs.
   """
-  positions = np.arange(step * batch_size, (step + 1) * batch_size)
-  epochs, offsets = np.divmod(positions, num_examples)
-  indices = np.empty(batch_size, np.int64)
-  for epoch in np.unique(epochs):
-    chosen = epochs == epoch
-    indices[chosen] = _permutation(seed, int(epoch), num_examples)[offsets[chosen]]
-  return indices
+  epochs, offsets = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_examples)
+  parts = (_permutation(seed, int(e), num_examples)[offsets[epochs == e]] for e in np.unique(epochs))
+  return np.concatenate(list(parts))
 
 
 def view_numbers(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:

@@ -11,40 +11,24 @@ from alexnet_flax.errors import UsageError
 
 
 class Example(NamedTuple):
-  """One example.
-
-  Attributes:
-    image: The image as it is stored.
-    label: Its class.
-    name: Its file name, if there is one.
-    correct: All classes that count as correct, possibly none; None if that is the label alone.
-  """
+  """One example: its image as it is stored, and its label."""
 
   image: bytes | memoryview | Encoded
   label: int
-  name: str
-  correct: tuple[int, ...] | None = None
+  name: str  # of its file, if there is one
+  correct: tuple[int, ...] | None = None  # all classes that count as correct; None if that is the label alone
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """The examples of one split, by index.
+  """The examples of one split, by index."""
 
-  Attributes:
-    name: Data set and split, for messages.
-    num_examples: The number of examples.
-    class_names: The names of the labels 0, 1, ...
-    read: Reads examples by index, int [N].
-    folder: The folder of the data set.
-    identity: Identifies the examples: name and version, or a digest.
-  """
-
-  name: str
+  name: str  # data set and split, for messages
   num_examples: int
-  class_names: tuple[str, ...]
-  read: Callable[[np.ndarray], list[Example]]
-  folder: str
-  identity: str = ''
+  class_names: tuple[str, ...]  # of the labels 0, 1, ...
+  read: Callable[[np.ndarray], list[Example]]  # by index, int [N]
+  folder: str  # of the data set
+  identity: str = ''  # of the examples: name and version, or a digest
 
   def read_all(self) -> Iterator[Example]:
     """Yields all examples in order."""
@@ -63,14 +47,12 @@ def few_per_class(source: Source, count: int, seed: int) -> Source:
   Raises:
     UsageError: A class has fewer examples.
   """
-  labels = read_labels(source)
-  chosen = []
+  labels, chosen = read_labels(source), []
   for label, name in enumerate(source.class_names):
     members = np.flatnonzero(labels == label)
     if len(members) < count:
-      raise UsageError(
-        f'{source.name} has {len(members)} examples of {name!r}; data.examples_per_class is {count}'
-      )
+      has = f'{source.name} has {len(members)} examples of {name!r}'
+      raise UsageError(f'{has}; data.examples_per_class is {count}')
     keys = np.random.Philox(key=[seed, label]).random_raw(len(members))
     chosen.append(members[np.argsort(keys, kind='stable')[:count]])
   indices = np.sort(np.concatenate(chosen))

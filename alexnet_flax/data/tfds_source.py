@@ -59,11 +59,7 @@ def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
 
 
 def split_names(name: str, data_dir: str | None = None) -> list[str]:
-  """Returns the splits of a prepared data set.
-
-  Raises:
-    UsageError: The data set is unknown or not prepared.
-  """
+  """Returns the splits of a prepared data set; raises UsageError if it is unknown or not prepared."""
   if name == IMAGE_FOLDER:
     return folder_splits(data_dir)
   return sorted(_prepared_builder(name, data_dir).info.splits)

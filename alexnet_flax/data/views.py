@@ -1,7 +1,7 @@
 """Crops, flips and rotations as arithmetic on image sizes, in NumPy.
 
 A view is a function of an image's size and of numbers drawn beforehand (`sampling.view_numbers`). Nothing
-here is random, and no pixel is touched: `decode_train.py` and `decode_eval.py` do that.
+here is random, and no pixel is touched: `decode.py` does that.
 """
 
 import dataclasses
@@ -19,17 +19,11 @@ _TOP, _LEFT, _FLIP, _ANGLE = range(2 * CROP_ATTEMPTS, 2 * CROP_ATTEMPTS + 4)
 
 
 class Windows(NamedTuple):
-  """The windows of a batch of images.
+  """The windows of a batch of images."""
 
-  Attributes:
-    boxes: int32 [B, 4], (top, left, height, width) in pixels of the image.
-    mirrored: bool [B].
-    degrees: float32 [B], the counter-clockwise rotation about the box's centre.
-  """
-
-  boxes: np.ndarray
-  mirrored: np.ndarray
-  degrees: np.ndarray
+  boxes: np.ndarray  # int32 [B, 4], (top, left, height, width) in pixels of the image
+  mirrored: np.ndarray  # bool [B]
+  degrees: np.ndarray  # float32 [B], the counter-clockwise rotation about the box's centre
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +94,8 @@ def rotated(
   """
   radians = np.deg2rad(windows.degrees.astype(np.float64))
   cos, sin = np.cos(radians), np.sin(radians)
-  height, width = shape = windows.boxes[:, 2:].T
-  center = windows.boxes[:, :2] + shape.T / 2
+  height, width = windows.boxes[:, 2:].T
+  center = windows.boxes[:, :2] + windows.boxes[:, 2:] / 2
   reach = np.abs([cos * height, cos * width]) + np.abs([sin * width, sin * height])
   ratio = ratios[:, None]  # whole pixels of the decoded image, and one more
   first = np.clip((np.floor((center - reach.T / 2) / ratio) - 1) * ratio, 0, sizes - 1).astype(np.int32)

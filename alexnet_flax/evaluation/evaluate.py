@@ -132,9 +132,8 @@ def mean_probabilities(
   Returns:
     float32 [B, C].
   """
-  total = jnp.zeros(())
+  flat, total = images.reshape(-1, *images.shape[-3:]), jnp.zeros(())
   for model, one in zip(models, variables, strict=True):
-    flat = images.reshape(-1, *images.shape[-3:])
     batch = normalize({'image': flat}, preprocessing=model.spec.preprocessing)
     logits = model.apply(one, batch['image'], train=False)
     if allowed is not None:

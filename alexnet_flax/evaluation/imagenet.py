@@ -6,19 +6,12 @@ import numpy as np
 
 
 class KnownSet(NamedTuple):
-  """The images and classes over which published results are measured.
-
-  Attributes:
-    split: TFDS's name of the evaluated split.
-    images: Its number of images.
-    restricted: Whether predictions are restricted to the classes that occur in it.
-    is_cropped: Whether its images are already 224x224, so that none is resized or cropped again.
-  """
+  """The images and classes over which published results are measured."""
 
   split: str
   images: int
-  restricted: bool = False
-  is_cropped: bool = False
+  restricted: bool = False  # whether predictions are restricted to the classes that occur in it
+  is_cropped: bool = False  # whether its images are 224x224 already, so that none is resized or cropped again
 
 
 # Sources: Russakovsky et al. 2015; Recht et al. 2019 (V2); Hendrycks et al. 2021, section 3 (A: 200 classes);

@@ -16,12 +16,7 @@ PROTOCOLS = {'1-crop': False, 'ten-crop': True}
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-  """How images are cropped, and which classes can be predicted.
-
-  Attributes:
-    view: The crops.
-    allowed: The classes that can be predicted; all if None.
-  """
+  """How images are cropped, and which classes can be predicted (all if None)."""
 
   view: EvalView
   allowed: tuple[int, ...] | None = None

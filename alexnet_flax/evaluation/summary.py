@@ -111,7 +111,6 @@ def _evaluate_corrupted(
   any_count: bool,
   out: TextIO,
 ) -> dict[str, Any]:
-  """Evaluates ImageNet-C: 15 corruptions at five severities each."""
   sources = {
     name: [open_evaluated(f'{CORRUPTED}/{name}_{severity}', data_dir, any_count) for severity in SEVERITIES]
     for name in ALEXNET_ERRORS

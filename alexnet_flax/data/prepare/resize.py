@@ -28,7 +28,7 @@ from alexnet_flax.data import import_tensorflow
 from alexnet_flax.data.bad_images import BadImages, Policy
 from alexnet_flax.data.image_header import Encoded, decode_pixels
 from alexnet_flax.data.images import UnreadableError, evaluation_crops, resize_short_side
-from alexnet_flax.data.loader import HostBatch, Plan, Reader
+from alexnet_flax.data.loader import Plan, Reader
 from alexnet_flax.data.prepare.color_pca import principal_components, write_components
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.tfds_source import IMAGE_FOLDER, open_dataset, split_names
@@ -50,19 +50,12 @@ _CHUNK = 64  # images decoded together
 
 @dataclasses.dataclass(frozen=True)
 class ImageFormat:
-  """The size and encoding of the images of a rewritten data set.
+  """The size and encoding of the images of a rewritten data set."""
 
-  Attributes:
-    side: The short side in pixels.
-    encoding: 'jpeg', or 'raw' for unencoded pixels.
-    quality: The JPEG quality, 1 ... 100.
-    crop: 'center' for the central square (Krizhevsky et al. 2012, section 2), or 'none'.
-  """
-
-  side: int
-  encoding: Encoding = 'jpeg'
-  quality: int = 90
-  crop: Center = 'none'
+  side: int  # the short one, in pixels
+  encoding: Encoding = 'jpeg'  # 'raw' are unencoded pixels
+  quality: int = 90  # of JPEG, 1 ... 100
+  crop: Center = 'none'  # 'center' is the central square (Krizhevsky et al. 2012, section 2)
 
   def __post_init__(self) -> None:
     for key, value, choices in (
@@ -120,8 +113,7 @@ def prepare_smaller(
   is_folder = name == IMAGE_FOLDER
   base = pathlib.Path(data_dir or '').resolve().name if is_folder else name.partition(':')[0]
   new_name = re.sub(r'\W+', '_', f'{base}_{image_format.suffix()}').lower()
-  if not new_name[0].isalpha():  # TFDS requires a letter
-    new_name = f'd_{new_name}'
+  new_name = new_name if new_name[0].isalpha() else f'd_{new_name}'  # TFDS requires a letter
   root = out_dir or (None if is_folder else data_dir)
   folder = pathlib.Path(root or tfds.core.constants.DATA_DIR).expanduser() / new_name / VERSION
   bad = BadImages(on_bad_image, lambda line: tqdm.write(line), '--on_bad_image=skip')
@@ -139,10 +131,8 @@ def prepare_smaller(
         return new_name
       total = sum(source.num_examples for source in sources.values())
       with tqdm(total=total, unit='image', desc=new_name) as bar:
-        splits = [
-          _write_split(folder, new_name, split, source, image_format, bad, bar)
-          for split, source in sources.items()
-        ]
+        write = functools.partial(_write_split, folder, new_name, image_format, bad, bar)
+        splits = [write(split, source) for split, source in sources.items()]
       skipped = _write_metadata(folder, image_format, next(iter(sources.values())), splits)
   except filelock.Timeout:
     raise UsageError(f'another process is writing {folder}; wait for it') from None
@@ -178,11 +168,11 @@ def _is_done(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
 def _write_split(
   folder: pathlib.Path,
   name: str,
-  split: str,
-  source: Source,
   image_format: ImageFormat,
   bad: BadImages,
   bar: 'tqdm[Any]',
+  split: str,
+  source: Source,
 ) -> Any:
   size = image_format.side**2 * 4  # three channels, with a long side of about 4 / 3 of the short side
   per_shard = max(_SHARD_BYTES // (size if image_format.encoding == 'raw' else size // 8), 1)
@@ -242,20 +232,24 @@ def write_shard(
   The JSON file `statistics` receives the numbers of images and pixels, and sums of pixel values and products.
   Raises OSError if the disk is full or not writable.
   """
-  images, pixels, sums, products = 0, 0, np.zeros(3), np.zeros((3, 3))
+  chunks = np.split(indices, range(_CHUNK, len(indices), _CHUNK))
+  plans = [Plan(chunk, np.ones(len(chunk), np.float32), np.zeros((len(chunk), 0))) for chunk in chunks]
+  reader = Reader(source, functools.partial(_encode, image_format), bad)
   features = image_format.features(source.class_names)
+  images, pixels, sums, products = 0, 0, np.zeros(3), np.zeros((3, 3))
   with atomic_path(path) as partial:
     with _system_errors(), tf.io.TFRecordWriter(str(partial)) as writer:
-      for chunk, batch in _resized(source, indices, image_format, bad):
-        names = [_short_name(one.name) for one in source.read(chunk)]
-        for row in np.flatnonzero(batch['weight'][: len(chunk)]):
+      for batch in reader.batches(plans.__getitem__, range(len(plans)), None):
+        names = [_short_name(one.name) for one in source.read(batch['index'])]
+        kept = np.flatnonzero(batch['weight'])
+        for row in kept:
           example = {'image': batch['image'][row], 'label': int(batch['label'][row]), 'file_name': names[row]}
           writer.write(features.serialize_example(example))
-          images += 1
-          pixels += int(batch['pixels'][row])
-          sums += batch['sums'][row]
-          products += batch['products'][row]
-        bar.update(len(chunk))
+        images += len(kept)
+        pixels += int(batch['pixels'][kept].sum())
+        sums += batch['sums'][kept].sum(0)
+        products += batch['products'][kept].sum(0)
+        bar.update(len(names))
     counts = {'images': images, 'left_out': len(indices) - images, 'pixels': pixels}
     write_text(statistics, json.dumps(counts | {'sums': sums.tolist(), 'products': products.tolist()}))
 
@@ -273,21 +267,6 @@ def _system_errors() -> Iterator[None]:
 def _short_name(name: str) -> str:
   """Shortens a path to CLASS/image; TFDS's own names are kept."""
   return '/'.join(pathlib.PurePath(name).parts[-2:]) if os.path.isfile(name) else name
-
-
-def _resized(
-  source: Source, indices: np.ndarray, image_format: ImageFormat, bad: BadImages
-) -> Iterator[tuple[np.ndarray, HostBatch]]:
-  """Yields chunks of indices with their resized images."""
-  chunks = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
-
-  def plan(step: int) -> Plan:
-    padded = np.resize(chunks[step], _CHUNK)
-    weights = (np.arange(_CHUNK) < len(chunks[step])).astype(np.float32)
-    return Plan(padded, weights, np.zeros((_CHUNK, 0), np.float32))
-
-  reader = Reader(source, functools.partial(_encode, image_format), bad)
-  yield from zip(chunks, reader.batches(plan, range(len(chunks)), None), strict=True)
 
 
 def _encode(
