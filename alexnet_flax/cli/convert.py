@@ -13,7 +13,6 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the options."""
   parser.add_argument('source', metavar='SRC')
   parser.add_argument('destination', metavar='DST')
   add_network(parser)
@@ -25,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-  """Converts; returns the exit code."""
   from alexnet_flax.export.convert import convert
 
   agrees = convert(

@@ -2,7 +2,7 @@
 
 import argparse
 
-from alexnet_flax.cli.options import add_classes, add_weights, load
+from alexnet_flax.cli.options import add_weights, load
 from alexnet_flax.errors import needs_extra
 
 HELP = 'web demo'
@@ -10,23 +10,17 @@ DESCRIPTION = 'Serves a page that classifies images: top-5, Grad-CAM, every laye
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the options."""
   parser.add_argument('workdir', metavar='WORKDIR', nargs='?', help="a run's folder, instead of --weights")
-  add_weights(parser)
-  add_classes(parser)
+  add_weights(parser, classes=True)
   parser.add_argument('--port', type=int, default=8000, help='(default 8000; 0 for any that is free)')
   parser.add_argument(
-    '--host',
-    default='127.0.0.1',
-    help='(default 127.0.0.1: this machine alone; 0.0.0.0: the network)',
+    '--host', default='127.0.0.1', help='(default 127.0.0.1: this machine alone; 0.0.0.0: the network)'
   )
 
 
-def run(arguments: argparse.Namespace) -> int:
-  """Serves; returns the exit code."""
+def run(arguments: argparse.Namespace) -> None:
   with needs_extra('demo'):
     from alexnet_flax.viz.demo import serve
   if arguments.workdir:
     arguments.weights = arguments.workdir
   serve(load(arguments), arguments.host, arguments.port)
-  return 0

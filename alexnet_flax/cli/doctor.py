@@ -10,12 +10,10 @@ TAKES_FLAGS = True  # those of train.py
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the command's arguments."""
   parser.add_argument('--workdir', default='.', help='the folder that runs would be written to')
 
 
 def run(arguments: argparse.Namespace) -> int:
-  """Runs the checks; returns the exit code."""
   from alexnet_flax.cli.train import parse
   from alexnet_flax.config import Config
   from alexnet_flax.diagnostics.doctor import examine

@@ -13,7 +13,6 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the options."""
   parser.add_argument('workdirs', metavar='WORKDIR', nargs='*', help="runs' folders")
   parser.add_argument('--weights', nargs='+', default=[], help='files, URLs or published names')
   add_network(parser)
@@ -27,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--json', metavar='FILE', help='file for all figures; - is the standard output')
 
 
-def run(arguments: argparse.Namespace) -> int:
-  """Evaluates; returns the exit code."""
+def run(arguments: argparse.Namespace) -> None:
   from alexnet_flax.evaluation.summary import check_writable, evaluate, write_json
   from alexnet_flax.pretrained import load_pretrained, run_config
 
@@ -46,17 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
   networks = [load_pretrained(folder) for folder in arguments.workdirs] + [
     load_pretrained(weights, **network_options(arguments)) for weights in arguments.weights
   ]
-  figures = evaluate(
-    networks,
-    dataset,
-    data_dir=arguments.data_dir,
-    protocol=arguments.protocol,
-    resize=arguments.resize,
-    size=arguments.size,
-    batch_size=arguments.batch_size,
-    any_count=arguments.any_count,
-    quiet=arguments.json == '-',
-  )
+  names = ('data_dir', 'protocol', 'resize', 'size', 'batch_size', 'any_count')
+  options = {name: getattr(arguments, name) for name in names}
+  figures = evaluate(networks, dataset, **options, quiet=arguments.json == '-')
   if arguments.json:
     write_json(arguments.json, figures)
-  return 0

@@ -2,7 +2,7 @@
 
 import argparse
 
-from alexnet_flax.cli.options import add_weights, check_batch_size, network_options
+from alexnet_flax.cli.options import add_weights, check_batch_size, load
 from alexnet_flax.errors import UsageError
 from alexnet_flax.weights import LAYER_NAMES
 
@@ -14,28 +14,26 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the options."""
   parser.add_argument('images', metavar='IMAGES', nargs='+', help='files, folders and patterns')
   parser.add_argument('--layers', required=True, help='such as relu3,fc7')
   parser.add_argument('--out', required=True, help='F.h5 or F.npz')
-  add_weights(parser)
+  add_weights(parser, classes=False)
   parser.add_argument('--names', choices=list(LAYER_NAMES), default='ours', help='whose names of layers')
   parser.add_argument('--pool', choices=['mean', 'max'], help='over space; else all of it')
   parser.add_argument('--half', action='store_true', help='float16 instead of float32')
   parser.add_argument('--batch_size', type=int, default=64)
 
 
-def run(arguments: argparse.Namespace) -> int:
-  """Writes features; returns the exit code."""
-  from alexnet_flax.inference.feature_files import write_features
+def run(arguments: argparse.Namespace) -> None:
+  from alexnet_flax.inference.feature_files import check_ending, write_features
 
   check_batch_size(arguments)
+  check_ending(arguments.out)
   unreadable = write_features(
+    load(arguments),
     arguments.images,
     arguments.layers.split(','),
     arguments.out,
-    weights=arguments.weights,
-    **network_options(arguments),
     names=arguments.names,
     pool=arguments.pool,
     half=arguments.half,
@@ -45,4 +43,3 @@ def run(arguments: argparse.Namespace) -> int:
     raise UsageError(
       f'{len(unreadable)} of the images cannot be read; {arguments.out} is written, and their rows are NaN'
     )
-  return 0

@@ -19,17 +19,11 @@ from alexnet_flax.cli import (
 )
 from alexnet_flax.errors import UsageError, needs_extra
 
-# Each module has HELP, DESCRIPTION, `add_arguments` and `run`, and imports what it needs only when it runs.
+# Each module has HELP, DESCRIPTION, `add_arguments`, and `run`, which returns the exit code (None for 0) and
+# imports what it needs.
+_MODULES = (prepare, evaluate, predict, report, demo, features, convert, verify_resume, doctor)
 VERBS: dict[str, ModuleType] = {
-  'prepare': prepare,
-  'evaluate': evaluate,
-  'predict': predict,
-  'report': report,
-  'demo': demo,
-  'features': features,
-  'convert': convert,
-  'verify-resume': verify_resume,
-  'doctor': doctor,
+  module.__name__.rpartition('.')[2].replace('_', '-'): module for module in _MODULES
 }
 
 
@@ -45,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
       parser.error(f'unrecognized arguments: {" ".join(others)}')
     arguments.flags = others
     with needs_extra(f'alexnet-flax {arguments.verb}'):
-      return verb.run(arguments)
+      return verb.run(arguments) or 0
   except BrokenPipeError:  # the reader has closed the pipe
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
@@ -66,7 +60,3 @@ def _parser() -> argparse.ArgumentParser:
   for name, verb in VERBS.items():
     verb.add_arguments(verbs.add_parser(name, help=verb.HELP, description=verb.DESCRIPTION))
   return parser
-
-
-if __name__ == '__main__':
-  sys.exit(main())

@@ -22,14 +22,14 @@ def network_options(arguments: argparse.Namespace) -> dict[str, Any]:
   return {name: getattr(arguments, name) for name in ('variant', 'width', 'image_size')}
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-  """Adds the options for a trained network; the default is torchvision's."""
-  parser.add_argument(
-    '--weights',
-    default='torchvision',
-    help="a run's folder, a file, a URL or a published name (default: torchvision's, downloaded once)",
-  )
+def add_weights(parser: argparse.ArgumentParser, *, classes: bool) -> None:
+  """Adds the options for a trained network, torchvision's by default, and for the names of its classes."""
+  sources = "a run's folder, a file, a URL or a published name (default: torchvision's, downloaded once)"
+  parser.add_argument('--weights', default='torchvision', help=sources)
   add_network(parser)
+  parser.set_defaults(classes=None)
+  if classes:
+    parser.add_argument('--classes', metavar='FILE', help='class names, one a line')
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
@@ -43,13 +43,8 @@ def check_batch_size(arguments: argparse.Namespace) -> None:
     raise UsageError(f'--batch_size (={arguments.batch_size}) must be at least 1')
 
 
-def add_classes(parser: argparse.ArgumentParser) -> None:
-  """Adds the option for class names."""
-  parser.add_argument('--classes', metavar='FILE', help='class names, one a line')
-
-
 def load(arguments: argparse.Namespace) -> 'PretrainedModel':
-  """Loads the network of the options of `add_weights` and `add_classes`."""
+  """Loads the network of the options of `add_weights`."""
   from alexnet_flax.pretrained import load_pretrained, read_names
 
   network = load_pretrained(arguments.weights, **network_options(arguments))

@@ -2,7 +2,7 @@
 
 import argparse
 
-from alexnet_flax.cli.options import add_classes, add_weights, load
+from alexnet_flax.cli.options import add_weights, load
 from alexnet_flax.errors import UsageError
 
 HELP = 'classify image files: the five most probable classes'
@@ -10,18 +10,15 @@ DESCRIPTION = 'The five most probable classes of each image, in the order given.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the options."""
   parser.add_argument('images', metavar='IMAGES', nargs='+', help='files, folders and patterns')
-  add_weights(parser)
-  add_classes(parser)
+  add_weights(parser, classes=True)
   parser.add_argument('--json', action='store_true', help='one JSON object a line')
   parser.add_argument(
     '--saliency', metavar='FOLDER', help='folder for Grad-CAM maps of the most probable class'
   )
 
 
-def run(arguments: argparse.Namespace) -> int:
-  """Predicts; returns the exit code."""
+def run(arguments: argparse.Namespace) -> None:
   from alexnet_flax.inference.predict import write_predictions
 
   failed = write_predictions(
@@ -29,4 +26,3 @@ def run(arguments: argparse.Namespace) -> int:
   )
   if failed:
     raise UsageError(f'{failed} of the images cannot be read')
-  return 0

@@ -13,7 +13,6 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the command's arguments."""
   parser.add_argument('dataset', metavar='NAME', help='a data set, such as cifar10, mnist, imagenet2012')
   add_data_dir(parser)
   parser.add_argument('--manual_dir', help="folder of archives downloaded by hand (ImageNet's two)")
@@ -25,8 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--on_bad_image', choices=['error', 'skip'], default='error')
 
 
-def run(arguments: argparse.Namespace) -> int:
-  """Prepares the data set; returns the exit code."""
+def run(arguments: argparse.Namespace) -> None:
   from alexnet_flax.data import tfds_source
 
   given = {name: getattr(arguments, name) for name in ('encoding', 'quality', 'crop')}
@@ -35,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     if given:
       raise UsageError(f'--{next(iter(given))} is for smaller images; add their --side, such as 256')
     tfds_source.prepare(arguments.dataset, arguments.data_dir, arguments.manual_dir)
-    return 0
+    return
   from alexnet_flax.data.prepare.resize import ImageFormat, prepare_smaller
 
   name = prepare_smaller(
@@ -46,4 +44,3 @@ def run(arguments: argparse.Namespace) -> int:
     on_bad_image=arguments.on_bad_image,
   )
   print(f'train on it with --config.data.dataset={name}')
-  return 0

@@ -14,14 +14,12 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the command's arguments."""
   parser.add_argument('workdirs', metavar='WORKDIR', nargs='+', help='the folders of the runs')
   add_data_dir(parser)
   parser.add_argument('--out', help='(default: WORKDIR/report.html; ./report.html for several runs)')
 
 
-def run(arguments: argparse.Namespace) -> int:
-  """Writes the report; returns the exit code."""
+def run(arguments: argparse.Namespace) -> None:
   from alexnet_flax.viz.report import FILE, load_results, write_report
 
   folders = arguments.workdirs
@@ -32,4 +30,3 @@ def run(arguments: argparse.Namespace) -> int:
     runs = [dataclasses.replace(run, name=folder) for run, folder in zip(runs, folders, strict=True)]
   write_report(runs, path)
   print(f'wrote {path}')
-  return 0

@@ -12,13 +12,11 @@ TAKES_FLAGS = True  # those of train.py
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the command's arguments."""
   parser.add_argument('--kills', type=int, default=3, help='number of kills (default 3)')
   parser.add_argument('--seed', type=int, default=0, help='seed of the random times')
 
 
 def run(arguments: argparse.Namespace) -> int:
-  """Runs the verification; returns the exit code."""
   from alexnet_flax.cli.train import parse
   from alexnet_flax.diagnostics.verify_resume import verify_resume
 

@@ -31,17 +31,20 @@ _OVERFIT_STEPS = 20
 _OVERFIT_IMAGES = 32
 _TIMED_SECONDS = 3.0
 
+Verdict = Literal['ok', 'look', 'bad']
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """The result of one check, with advice if there is a problem."""
+  """The result of one check, and what to do if it is not ok."""
 
-  verdict: Literal['ok', 'look', 'bad']
+  verdict: Verdict
   what: str
   advice: str = ''
 
   def __str__(self) -> str:
-    return f'{self.verdict:5} {self.what}' + (f'\n      -> {self.advice}' if self.advice else '')
+    advice = f'\n      -> {self.advice}' if self.advice and self.verdict != 'ok' else ''
+    return f'{self.verdict:5} {self.what}{advice}'
 
 
 def examine(config: Config, workdir: str) -> bool:
@@ -84,24 +87,21 @@ def devices() -> Iterator[Finding]:
   kinds = {device.device_kind for device in jax.devices()}
   yield Finding('ok', f'{jax.device_count()} x {", ".join(sorted(kinds))} ({jax.default_backend()})')
   if jax.default_backend() == 'cpu' and shutil.which('nvidia-smi'):
-    yield Finding(
-      'bad',
-      'this machine has an NVIDIA driver, but JAX runs on the CPU',
-      'pip install --require-hashes -r requirements/cuda.txt; TensorFlow with its own CUDA may hide the GPU'
-      ' from JAX: use tensorflow-cpu',
-    )
+    install = 'pip install --require-hashes -r requirements/cuda.txt'
+    advice = f'{install}; TensorFlow with its own CUDA may hide the GPU from JAX: use tensorflow-cpu'
+    yield Finding('bad', 'this machine has an NVIDIA driver, but JAX runs on the CPU', advice)
 
 
 def _tensorflow() -> Finding:
   tf = import_tensorflow()
   hidden = len(tf.config.list_physical_devices('GPU'))
-  what = f'TensorFlow {tf.__version__} sees no GPU'
-  if hidden:
-    what = f'TensorFlow {tf.__version__} supports {hidden} GPUs, which are hidden from it'
-  if tf.test.is_built_with_cuda():
-    advice = 'its CUDA libraries may differ from those of JAX: pip uninstall tensorflow, and'
-    return Finding('look', f'{what}; it is built for CUDA', f'{advice} pip install tensorflow-cpu')
-  return Finding('ok', what)
+  what = f'supports {hidden} GPUs, which are hidden from it' if hidden else 'sees no GPU'
+  cuda = tf.test.is_built_with_cuda()
+  return Finding(
+    'look' if cuda else 'ok',
+    f'TensorFlow {tf.__version__} {what}{"; it is built for CUDA" if cuda else ""}',
+    'its CUDA may not be that of JAX: pip uninstall tensorflow, and pip install tensorflow-cpu',
+  )
 
 
 def disk(experiment: Experiment, folder: pathlib.Path) -> Finding:
@@ -111,9 +111,8 @@ def disk(experiment: Experiment, folder: pathlib.Path) -> Finding:
   needed = size * (experiment.config.keep_checkpoints + 2)  # the best one, and one that is being written
   free = shutil.disk_usage(existing).free
   what = f'disk: {free / 1e9:,.1f} GB free in {folder}; checkpoints may take {needed / 1e9:,.1f} GB'
-  if needed > free:
-    return Finding('bad', what, 'free some space, use another --workdir, or set keep_checkpoints=1')
-  return Finding('ok', what)
+  advice = 'free some space, use another --workdir, or set keep_checkpoints=1'
+  return Finding('bad' if needed > free else 'ok', what, advice)
 
 
 def _throughput(experiment: Experiment, batches: Iterator[Batch]) -> Finding:
@@ -131,11 +130,13 @@ def _throughput(experiment: Experiment, batches: Iterator[Batch]) -> Finding:
 
   step()  # compiles
   step_rate = images / _median_seconds(step)
-  what = f'speed: the input gives {input_rate:,.0f} images/s, the step takes {step_rate:,.0f}'
-  if input_rate < 1.2 * step_rate:
-    advice = 'alexnet-flax prepare NAME --side 256 writes smaller images, which load several times as fast'
-    return Finding('look', f'{what}: the input is the bottleneck', advice)
-  return Finding('ok', f'{what}: the step is the bottleneck')
+  slow = input_rate < 1.2 * step_rate
+  return Finding(
+    'look' if slow else 'ok',
+    f'speed: the input gives {input_rate:,.0f} images/s, the step takes {step_rate:,.0f}:'
+    f' the {"input" if slow else "step"} is the bottleneck',
+    'alexnet-flax prepare NAME --side 256 writes smaller images, which load several times as fast',
+  )
 
 
 def check_network(experiment: Experiment, state: TrainState, batch: Batch) -> Iterator[Finding]:
@@ -152,16 +153,12 @@ def check_network(experiment: Experiment, state: TrainState, batch: Batch) -> It
     classes = config.model.num_classes or experiment.spec.num_classes
     chance = math.log(classes)
     what = f'initial loss: {first:.3f}; chance among {classes} classes is ln({classes}) = {chance:.3f}'
-    if first < 1.5 * chance:
-      yield Finding('ok', what)
-    else:
-      yield Finding('look', what, 'the initialisation is too large, or the images are not normalised')
+    advice = 'the initialisation is too large, or the images are not normalised'
+    yield Finding('ok' if first < 1.5 * chance else 'look', what, advice)
   what = f'{_OVERFIT_STEPS} steps on the same {count} images: the loss goes from {first:.3f} to {last:.3f}'
-  if last < 0.8 * first:
-    yield Finding('ok', what)
-  else:
-    advice = 'a network should overfit a single batch: try optimizer.learning_rate / 10, and times 10'
-    yield Finding('look' if math.isfinite(last) else 'bad', what, advice)
+  advice = 'a network should overfit a single batch: try optimizer.learning_rate / 10, and times 10'
+  verdict: Verdict = 'ok' if last < 0.8 * first else 'look' if math.isfinite(last) else 'bad'
+  yield Finding(verdict, what, advice)
   names = [name for name, layer in experiment.spec.named_layers() if layer == Activation('relu')]
   if not names:
     return
@@ -169,11 +166,8 @@ def check_network(experiment: Experiment, state: TrainState, batch: Batch) -> It
   layers = layer_statistics(experiment.learner.model, variables, small['image'])
   dead = {layer.name: layer.dead for layer in layers if layer.name in names}
   what = 'dead units on these images: ' + ', '.join(f'{name} {share:.0%}' for name, share in dead.items())
-  if max(dead.values()) > 0.5:
-    advice = 'lower optimizer.learning_rate, initialise biases above 0, or use BatchNorm'
-    yield Finding('look', what, advice)
-  else:
-    yield Finding('ok', what)
+  advice = 'lower optimizer.learning_rate, initialise biases above 0, or use BatchNorm'
+  yield Finding('look' if max(dead.values()) > 0.5 else 'ok', what, advice)
 
 
 def _overfit(experiment: Experiment, state: TrainState, batch: Batch) -> tuple[list[float], TrainState]:

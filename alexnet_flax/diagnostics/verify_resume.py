@@ -1,8 +1,9 @@
 """`alexnet-flax verify-resume`: kills a run repeatedly and compares it with an uninterrupted run.
 
 Both are the real program in separate processes. A kill is SIGKILL: at a random step, during a save, or during
-start-up. After each kill the last complete checkpoint must be bit-identical to that of the uninterrupted run
-at the same step; at the end, so must everything else.
+start-up, and always after a checkpoint: only then does it prove anything. After each kill the last complete
+checkpoint must be bit-identical to that of the uninterrupted run at the same step; at the end, so must
+everything else.
 """
 
 import collections
@@ -38,21 +39,13 @@ _PROGRAM = 'import sys; from alexnet_flax.cli.train import main; sys.exit(main(s
 
 @dataclasses.dataclass
 class Verification:
-  """The results.
+  """The results."""
 
-  Attributes:
-    kills: The number of kills.
-    inside_save: The number of kills that left an unfinished checkpoint behind.
-    equal: The number of kills after which the run was bit-identical.
-    differences: The differences, one per line.
-    compared: The numbers of compared checkpoints, arrays, metric values and steps' examples.
-  """
-
-  kills: int = 0
-  inside_save: int = 0
-  equal: int = 0
+  kills: int = 0  # after which a checkpoint was restored
+  inside_save: int = 0  # kills of those that left an unfinished checkpoint behind
+  equal: int = 0  # kills of those after which the run was bit-identical
   differences: list[str] = dataclasses.field(default_factory=list)
-  compared: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+  compared: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # by kind
 
 
 def verify_resume(
@@ -62,12 +55,13 @@ def verify_resume(
 
   Args:
     flags: `--config=FILE` and overrides, as for `train.py`. The default is a small number of steps.
-    kills: The number of kills. A third of them waits for a save, a sixth strikes during start-up.
+    kills: The number of kills. A third of them waits for a save, a sixth strikes during start-up. One that
+      leaves no checkpoint to resume from, or strikes after the last one, is not counted.
     seed: The seed of the random times.
     say: Receives lines about the progress.
 
   Raises:
-    UsageError: The run itself fails.
+    UsageError: The run itself fails, or is too short to be killed between two checkpoints.
   """
   given = {flag.lstrip('-').partition('=')[0].removeprefix('config.') for flag in flags}
   refused = sorted(given & {'workdir', 'show_batch', 'coordinator', 'processes', 'process_id'})
@@ -82,57 +76,72 @@ def verify_resume(
   command = [sys.executable, '-c', _PROGRAM, *flags, *short, *kept]
   rng, result = random.Random(seed), Verification()
   with tempfile.TemporaryDirectory() as temporary:
-    root = pathlib.Path(temporary)
-    whole = root / 'whole'
+    whole = pathlib.Path(temporary, 'whole')
     start = time.monotonic()
     _run(command, whole)
-    saved = len(_steps(whole))
-    if saved < 2 or not read_metrics(whole):
+    saved = _steps(whole)
+    if len(saved) < 2 or not read_metrics(whole):
       raise UsageError('the run is too short to be interrupted: it needs two checkpoints and logged metrics')
-    say(f'uninterrupted: {saved} checkpoints in {time.monotonic() - start:.0f} s')
+    say(f'uninterrupted: {len(saved)} checkpoints in {time.monotonic() - start:.0f} s')
     rounds = 0
     while result.kills < kills:
       rounds += 1
       if rounds > kills + _MISSES:
-        raise UsageError(f'{rounds} runs ended before they could be killed; train for more steps')
-      folder, before, good = root / f'killed-{rounds}', result.kills, 0
-      while result.kills < min(before + _KILLS_PER_RUN, kills) and _kill(command, folder, whole, rng, result):
-        wrong = _compare_latest(whole, folder)
-        good += not wrong
-        result.differences += wrong
-        step = next(iter(_steps(folder)), None)
-        state = 'no checkpoint yet' if step is None else f'last checkpoint at step {step}'
-        say(f'kill {result.kills} of {kills}: {state}{"; DIFFERENT" if wrong else ""}')
-      _run(command, folder)
-      wrong = _compare(whole, folder, result)
+        raise UsageError(
+          f'only {result.kills} kills came between two checkpoints, in {rounds} runs; train for more steps'
+        )
+      folder, before, wrong = pathlib.Path(temporary, f'killed-{rounds}'), result.kills, list[str]()
+      restored = 0
+      while result.kills < min(before + _KILLS_PER_RUN, kills):
+        inside_save = _kill(command, folder, whole, rng, result.kills)
+        latest = _latest_whole(folder)
+        restored = latest if latest < saved[0] else 0
+        if inside_save is None or not restored:
+          break
+        result.kills += 1
+        result.inside_save += inside_save
+        different, _ = _compare_arrays(whole, folder, latest)
+        wrong += different
+        verdict = '; DIFFERENT' if different else ''
+        say(f'kill {result.kills} of {kills}: last checkpoint at step {latest}{verdict}')
+      said = _run(command, folder)
+      if restored and f'steps {restored + 1} to' not in said:
+        wrong.append(f'the checkpoint of step {restored} was not restored')
+      wrong += _compare(whole, folder, result)
       result.differences += wrong
-      result.equal += 0 if wrong else good
+      result.equal += 0 if wrong else result.kills - before
       verdict = 'DIFFERENT' if wrong else 'bit-identical'
       say(f'run {rounds} finished after {result.kills - before} kills: {verdict}')
   return result
 
 
-def _run(command: list[str], folder: pathlib.Path) -> None:
-  """Runs the program to its end."""
+def _run(command: list[str], folder: pathlib.Path) -> str:
+  """Runs the program to its end; returns what it printed."""
   done = subprocess.run([*command, f'--workdir={folder}'], capture_output=True, text=True, check=False)
   if done.returncode:
     last = (done.stderr.strip() or 'no message').splitlines()[-1]
     raise UsageError(f'the run fails with exit code {done.returncode}: {last.removeprefix("error: ")}')
+  return done.stdout
 
 
 def _kill(
-  command: list[str], folder: pathlib.Path, whole: pathlib.Path, rng: random.Random, result: Verification
-) -> bool:
-  """Runs the program and kills it; returns False if it ends before."""
+  command: list[str], folder: pathlib.Path, whole: pathlib.Path, rng: random.Random, number: int
+) -> bool | None:
+  """Runs the program and kills it once there is a checkpoint; returns None if it ends before.
+
+  Returns otherwise whether an unfinished checkpoint is left.
+  """
   partial, log = _partial(folder), _examples_inode(folder)  # as the previous kill left them
   steps = len(read_lines(whole / _EXAMPLES))
   first = next(iter(_steps(folder)), 0) + 1
   last = min(first + steps // _KILLS_PER_RUN, steps)
   step, seconds = rng.randint(min(first, last), last), rng.uniform(0, 5)
-  kind = ('step', 'step', 'save', 'start', 'step', 'save')[result.kills % 6]
+  kind = ('step', 'step', 'save', 'start', 'step', 'save')[number % 6]
   begin = time.monotonic()
 
   def is_time() -> bool:
+    if not _steps(folder):
+      return False
     if kind == 'save':
       return bool(_partial(folder) - partial)
     if kind == 'start':
@@ -146,11 +155,9 @@ def _kill(
       time.sleep(0.001 if kind == 'save' else 0.01)
     time.sleep(rng.uniform(0, 0.05))
     if process.poll() is not None:
-      return False
+      return None
     process.kill()
-  result.kills += 1
-  result.inside_save += bool(_partial(folder) - partial)
-  return True
+  return bool(_partial(folder) - partial)
 
 
 def _steps(folder: pathlib.Path) -> list[int]:
@@ -172,11 +179,10 @@ def _partial(folder: pathlib.Path) -> set[tuple[str, int]]:
   return found
 
 
-def _compare_latest(whole: pathlib.Path, folder: pathlib.Path) -> list[str]:
-  """Returns the differences of the last complete checkpoint."""
+def _latest_whole(folder: pathlib.Path) -> int:
+  """Returns the step of the last complete checkpoint; 0 if there is none."""
   place = folder / 'checkpoints'
-  step = next((step for step in _steps(folder) if not checkpoint.damage(place / str(step))), None)
-  return [] if step is None else _compare_arrays(whole, folder, step)[0]
+  return next((step for step in _steps(folder) if not checkpoint.damage(place / str(step))), 0)
 
 
 def _compare_arrays(whole: pathlib.Path, folder: pathlib.Path, step: int) -> tuple[list[str], int]:
@@ -206,8 +212,7 @@ def _compare(whole: pathlib.Path, folder: pathlib.Path, result: Verification) ->
   ]
   if metrics[0] != metrics[1]:
     wrong.append('metrics.jsonl')
-  logged = [(line['step'], line['split'], line['name']) for line in read_metrics(folder)]
-  if len(logged) != len(set(logged)):
+  if len({line[:3] for line in metrics[1]}) < len(metrics[1]):
     wrong.append('metrics.jsonl contains a value twice')
   examples = [read_lines(place / _EXAMPLES) for place in (whole, folder)]
   if examples[0] != examples[1]:

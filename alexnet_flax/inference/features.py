@@ -14,11 +14,7 @@ from alexnet_flax.data.images import evaluation_view
 from alexnet_flax.errors import unknown_name
 from alexnet_flax.models.alexnet import AlexNet
 
-POOLS: dict[str | None, Callable[[jax.Array], jax.Array]] = {
-  None: lambda x: x,
-  'mean': lambda x: x.mean((1, 2)) if x.ndim == 4 else x,
-  'max': lambda x: x.max((1, 2)) if x.ndim == 4 else x,
-}
+POOLS: dict[str, Callable[..., jax.Array]] = {'mean': jnp.mean, 'max': jnp.max}
 
 
 def features(
@@ -89,8 +85,8 @@ def feature_batches(
   for name in layers:
     if name not in known:
       raise unknown_name('layer', name, known)
-  if pool not in POOLS:
-    raise unknown_name('pooling', str(pool), [name for name in POOLS if name])
+  if pool is not None and pool not in POOLS:
+    raise unknown_name('pooling', pool, POOLS)
   taps = _compiled(model, tuple(layers), pool)
   stream = iter(views)
   while batch := list(itertools.islice(stream, batch_size)):
@@ -106,6 +102,7 @@ def _compiled(model: AlexNet, layers: tuple[str, ...], pool: str | None) -> Any:
     if images.dtype == jnp.uint8:
       images = normalize({'image': images}, preprocessing=model.spec.preprocessing)['image']
     _, found = model.apply(variables, images, train=False, endpoints=True)
-    return {name: POOLS[pool](found[name]).astype(jnp.float32) for name in layers}
+    chosen = {name: found[name].astype(jnp.float32) for name in layers}
+    return {name: POOLS[pool](x, (1, 2)) if pool and x.ndim == 4 else x for name, x in chosen.items()}
 
   return jax.jit(taps)

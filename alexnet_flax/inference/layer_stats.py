@@ -11,26 +11,16 @@ from alexnet_flax.models.alexnet import AlexNet
 
 
 class LayerStatistics(NamedTuple):
-  """Statistics of one layer over a batch of images.
-
-  Attributes:
-    name: The name of the layer.
-    shape: The shape of its output for one image.
-    parameters: Its number of parameters.
-    weight_deviation: The standard deviation of its kernel, or None.
-    mean, deviation: Mean and standard deviation of its output.
-    zeros: The share of its output values that are 0.
-    dead: The share of its channels that are never above 0.
-  """
+  """Statistics of one layer's output over a batch of images."""
 
   name: str
-  shape: tuple[int, ...]
-  parameters: int
-  weight_deviation: float | None
+  shape: tuple[int, ...]  # of its output for one image
+  parameters: int  # how many
+  weight_deviation: float | None  # of its kernel, if it has one
   mean: float
   deviation: float
-  zeros: float
-  dead: float
+  zeros: float  # the share of values that are 0
+  dead: float  # the share of channels that are never above 0
 
 
 def layer_statistics(model: AlexNet, variables: Any, images: np.ndarray | jax.Array) -> list[LayerStatistics]:
@@ -40,12 +30,12 @@ def layer_statistics(model: AlexNet, variables: Any, images: np.ndarray | jax.Ar
     inputs = normalize({'image': images}, preprocessing=model.spec.preprocessing)['image']
     return model.apply(variables, inputs, train=False, endpoints=True)[1]
 
-  @jax.jit
-  def measure(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-    return {name: _measure(x.astype(jnp.float32)) for name, x in taps(variables, images).items()}
+  def measure(x: jax.Array) -> tuple[jax.Array, ...]:
+    x, dead = x.astype(jnp.float32), jnp.all(x <= 0, axis=tuple(range(x.ndim - 1)))
+    return x.mean(), x.std(), jnp.mean(x == 0), jnp.mean(dead)
 
   shapes = jax.eval_shape(taps, variables, images)
-  values = jax.device_get(measure(variables, images))
+  values = jax.jit(lambda *given: {name: measure(x) for name, x in taps(*given).items()})(variables, images)
   found = []
   for name, _ in model.spec.named_layers():
     own = variables['params'].get(name, {})
@@ -53,9 +43,3 @@ def layer_statistics(model: AlexNet, variables: Any, images: np.ndarray | jax.Ar
     size = sum(leaf.size for leaf in jax.tree.leaves(own))
     found.append(LayerStatistics(name, shapes[name].shape[1:], size, deviation, *map(float, values[name])))
   return found
-
-
-def _measure(x: jax.Array) -> jax.Array:
-  """Returns the mean, the deviation, the share of zeros, and the share of dead channels."""
-  dead = jnp.all(x <= 0, axis=tuple(range(x.ndim - 1)))
-  return jnp.stack([x.mean(), x.std(), jnp.mean((x == 0).astype(x.dtype)), jnp.mean(dead.astype(x.dtype))])

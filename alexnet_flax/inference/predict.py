@@ -18,18 +18,11 @@ from alexnet_flax.pretrained import Classification, PretrainedModel
 
 
 class Prediction(NamedTuple):
-  """The prediction for one image.
-
-  Attributes:
-    file: Its path.
-    best: The five most probable classes, most probable first.
-    view: uint8 [S, S, 3], the image as the network sees it.
-    error: Why the image cannot be read, or None; `best` is empty then.
-  """
+  """The prediction for one image, or why it cannot be read."""
 
   file: str
-  best: list[Classification]
-  view: np.ndarray | None = None
+  best: list[Classification]  # the five most probable classes; none of an image that cannot be read
+  view: np.ndarray | None = None  # uint8 [S, S, 3], the image as the network sees it
   error: str | None = None
 
 
@@ -48,11 +41,8 @@ def predict(network: PretrainedModel, files: Sequence[str], batch_size: int = 32
     views = [blank if isinstance(view, str) else view for view in seen]
     some = not all(isinstance(view, str) for view in seen)
     best = network.classify(views + [blank] * (size - len(views))) if some else [[]] * len(views)
-    for view, classes in zip(seen, best, strict=False):
-      if isinstance(view, str):
-        yield Prediction(next(rest), [], error=view)
-      else:
-        yield Prediction(next(rest), classes, view)
+    for view, classes, file in zip(seen, best, rest, strict=False):
+      yield Prediction(file, [], None, view) if isinstance(view, str) else Prediction(file, classes, view)
 
 
 def write_predictions(
@@ -95,17 +85,14 @@ def write_predictions(
 
 def _table(prediction: Prediction, place: pathlib.Path | None) -> str:
   lines = [prediction.file + (f'  ({place})' if place else '')]
-  for _, name, probability in prediction.best:
-    lines.append(f'  {probability:7.2%}  {"█" * round(20 * probability):20}  {name}')
+  lines += [f'  {share:7.2%}  {"█" * round(20 * share):20}  {name}' for _, name, share in prediction.best]
   return '\n'.join(lines)
 
 
 def _as_json(prediction: Prediction, place: pathlib.Path | None) -> dict[str, Any]:
   if prediction.error:
     return {'file': prediction.file, 'error': prediction.error}
-  best = [
-    {'class': label, 'name': name, 'probability': probability} for label, name, probability in prediction.best
-  ]
+  best = [{'class': one.label, 'name': one.name, 'probability': one.probability} for one in prediction.best]
   return {'file': prediction.file, 'best': best} | ({'saliency': str(place)} if place else {})
 
 
@@ -115,15 +102,13 @@ def _map_paths(files: Sequence[str], folder: str) -> dict[str, pathlib.Path]:
     pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UsageError(f'cannot write to --saliency={folder}: {error.strerror}') from None
-  places: dict[str, pathlib.Path] = {}
-  taken: set[str] = set()
+  places: dict[pathlib.Path, str] = {}
   for file in dict.fromkeys(files):
     stem = pathlib.PurePath(file).stem
     names = itertools.chain([stem], (f'{stem}-{count}' for count in itertools.count(2)))
-    name = next(name for name in names if name not in taken)
-    taken.add(name)
-    places[file] = pathlib.Path(folder) / f'{name}-gradcam.png'
-  return places
+    paths = (pathlib.Path(folder, f'{name}-gradcam.png') for name in names)
+    places[next(path for path in paths if path not in places)] = file
+  return {file: path for path, file in places.items()}
 
 
 def _write_map(network: PretrainedModel, prediction: Prediction, place: pathlib.Path) -> None:

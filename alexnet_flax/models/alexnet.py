@@ -88,8 +88,7 @@ class AlexNet(nn.Module):
       if perturbations and name in perturbations:
         x = x + perturbations[name].astype(x.dtype)
       taps[name] = x
-    logits = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
-    taps[name] = logits
+    taps[name] = logits = layers.at_least_float32(x)
     return (logits, taps) if endpoints else logits
 
   def _apply(self, name: str, layer: specs.Layer, x: jax.Array, train: bool) -> jax.Array:

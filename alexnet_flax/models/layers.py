@@ -19,7 +19,7 @@ def pool(x: jax.Array, layer: Pool) -> jax.Array:
   window, strides = (layer.kernel_size, layer.kernel_size), (layer.strides, layer.strides)
   padding = [window_padding(layer, side) for side in x.shape[1:3]]
   if layer.kind == 'avg':
-    mean = nn.avg_pool(_at_least_float32(x), window, strides, padding, count_include_pad=False)
+    mean = nn.avg_pool(at_least_float32(x), window, strides, padding, count_include_pad=False)
     return mean.astype(x.dtype)
   x = jnp.pad(x, [(0, 0), *padding, (0, 0)], constant_values=-jnp.inf)
   return functools.reduce(_first_greatest, _window_slices(x, layer))
@@ -55,11 +55,9 @@ def local_response_norm(x: jax.Array, layer: LocalResponseNorm) -> jax.Array:
   grouped = x.reshape(*space, layer.groups, channels // layer.groups)
   before = layer.size // 2
   pads = [(0, 0)] * x.ndim + [(before, layer.size - 1 - before)]
-  squares = jnp.pad(jnp.square(_at_least_float32(grouped)), pads)
-  length = channels // layer.groups
-  parts = (squares[..., start : start + length] for start in range(layer.size))
-  total = functools.reduce(jnp.add, parts)
-  return _divide(grouped, total, layer).reshape(x.shape)
+  squares = jnp.pad(jnp.square(at_least_float32(grouped)), pads)
+  parts = (squares[..., start : start + grouped.shape[-1]] for start in range(layer.size))
+  return _divide(grouped, functools.reduce(jnp.add, parts), layer).reshape(x.shape)
 
 
 def spatial_response_norm(x: jax.Array, layer: SpatialResponseNorm) -> jax.Array:
@@ -69,21 +67,17 @@ def spatial_response_norm(x: jax.Array, layer: SpatialResponseNorm) -> jax.Array
   """
   before = layer.size // 2
   pads = (before, layer.size - 1 - before)
-  total = jax.lax.reduce_window(
-    jnp.square(_at_least_float32(x)),
-    0.0,
-    jax.lax.add,
-    (1, layer.size, layer.size, 1),
-    (1, 1, 1, 1),
-    ((0, 0), pads, pads, (0, 0)),
-  )
+  window, padding = (1, layer.size, layer.size, 1), ((0, 0), pads, pads, (0, 0))
+  squares = jnp.square(at_least_float32(x))
+  total = jax.lax.reduce_window(squares, 0.0, jax.lax.add, window, (1, 1, 1, 1), padding)
   return _divide(x, total, layer)
 
 
 def _divide(x: jax.Array, total: jax.Array, layer: LocalResponseNorm | SpatialResponseNorm) -> jax.Array:
   scale = jnp.power(layer.k + layer.alpha * total, -layer.beta)
-  return (_at_least_float32(x) * scale).astype(x.dtype)
+  return (at_least_float32(x) * scale).astype(x.dtype)
 
 
-def _at_least_float32(x: jax.Array) -> jax.Array:
+def at_least_float32(x: jax.Array) -> jax.Array:
+  """Converts bfloat16 and float16 to float32."""
   return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x

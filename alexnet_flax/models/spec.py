@@ -7,7 +7,7 @@ and reads like the paper. The networks are defined in `variants/`; `alexnet.py` 
 import dataclasses
 import itertools
 import math
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
 Padding = Literal['SAME', 'VALID'] | int
 ActivationKind = Literal['relu', 'tanh', 'sigmoid', 'leaky_relu']
@@ -191,10 +191,9 @@ class Spec:
     groups = math.lcm(*(layer.groups for layer in self.layers if hasattr(layer, 'groups')), 1)
 
     def scale(layer: Layer) -> Layer:
-      if isinstance(layer, Conv | Dense) and layer.features is not None:
-        features = max(round(layer.features * width / groups), 1) * groups
-        return dataclasses.replace(layer, features=features)
-      return layer
+      if not isinstance(layer, Conv | Dense) or layer.features is None:
+        return layer
+      return dataclasses.replace(layer, features=max(round(layer.features * width / groups), 1) * groups)
 
     size = self.image_size if image_size is None else image_size
     return dataclasses.replace(self, layers=tuple(map(scale, self.layers)), image_size=size)
@@ -221,15 +220,9 @@ class Spec:
     number, names = 0, []
     for layer in self.layers:
       number += isinstance(layer, Conv | Dense)
-      stem = layer_stem(layer)
-      names.append(stem if isinstance(layer, Flatten) else f'{stem}{number}')
-    letters = [
-      'abcdefgh'[names[:index].count(name)] if names.count(name) > 1 else ''
-      for index, name in enumerate(names)
-    ]
-    return tuple(
-      (name + letter, layer) for name, letter, layer in zip(names, letters, self.layers, strict=True)
-    )
+      names.append('flatten' if isinstance(layer, Flatten) else f'{layer_stem(layer)}{number}')
+    letters = ['abcdefgh'[names[:i].count(n)] if names.count(n) > 1 else '' for i, n in enumerate(names)]
+    return tuple(zip(map(str.__add__, names, letters), self.layers, strict=True))
 
   @property
   def head(self) -> str:
@@ -261,25 +254,13 @@ class Spec:
         )
 
 
+_STEMS: dict[type, str] = dict.fromkeys((LocalResponseNorm, SpatialResponseNorm, BatchNorm), 'norm')
+_STEMS |= {Conv: 'conv', Dense: 'fc', Pool: 'pool', Flatten: 'flatten', Dropout: 'drop'}
+
+
 def layer_stem(layer: Layer) -> str:
   """Returns the stem of a layer's name: 'conv', 'fc', 'relu', ..."""
-  match layer:
-    case Conv():
-      return 'conv'
-    case Dense():
-      return 'fc'
-    case Activation():
-      return layer.kind
-    case Pool():
-      return 'pool'
-    case LocalResponseNorm() | SpatialResponseNorm() | BatchNorm():
-      return 'norm'
-    case Flatten():
-      return 'flatten'
-    case Dropout():
-      return 'drop'
-    case _:
-      assert_never(layer)
+  return layer.kind if isinstance(layer, Activation) else _STEMS[type(layer)]
 
 
 def window_padding(layer: Conv | Pool, size: int) -> tuple[int, int]:

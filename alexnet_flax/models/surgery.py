@@ -4,13 +4,12 @@ import dataclasses
 import fnmatch
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.models.spec import (
-  BatchNorm,
   Conv,
   Dense,
-  Dropout,
   Flatten,
   Layer,
   LayerWithParameters,
@@ -61,7 +60,7 @@ def match_layers(spec: Spec, patterns: Iterable[str]) -> list[str]:
     matching = names[-1:] if pattern == HEAD else fnmatch.filter(names, pattern)
     if not matching:
       raise unknown_name('layer', pattern, names)
-    found |= set(matching)
+    found.update(matching)
   return [name for name in names if name in found]
 
 
@@ -92,22 +91,18 @@ def scale_rates(spec: Spec, rates: Mapping[str, float]) -> Spec:
   >>> scale_rates(VARIANTS['caffe'], {'conv*': 0.1}).layers[0].multipliers.bias_rate
   0.2
   """
-  factors = dict.fromkeys((name for name, _ in spec.named_layers()), 1.0)
+  layers = dict(spec.named_layers())
   for pattern, factor in rates.items():
     matching = match_layers(spec, [pattern])
     if not frozen_layers(spec, matching):
       raise UsageError(f'{pattern!r} matches no layer with parameters')
     for name in matching:
-      factors[name] *= factor
-
-  def scaled(name: str, layer: Layer) -> Layer:
-    if factors[name] == 1.0 or not isinstance(layer, LayerWithParameters):
-      return layer
-    old, factor = layer.multipliers, factors[name]
-    new = dataclasses.replace(old, kernel_rate=old.kernel_rate * factor, bias_rate=old.bias_rate * factor)
-    return dataclasses.replace(layer, multipliers=new)
-
-  return dataclasses.replace(spec, layers=tuple(scaled(name, layer) for name, layer in spec.named_layers()))
+      layer = layers[name]
+      if isinstance(layer, LayerWithParameters):
+        old = layer.multipliers
+        new = dataclasses.replace(old, kernel_rate=old.kernel_rate * factor, bias_rate=old.bias_rate * factor)
+        layers[name] = dataclasses.replace(layer, multipliers=new)
+  return dataclasses.replace(spec, layers=tuple(layers.values()))
 
 
 def with_head_on(spec: Spec, layer: str) -> Spec:
@@ -135,19 +130,11 @@ def with_head_init(spec: Spec, kernel_init: Normal | VarianceScaling) -> Spec:
   return dataclasses.replace(spec, layers=(*others, dataclasses.replace(head, kernel_init=kernel_init)))
 
 
+_TRAINING_ONLY = ('kernel_init', 'bias_init', 'multipliers', 'momentum', 'rate')
+
+
 def computation(layer: Layer) -> Layer:
   """Returns the layer without its training-only settings: equal results compute the same in evaluation."""
-  match layer:
-    case Conv():
-      default = Conv(1, 1)
-      return dataclasses.replace(
-        layer, kernel_init=default.kernel_init, bias_init=default.bias_init, multipliers=default.multipliers
-      )
-    case Dense():
-      return Dense(layer.features)
-    case BatchNorm():
-      return BatchNorm(epsilon=layer.epsilon, affine=layer.affine)
-    case Dropout():
-      return Dropout()
-    case _:
-      return layer
+  fields = dataclasses.fields(layer)
+  defaults: Any = {field.name: field.default for field in fields if field.name in _TRAINING_ONLY}
+  return dataclasses.replace(layer, **defaults)

@@ -7,7 +7,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,10 +20,10 @@ from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.errors import UsageError
 from alexnet_flax.evaluation.evaluate import predict_dataset
 from alexnet_flax.evaluation.protocols import Protocol, protocol_of
-from alexnet_flax.evaluation.scores import Estimate, Predictions, most_confused
+from alexnet_flax.evaluation.scores import Predictions, most_confused
 from alexnet_flax.files import write_text
 from alexnet_flax.inference.features import feature_batches
-from alexnet_flax.inference.layer_stats import LayerStatistics, layer_statistics
+from alexnet_flax.inference.layer_stats import layer_statistics
 from alexnet_flax.models.spec import Dropout, Flatten
 from alexnet_flax.pretrained import PretrainedModel, load_pretrained, run_config
 from alexnet_flax.training.logger import read_metrics
@@ -39,32 +39,16 @@ _FEW_CLASSES = 30  # up to which the whole confusion matrix is shown
 _STATISTICS_OVER = 64
 
 
-class Sources(NamedTuple):
-  """The data of a run."""
-
-  train: Source
-  evaluated: Source
-
-
 @dataclasses.dataclass(frozen=True)
 class RunResults:
-  """A run to report on.
+  """A run to report on."""
 
-  Attributes:
-    name: The name of its folder, or the path if several runs have the same name.
-    config: Its configuration.
-    network: The network at its last checkpoint.
-    sources: Its data, or None if they are not available.
-    metrics: The lines of metrics.jsonl.
-    environment: Versions, command, commit and devices.
-  """
-
-  name: str
+  name: str  # of its folder, or the path if several runs have the same name
   config: Config
-  network: PretrainedModel
-  sources: Sources | None
-  metrics: list[dict[str, Any]]
-  environment: dict[str, Any]
+  network: PretrainedModel  # at its last checkpoint
+  sources: tuple[Source, Source] | None  # of training and evaluation, if they are available
+  metrics: list[dict[str, Any]]  # the lines of metrics.jsonl
+  environment: dict[str, Any]  # versions, command, commit and devices
 
   @functools.cached_property
   def protocol(self) -> Protocol:
@@ -80,7 +64,7 @@ class RunResults:
     data = self.config.data
     return predict_dataset(
       [self.network],
-      self.sources.evaluated,
+      self.sources[1],
       self.protocol,
       batch_size=data.eval_batch_size or 128,
       num_threads=data.num_threads,
@@ -122,66 +106,15 @@ def load_results(folder: str, data_dir: str | None = None) -> RunResults:
   network = load_pretrained(folder)
   path = pathlib.Path(folder).expanduser()
   data_dir = data_dir or config.data.data_dir
-  sources: Sources | None = None
+  train, evaluated, sources = config.data.train_split, config.data.eval_split, None
   try:
     if (data_dir or '').startswith('.../'):  # runs do not record the user's folders
       raise UsageError(f'the data were in a folder {data_dir}')
-    splits = (config.data.train_split, config.data.eval_split)
-    sources = Sources(*(open_dataset(config.data.dataset, split, data_dir) for split in splits))
+    name = config.data.dataset
+    sources = (open_dataset(name, train, data_dir), open_dataset(name, evaluated, data_dir))
   except UsageError as error:
     print(f'note: {folder}: report without images: {error}; give --data_dir', file=sys.stderr)
   return RunResults(path.resolve().name, config, network, sources, read_metrics(path), read_environment(path))
-
-
-class PredictedImage(NamedTuple):
-  """An image, as a data URI, with its label and top-5 predictions: (class, probability, is correct)."""
-
-  image: str
-  label: str
-  predictions: list[tuple[str, float, bool]]
-
-
-class NeighbourRow(NamedTuple):
-  """An image with its nearest neighbours, each (data URI, class)."""
-
-  query: tuple[str, str]
-  neighbours: list[tuple[str, str]]
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationSection:
-  """What a report shows of a run if its data are available."""
-
-  images: int
-  protocol: str
-  top1: Estimate
-  top5: Estimate
-  loss: Estimate
-  calibration_error: float
-  panel: list[PredictedImage]
-  mistakes: list[PredictedImage]
-  neighbours: list[NeighbourRow]
-  neighbours_layer: str
-  gallery: int
-  confusion: list[list[int]] | None
-  confused: list[tuple[str, str, int]]
-  layers: list[LayerStatistics]
-  layers_over: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Content:
-  """What the page shows of one run: numbers, names, and images as text."""
-
-  results: RunResults
-  parameters: int
-  charts: list[tuple[str, str]]  # (title, SVG)
-  filters: str
-  filters_caption: str
-  class_names: tuple[str, ...]
-  facts: dict[str, str]
-  configuration: dict[str, str]
-  evaluation: EvaluationSection | None
 
 
 def write_report(runs: Sequence[RunResults], path: pathlib.Path) -> None:
@@ -202,21 +135,21 @@ def write_report(runs: Sequence[RunResults], path: pathlib.Path) -> None:
     raise UsageError(f'cannot write {path}: {error.strerror}') from None
 
 
-def content(results: RunResults) -> Content:
-  """Collects everything that the page shows of a run."""
-  network, config = results.network, results.config
+def content(results: RunResults) -> dict[str, Any]:
+  """Collects everything that the page shows of a run: numbers, names, and images as text."""
+  network = results.network
   kernel = first_kernel(network.spec, network.variables['params'])
-  return Content(
-    results,
-    network.num_parameters,
-    list(_charts(results)),
-    data_uri(filter_tiles(kernel), exact=True),
-    f'{kernel.shape[-1]} filters of {kernel.shape[0]}x{kernel.shape[1]}x3',
-    network.readable_names,
-    _facts(results),
-    {key: json.dumps(value_of(config, key)) for key in all_keys()},
-    evaluation_section(results),
-  )
+  return {
+    'results': results,
+    'parameters': network.num_parameters,
+    'charts': list(_charts(results)),
+    'filters': data_uri(filter_tiles(kernel), exact=True),
+    'filters_caption': f'{kernel.shape[-1]} filters of {kernel.shape[0]}x{kernel.shape[1]}x3',
+    'class_names': network.readable_names,
+    'facts': _facts(results),
+    'configuration': {key: json.dumps(value_of(results.config, key)) for key in all_keys()},
+    'evaluation': evaluation_section(results),
+  }
 
 
 def _charts(results: RunResults) -> Iterator[tuple[str, str]]:
@@ -248,22 +181,20 @@ def _facts(results: RunResults) -> dict[str, str]:
   return {name: value for name, value in facts.items() if value}
 
 
-def _comparison(runs: Sequence[Content]) -> dict[str, Any]:
+def _comparison(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
   """Charts with the curves of all runs, and the keys in which their configurations differ."""
   charts = []
+  runs: list[RunResults] = [one['results'] for one in contents]
   for title, label, name in (('Evaluation loss', 'loss', 'loss'), ('Top-1 accuracy', 'top-1', 'top1')):
-    series = [
-      Series(run.results.name, *run.results.curve(run.results.eval_split, name), color=number)
-      for number, run in enumerate(runs)
-    ]
+    series = [Series(run.name, *run.curve(run.eval_split, name), color=i) for i, run in enumerate(runs)]
     charts.append((title, line_chart(series, 'epoch', label, percent=name == 'top1')))
-  values = {key: [run.configuration[key] for run in runs] for key in runs[0].configuration}
+  values = {key: [one['configuration'][key] for one in contents] for key in contents[0]['configuration']}
   differences = [(key, each) for key, each in values.items() if len(set(each)) > 1]
   return {'charts': charts, 'differences': differences}
 
 
-def evaluation_section(results: RunResults) -> EvaluationSection | None:
-  """Computes the section; returns None without the data."""
+def evaluation_section(results: RunResults) -> dict[str, Any] | None:
+  """Computes what the page shows of a run whose data are available; returns None without them."""
   predictions, sources = results.predictions, results.sources
   if predictions is None or sources is None:
     return None
@@ -272,51 +203,52 @@ def evaluation_section(results: RunResults) -> EvaluationSection | None:
   panel = np.sort(rng.choice(count, min(_PANEL, count), replace=False))
   wrong = np.nonzero(~predictions.hits[:, 0])[0]
   mistakes = wrong[np.argsort(-predictions.losses[wrong], kind='stable')][:_MISTAKES]
-  _, views = results.views(sources.evaluated, predictions.indices[:_STATISTICS_OVER])
+  _, views = results.views(sources[1], predictions.indices[:_STATISTICS_OVER])
   confusion = predictions.confusion(len(names))
-  rows, layer, gallery = _neighbours(results, sources, rng)
-  return EvaluationSection(
-    images=count,
-    protocol=str(results.protocol),
-    top1=predictions.top_k(1),
-    top5=predictions.top_k(5),
-    loss=predictions.mean_loss(),
-    calibration_error=predictions.calibration_error(),
-    panel=_predicted_images(results, predictions, sources.evaluated, panel),
-    mistakes=_predicted_images(results, predictions, sources.evaluated, mistakes),
-    neighbours=rows,
-    neighbours_layer=layer,
-    gallery=gallery,
-    confusion=confusion.tolist() if len(names) <= _FEW_CLASSES else None,
-    confused=[(names[label], names[top1], images) for label, top1, images in most_confused(confusion, 12)],
-    layers=layer_statistics(network.model, network.variables, views),
-    layers_over=len(views),
-  )
+  return {
+    'images': count,
+    'protocol': str(results.protocol),
+    'top1': predictions.top_k(1),
+    'top5': predictions.top_k(5),
+    'loss': predictions.mean_loss(),
+    'calibration_error': predictions.calibration_error(),
+    'panel': _predicted_images(results, predictions, sources[1], panel),
+    'mistakes': _predicted_images(results, predictions, sources[1], mistakes),
+    **_neighbours(results, *sources, rng),
+    'confusion': confusion.tolist() if len(names) <= _FEW_CLASSES else None,
+    'confused': [(names[label], names[top1], images) for label, top1, images in most_confused(confusion, 12)],
+    'layers': layer_statistics(network.model, network.variables, views),
+    'layers_over': len(views),
+  }
 
 
 def _predicted_images(
   results: RunResults, predictions: Predictions, source: Source, rows: np.ndarray
-) -> list[PredictedImage]:
-  """Returns the images of some rows of the predictions."""
+) -> list[dict[str, Any]]:
+  """Returns images with their labels and top-5 predictions: (class, probability, is correct)."""
   names = results.network.readable_names
   _, views = results.views(source, predictions.indices[rows])
   found = []
   for row, view in zip(rows.tolist(), views, strict=True):
     top = (predictions.top_classes[row], predictions.probabilities[row], predictions.hits[row])
     best = [(names[number], float(share), bool(hit)) for number, share, hit in zip(*top, strict=True)]
-    found.append(PredictedImage(data_uri(view), names[predictions.labels[row]], best))
+    label = names[predictions.labels[row]]
+    found.append({'image': data_uri(view), 'label': label, 'predictions': best})
   return found
 
 
 def _neighbours(
-  results: RunResults, sources: Sources, rng: np.random.Generator
-) -> tuple[list[NeighbourRow], str, int]:
-  """Finds the training images whose last hidden activations are nearest to those of evaluated images."""
+  results: RunResults, train: Source, evaluated: Source, rng: np.random.Generator
+) -> dict[str, Any]:
+  """Finds the training images whose last hidden activations are nearest to those of evaluated images.
+
+  A row is an image and its neighbours, each (data URI, class).
+  """
   network, names = results.network, results.network.readable_names
   hidden = network.spec.named_layers()[:-1]
   layer = [name for name, one in hidden if not isinstance(one, Dropout | Flatten)][-1]
   features, images = [], []
-  for source, count in ((sources.evaluated, _QUERIES), (sources.train, _GALLERY)):
+  for source, count in ((evaluated, _QUERIES), (train, _GALLERY)):
     chosen = rng.choice(source.num_examples, min(count, source.num_examples), replace=False)
     kept, views = results.views(source, np.sort(chosen))
     batches = feature_batches(network.model, network.variables, views, [layer])
@@ -326,5 +258,5 @@ def _neighbours(
   for query, (view, name) in zip(features[0], images[0], strict=True):
     nearest = np.argsort(np.linalg.norm(features[1] - query, axis=1), kind='stable')[:_NEIGHBOURS]
     found = [(data_uri(images[1][one][0]), images[1][one][1]) for one in nearest]
-    rows.append(NeighbourRow((data_uri(view), name), found))
-  return rows, layer, len(images[1])
+    rows.append(((data_uri(view), name), found))
+  return {'neighbours': rows, 'neighbours_layer': layer, 'gallery': len(images[1])}

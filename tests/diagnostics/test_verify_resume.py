@@ -35,7 +35,7 @@ def test_the_verification_detects_a_difference(tiny, tmp_path):
   wrong = verify_resume._compare(tmp_path / 'a', tmp_path / 'b', proof)
   assert {'metrics.jsonl', "the steps' examples", 'params/conv1/kernel at step 2'} <= set(wrong)
   assert verify_resume._compare(tmp_path / 'a', tmp_path / 'a', proof) == []
-  assert verify_resume._compare_latest(tmp_path / 'a', tmp_path / 'b')
+  assert verify_resume._latest_whole(tmp_path / 'b') == 2
 
 
 @pytest.mark.parametrize(

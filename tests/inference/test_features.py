@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_flax import VARIANTS, AlexNet, features, save_weights
+from alexnet_flax import VARIANTS, AlexNet, features, load_pretrained, save_weights
 from alexnet_flax.cli.main import main
 from alexnet_flax.data.images import UnreadableError, evaluation_view, read_image
 from alexnet_flax.errors import UsageError
@@ -201,13 +201,13 @@ def test_caffes_names_with_a_slash(tmp_path):
   save_weights(tmp_path / 'w.safetensors', spec, random_variables(spec))
   Image.fromarray(smooth_image(70, 80, 0)).save(tmp_path / 'a.png')
   (tmp_path / 'b.png').write_bytes(b'none')
-  names = ['conv1', 'conv1/bn']
+  names, network = ['conv1', 'conv1/bn'], load_pretrained(tmp_path / 'w.safetensors')
   for out in ('f.npz', 'f.h5'):
     unreadable = write_features(
+      network,
       [str(tmp_path / 'a.png'), str(tmp_path / 'b.png')],
       names,
       str(tmp_path / out),
-      weights=str(tmp_path / 'w.safetensors'),
       names='caffe',
     )
     assert unreadable == [str(tmp_path / 'b.png')]

@@ -169,7 +169,7 @@ def test_neighbours_are_nearest_in_the_last_hidden_layer(results, monkeypatch):
   chosen, gallery = (
     np.sort(rng.choice(total, count, replace=False)) for total, count in ((37, 5), (320, 40))
   )
-  rows, layer, count = report._neighbours(results, results.sources, np.random.default_rng(0))
+  rows, layer, count = report._neighbours(results, *results.sources, np.random.default_rng(0)).values()
   assert layer == 'relu7'
   assert count == 40
   network = results.network
@@ -179,23 +179,24 @@ def test_neighbours_are_nearest_in_the_last_hidden_layer(results, monkeypatch):
     images = normalize({'image': images}, preprocessing=network.spec.preprocessing)['image']
     return network.model.apply(network.variables, images, train=False, endpoints=True)[1][layer]
 
-  ours = np.asarray(hidden(results.views(results.sources.evaluated, chosen)[1]))
-  theirs = np.asarray(hidden(results.views(results.sources.train, gallery)[1]))
-  for row, query in zip(rows, ours, strict=True):
+  ours = np.asarray(hidden(results.views(results.sources[1], chosen)[1]))
+  theirs = np.asarray(hidden(results.views(results.sources[0], gallery)[1]))
+  for (_, neighbours), query in zip(rows, ours, strict=True):
     nearest = np.argsort(((theirs - query) ** 2).sum(1), kind='stable')[:6]
-    labels = [example.label for example in results.sources.train.read(gallery[nearest])]
-    assert [name for _, name in row.neighbours] == [str(label) for label in labels]
+    labels = [example.label for example in results.sources[0].read(gallery[nearest])]
+    assert [name for _, name in neighbours] == [str(label) for label in labels]
 
 
 def test_the_worst_errors_come_first(results):
-  shown = content(results).evaluation
-  assert shown.mistakes
-  assert len(shown.mistakes) == min(8, (~results.predictions.hits[:, 0]).sum())
-  worst = [{name: share for name, share, _ in one.predictions}.get(one.label, 0) for one in shown.mistakes]
+  shown = content(results)['evaluation']
+  mistakes = shown['mistakes']
+  assert mistakes
+  assert len(mistakes) == min(8, (~results.predictions.hits[:, 0]).sum())
+  worst = [{name: share for name, share, _ in one['predictions']}.get(one['label'], 0) for one in mistakes]
   assert worst == sorted(worst)
-  assert not any(one.predictions[0][2] for one in shown.mistakes)
-  assert len(shown.panel) == 8
-  layers = {layer.name: layer for layer in shown.layers}
+  assert not any(one['predictions'][0][2] for one in mistakes)
+  assert len(shown['panel']) == 8
+  layers = {layer.name: layer for layer in shown['layers']}
   assert layers['conv1'].shape == (15, 15, 6)
   assert layers['conv1'].parameters == 11 * 11 * 3 * 6 + 6
   assert layers['relu1'].zeros > 0

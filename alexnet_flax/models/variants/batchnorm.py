@@ -56,13 +56,8 @@ def batchnorm_prose() -> Spec:
   """
 
   def stage(features: int, kernel_size: int, strides: int = 1) -> tuple[Layer, ...]:
-    return (
-      Conv(features, kernel_size, strides),
-      Activation(),
-      LocalResponseNorm(),
-      BatchNorm(),
-      Pool(padding='SAME'),
-    )
+    conv = Conv(features, kernel_size, strides)
+    return (conv, Activation(), LocalResponseNorm(), BatchNorm(), Pool(padding='SAME'))
 
   return Spec(
     name='batchnorm_prose',

@@ -80,10 +80,7 @@ def batchnorm_grouped() -> Spec:
       *conv(384, 3),
       *conv(384, 3, groups=2),
       *(*conv(256, 3, groups=2), _POOL),
-      Flatten(),
-      *dense(),
-      *dense(),
-      Dense(None, he, multipliers=_BIAS_TWICE),
+      *(Flatten(), *dense(), *dense(), Dense(None, he, multipliers=_BIAS_TWICE)),
     ),
     image_size=227,
     source='cvjena/cnn-models, AlexNet_cvgj/train.prototxt; arXiv:1612.01452',
@@ -95,11 +92,9 @@ def _layers(after_relu: tuple[Layer, ...], bias: float) -> tuple[Layer, ...]:
   """Returns the layers of the BVLC networks, given those after the first two ReLUs and the non-zero bias."""
 
   def conv(features: int, kernel_size: int, bias: float = 0.0, **geometry) -> tuple[Layer, ...]:
-    init, constant = Normal(0.01), Constant(bias)
-    return (
-      Conv(features, kernel_size, kernel_init=init, bias_init=constant, multipliers=_BIAS_TWICE, **geometry),
-      Activation(),
-    )
+    init, fill = Normal(0.01), Constant(bias)
+    conv = Conv(features, kernel_size, kernel_init=init, bias_init=fill, multipliers=_BIAS_TWICE, **geometry)
+    return (conv, Activation())
 
   def dense() -> tuple[Layer, ...]:
     return (Dense(4096, Normal(0.005), Constant(bias), _BIAS_TWICE), Activation(), Dropout())
@@ -107,11 +102,8 @@ def _layers(after_relu: tuple[Layer, ...], bias: float) -> tuple[Layer, ...]:
   return (
     *(*conv(96, 11, strides=4, padding='VALID'), *after_relu),
     *(*conv(256, 5, bias, groups=2), *after_relu),
-    *conv(384, 3),
-    *conv(384, 3, bias, groups=2),
+    *(*conv(384, 3), *conv(384, 3, bias, groups=2)),
     *(*conv(256, 3, bias, groups=2), _POOL),
-    Flatten(),
-    *dense(),
-    *dense(),
+    *(Flatten(), *dense(), *dense()),
     Dense(None, Normal(0.01), multipliers=_BIAS_TWICE),
   )

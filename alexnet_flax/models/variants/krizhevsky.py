@@ -33,14 +33,12 @@ def paper() -> Spec:
   The paper's 224 pixels give its 55x55 after conv1 only with 2 pixels of padding, which we add (Caffe
   crops 227 instead). Instead of the mean image we subtract the mean of each channel.
   """
-  init = Normal(0.01)
-  ones = Constant(1.0)
+  init, ones = Normal(0.01), Constant(1.0)
   return Spec(
     name='paper',
     layers=(
       *(Conv(96, 11, 4, padding=2, kernel_init=init), Activation(), LocalResponseNorm(), Pool()),
-      *(Conv(256, 5, groups=2, kernel_init=init, bias_init=ones), Activation()),
-      *(LocalResponseNorm(), Pool()),
+      *(Conv(256, 5, groups=2, kernel_init=init, bias_init=ones), Activation(), LocalResponseNorm(), Pool()),
       *(Conv(384, 3, kernel_init=init), Activation()),
       *(Conv(384, 3, groups=2, kernel_init=init, bias_init=ones), Activation()),
       *(Conv(256, 3, groups=2, kernel_init=init, bias_init=ones), Activation(), Pool()),
@@ -133,14 +131,8 @@ def cifar10_full() -> Spec:
 
 
 def _conv(features: int, kernel_size: int, stddev: float, bias: float = 0.0, **geometry) -> Conv:
-  return Conv(
-    features,
-    kernel_size,
-    kernel_init=Normal(stddev),
-    bias_init=Constant(bias),
-    multipliers=_BIAS_TWICE,
-    **geometry,
-  )
+  init, biases = Normal(stddev), Constant(bias)
+  return Conv(features, kernel_size, kernel_init=init, bias_init=biases, multipliers=_BIAS_TWICE, **geometry)
 
 
 def _dense(features: int | None, bias: float = 0.0) -> Dense:

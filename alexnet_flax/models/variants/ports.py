@@ -20,10 +20,7 @@ def torchvision() -> Spec:
 
   def conv(features: int, kernel_size: int, padding: int, strides: int = 1) -> tuple[Layer, ...]:
     init, bias = TORCH_UNIFORM, UniformFanIn()
-    return (
-      Conv(features, kernel_size, strides, padding, kernel_init=init, bias_init=bias),
-      Activation(),
-    )
+    return (Conv(features, kernel_size, strides, padding, kernel_init=init, bias_init=bias), Activation())
 
   def dense(features: int | None) -> Dense:
     return Dense(features, kernel_init=TORCH_UNIFORM, bias_init=UniformFanIn())
@@ -31,15 +28,11 @@ def torchvision() -> Spec:
   return Spec(
     name='torchvision',
     layers=(
-      *conv(64, 11, padding=2, strides=4),
-      Pool(),
-      *conv(192, 5, padding=2),
-      Pool(),
+      *(*conv(64, 11, padding=2, strides=4), Pool()),
+      *(*conv(192, 5, padding=2), Pool()),
       *conv(384, 3, padding=1),
       *conv(256, 3, padding=1),
-      *conv(256, 3, padding=1),
-      Pool(),
-      Flatten(),
+      *(*conv(256, 3, padding=1), Pool(), Flatten()),
       *(Dropout(), dense(4096), Activation()),
       *(Dropout(), dense(4096), Activation()),
       dense(None),
@@ -55,12 +48,7 @@ def ungrouped() -> Spec:
   conv1 has no padding and turns 224 into 54x54; pools round up. LRN's constants are MXNet's defaults, whose
   alpha is divided by the window size. Its initialisation is not published; we use Glorot's.
   """
-  norm = LocalResponseNorm(size=5, k=2.0, alpha=1e-4 / 5, beta=0.75)
-  pool = Pool(ceil_mode=True)
-
-  def dense() -> tuple[Layer, ...]:
-    return (Dense(4096), Activation(), Dropout())
-
+  norm, pool = LocalResponseNorm(size=5, k=2.0, alpha=1e-4 / 5, beta=0.75), Pool(ceil_mode=True)
   return Spec(
     name='ungrouped',
     layers=(
@@ -70,8 +58,8 @@ def ungrouped() -> Spec:
       *(Conv(384, 3), Activation()),
       *(Conv(256, 3), Activation(), pool),
       Flatten(),
-      *dense(),
-      *dense(),
+      *(Dense(4096), Activation(), Dropout()),
+      *(Dense(4096), Activation(), Dropout()),
       Dense(None),
     ),
     image_size=224,
