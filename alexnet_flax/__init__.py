@@ -49,50 +49,19 @@ if TYPE_CHECKING:
 
 __version__: str = importlib.metadata.version('alexnet_flax')
 __all__ = [
-  'VARIANTS',
-  'Activation',
-  'AlexNet',
-  'BatchNorm',
-  'Config',
-  'Constant',
-  'Conv',
-  'Dense',
-  'Dropout',
-  'Flatten',
-  'LocalResponseNorm',
-  'Metrics',
-  'Multipliers',
-  'Normal',
-  'Pool',
-  'Preprocessing',
-  'SpatialResponseNorm',
-  'Spec',
-  'TrainState',
-  'UniformFanIn',
-  'UsageError',
-  'VarianceScaling',
-  '__version__',
-  'create_train_state',
-  'cross_entropy',
-  'eval_step',
-  'features',
-  'grad_cam',
-  'learning_rate_schedule',
-  'load_pretrained',
-  'load_weights',
-  'mean_squared_error',
-  'save_weights',
-  'sgd',
-  'train',
-  'train_step',
-]
+  'VARIANTS', 'Activation', 'AlexNet', 'BatchNorm', 'Config', 'Constant', 'Conv', 'Dense', 'Dropout',
+  'Flatten', 'LocalResponseNorm', 'Metrics', 'Multipliers', 'Normal', 'Pool', 'Preprocessing',
+  'SpatialResponseNorm', 'Spec', 'TrainState', 'UniformFanIn', 'UsageError', 'VarianceScaling',
+  '__version__', 'create_train_state', 'cross_entropy', 'eval_step', 'features', 'grad_cam',
+  'learning_rate_schedule', 'load_pretrained', 'load_weights', 'mean_squared_error', 'save_weights', 'sgd',
+  'train', 'train_step',
+]  # fmt: skip
 
 
 def train(
   config: Config, workdir: str | os.PathLike[str], callbacks: 'Sequence[Callback]' = ()
 ) -> dict[str, float]:
-  """Trains; see `alexnet_flax.training.train.train`. Needs the extra `train`, which is imported by the
-  call."""
+  """Trains; see `alexnet_flax.training.train.train`. The call imports the extra `train`."""
   with needs_extra('alexnet_flax.train'):
     from alexnet_flax.training import train as training
   return training.train(config, workdir, callbacks)

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import logging
+import operator
 import os
 import pathlib
 import shutil
@@ -28,10 +29,10 @@ from alexnet_flax.files import write_text
 from alexnet_flax.steps import TrainState
 
 PARTIAL = '.orbax-checkpoint-tmp'
-_FULL = os.strerror(errno.ENOSPC)
+MANIFEST = 'manifest.json'
+_UNLISTED = (MANIFEST, '_CHECKPOINT_METADATA', 'commit_success.txt')  # Orbax writes these last
 
-
-# Orbax logs a traceback of all that it raises, and warnings without consequence.
+# Orbax logs a traceback of all that it raises, and needless warnings.
 logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
 
 
@@ -46,22 +47,19 @@ def checkpoint_manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager
   whole, with a manifest of its files' digests inside.
   """
   _mute_echoes()
+  folder, score = folder.resolve(), operator.itemgetter('top1')
   # `max_to_keep` with `best_fn` would drop the latest, from which a run resumes.
-  best = policies.BestN(
-    get_metric_fn=lambda metrics: metrics['top1'], n=1, keep_checkpoints_without_metrics=False
-  )
-  folder = folder.resolve()
+  best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
   options = ocp.CheckpointManagerOptions(
     preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-    best_fn=lambda metrics: metrics['top1'],  # without it Orbax forgets the scores of before a restart
+    best_fn=score,  # without it Orbax forgets the scores of before a restart
     create=True,
     cleanup_tmp_directories=True,  # of saves that a kill interrupted
     # Called when all files are written, just before the checkpoint is moved to its place.
     async_options=ocp.options.AsyncOptions(post_finalization_callback=lambda: _write_manifests(folder)),
   )
-  # Named, or a new process could not read the metadata before it restores.
-  handler = ocp.StandardCheckpointHandler()
-  return ocp.CheckpointManager(folder, options=options, item_handlers=handler)
+  # The handler is named, or a new process could not read the metadata before it restores.
+  return ocp.CheckpointManager(folder, options=options, item_handlers=ocp.StandardCheckpointHandler())
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, float] | None = None) -> None:
@@ -72,8 +70,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, f
   Raises:
     SaveError: The save cannot begin.
   """
-  step = int(state.step)
-  with _failures(manager, step):
+  with _failures(manager, step := int(state.step)):
     manager.save(step, args=ocp.args.StandardSave(saved_tree(state)), metrics=metrics)
 
 
@@ -83,8 +80,7 @@ def finish(manager: ocp.CheckpointManager) -> None:
   Raises:
     SaveError: It failed.
   """
-  latest = manager.latest_step()
-  with _failures(manager, latest):
+  with _failures(manager, manager.latest_step()):
     manager.wait_until_finished()
 
 
@@ -100,13 +96,19 @@ def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Trai
     UsageError: The checkpoint is of another network or optimizer; the message names what differs.
   """
   target = saved_tree(like)
-  _check_same_arrays(manager.item_metadata(step), target, manager.directory / str(step))
+  theirs, ours = _shapes(manager.item_metadata(step)), _shapes(target)
+  for name in sorted({*ours, *theirs}, key=lambda name: (not name.startswith('params'), name)):
+    if ours.get(name) != theirs.get(name):
+      raise UsageError(
+        f'the checkpoint {manager.directory / str(step)} is of another run: {name} is'
+        f' {theirs.get(name, "absent")} there and {ours.get(name, "absent")} in this configuration; use'
+        ' another --workdir, or the configuration that wrote it'
+      )
   return dataclasses.replace(like, **manager.restore(step, args=ocp.args.StandardRestore(target)))
 
 
 def restore_variables(folder: pathlib.Path) -> tuple[int, dict[str, Any]]:
-  """Returns the step of the last whole checkpoint in a folder, and its {'params', 'batch_stats'} for
-  evaluation.
+  """Returns the step of a folder's last whole checkpoint, and its {'params', 'batch_stats'} for evaluation.
 
   Raises:
     UsageError: The folder has no whole checkpoint.
@@ -151,28 +153,23 @@ def latest_whole(folder: pathlib.Path, damaged: pathlib.Path, say: Callable[[str
     say: Called with a line for each of those.
   """
   latest = None
-  if jax.process_index() == 0:
-    for step in steps_in(folder):
-      # Of those before the last whole one, Orbax reads the scores alone.
-      wrong = damage(folder / str(step), 'metrics/*' if latest else '*')
-      if wrong is None:
-        latest = latest or step
-        continue
-      damaged.mkdir(exist_ok=True)
-      taken = (damaged / f'{step}-{number}' for number in itertools.count(1))
-      aside = next(path for path in taken if not path.exists())
-      (folder / str(step)).rename(aside)
-      say(f'warning: the checkpoint of step {step} is damaged ({wrong}); it is set aside as {aside}')
-  if jax.process_count() > 1:
-    agreed = int(multihost_utils.broadcast_one_to_all(-1 if latest is None else latest))
-    latest = None if agreed < 0 else agreed
-  return latest
+  for step in steps_in(folder) if jax.process_index() == 0 else ():
+    # Of those before the last whole one, Orbax reads the scores alone.
+    wrong = damage(folder / str(step), 'metrics/*' if latest else '*')
+    if wrong is None:
+      latest = latest or step
+      continue
+    damaged.mkdir(exist_ok=True)
+    taken = (damaged / f'{step}-{number}' for number in itertools.count(1))
+    aside = next(path for path in taken if not path.exists())
+    (folder / str(step)).rename(aside)
+    say(f'warning: the checkpoint of step {step} is damaged ({wrong}); it is set aside as {aside}')
+  agreed = int(multihost_utils.broadcast_one_to_all(-1 if latest is None else latest))
+  return None if agreed < 0 else agreed
 
 
-def _write_manifests(folder: pathlib.Path) -> None:
-  if jax.process_index() == 0:
-    for partial in folder.glob(f'*{PARTIAL}'):
-      write_manifest(partial)
+# Names a leaf 'params/conv1/kernel', in a named tuple as in Orbax's dictionaries.
+_name = functools.partial(jax.tree_util.keystr, simple=True, separator='/')
 
 
 @functools.cache
@@ -199,44 +196,19 @@ def _failures(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None
       shutil.rmtree(path, ignore_errors=True)
     manager.reload()
     text = ' '.join(str(error).split())
-    reason = 'the disk is full' if _FULL in text else text[:300]
+    reason = 'the disk is full' if os.strerror(errno.ENOSPC) in text else text[:300]
     raise SaveError(f'the checkpoint of step {step} cannot be written: {reason}') from None
 
 
 def saved_tree(state: TrainState) -> dict[str, Any]:
   """Returns what is saved of a state: all but its static fields."""
-  saved = {
-    'step': state.step,
-    'params': state.params,
-    'batch_stats': state.batch_stats,
-    'opt_state': state.opt_state,
-  }
-  return saved if state.ema is None else saved | {'ema': state.ema}
-
-
-def _check_same_arrays(saved: Any, target: Any, where: Any) -> None:
-  theirs, ours = _shapes(saved), _shapes(target)
-  for name in sorted({*ours, *theirs}, key=lambda name: (not name.startswith('params'), name)):
-    if ours.get(name) != theirs.get(name):
-      raise UsageError(
-        f'the checkpoint {where} is of another run: {name} is {theirs.get(name, "absent")} there and'
-        f' {ours.get(name, "absent")} in this configuration; use another --workdir, or the configuration'
-        ' that wrote it'
-      )
+  names = ('step', 'params', 'batch_stats', 'opt_state', *(() if state.ema is None else ('ema',)))
+  return {name: getattr(state, name) for name in names}
 
 
 def _shapes(tree: Any) -> dict[str, str]:
   leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, 'shape'))
   return {_name(path): f'{jax.numpy.dtype(leaf.dtype).name}{list(leaf.shape)}' for path, leaf in leaves}
-
-
-def _name(path: tuple[Any, ...]) -> str:
-  """Returns a leaf's path, 'params/conv1/kernel', equal for named tuples and the dictionaries of Orbax."""
-  return '/'.join(str(getattr(p, 'key', getattr(p, 'name', getattr(p, 'idx', p)))) for p in path)
-
-
-MANIFEST = 'manifest.json'
-_UNLISTED = (MANIFEST, '_CHECKPOINT_METADATA', 'commit_success.txt')  # Orbax writes these last
 
 
 def damage(checkpoint: pathlib.Path, which: str = '*') -> str | None:
@@ -250,28 +222,23 @@ def damage(checkpoint: pathlib.Path, which: str = '*') -> str | None:
     listed = dict(json.loads((checkpoint / MANIFEST).read_text())['files'])
   except (OSError, ValueError, KeyError, TypeError):
     return f'no readable {MANIFEST}'
-  for name, digest in listed.items():
-    path = checkpoint / name
-    if not fnmatch.fnmatchcase(name, which):
-      continue
-    if not path.is_file():
-      return f'{name} is missing'
+  for name in fnmatch.filter(listed, which):
     try:
-      if _digest(path) != digest:
+      if _digest(checkpoint / name) != listed[name]:
         return f'{name} has changed'
+    except FileNotFoundError:
+      return f'{name} is missing'
     except OSError as error:
       return f'{name} cannot be read: {error.strerror}'
   return None
 
 
-def write_manifest(checkpoint: pathlib.Path) -> None:
-  """Writes the digest of every file of a checkpoint beside them."""
-  files = {
-    path.relative_to(checkpoint).as_posix(): _digest(path)
-    for path in sorted(checkpoint.rglob('*'))
-    if path.is_file() and path.name not in _UNLISTED
-  }
-  write_text(checkpoint / MANIFEST, json.dumps({'files': files}, indent=1))
+def _write_manifests(folder: pathlib.Path) -> None:
+  """Writes the digests of all files of the checkpoint that is being written beside them."""
+  for checkpoint in folder.glob(f'*{PARTIAL}') if jax.process_index() == 0 else ():
+    paths = [path for path in sorted(checkpoint.rglob('*')) if path.is_file() and path.name not in _UNLISTED]
+    files = {path.relative_to(checkpoint).as_posix(): _digest(path) for path in paths}
+    write_text(checkpoint / MANIFEST, json.dumps({'files': files}, indent=1))
 
 
 def _digest(path: pathlib.Path) -> str:

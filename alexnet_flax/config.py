@@ -11,11 +11,13 @@ A key is a field of the dataclasses below or of the components that they hold (`
 
 import dataclasses
 import functools
-import math
+import operator
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
+
+import numpy as np
 
 from alexnet_flax.data.augment import Augmentation
 from alexnet_flax.data.bad_images import Policy
@@ -128,25 +130,22 @@ class Key(typing.NamedTuple):
 
   @property
   def types(self) -> list[type]:
-    """The plain types that its value may have; a `Literal` counts as str."""
-    kinds = typing.get_args(self.kind) if isinstance(self.kind, types.UnionType) else (self.kind,)
-    if typing.get_origin(self.kind) is typing.Union:  # of a Literal and None
-      kinds = typing.get_args(self.kind)
-    plain = (str if typing.get_origin(one) is Literal else typing.get_origin(one) or one for one in kinds)
-    return [one for one in plain if one is not types.NoneType]
-
-  @property
-  def is_optional(self) -> bool:
-    """Whether its value may be None."""
-    return types.NoneType in typing.get_args(self.kind)
+    """The plain types that its value may have, `NoneType` among them; a `Literal` counts as str."""
+    origins = [typing.get_origin(one) or one for one in self._members]
+    return [str if origin is Literal else origin for origin in origins]
 
   @property
   def choices(self) -> list[str]:
     """The names that it may have; none if any text will do."""
-    kinds = (self.kind, *typing.get_args(self.kind))
-    literals = [kind for kind in kinds if typing.get_origin(kind) is Literal]
-    names = [name for kind in literals for name in typing.get_args(kind)]
-    return names or list(self.metadata.get('choices', ()))
+    literals = (one for one in self._members if typing.get_origin(one) is Literal)
+    return [name for one in literals for name in typing.get_args(one)] or list(
+      self.metadata.get('choices', ())
+    )
+
+  @property
+  def _members(self) -> tuple[Any, ...]:
+    is_union = typing.get_origin(self.kind) in (types.UnionType, typing.Union)  # Union: of a Literal and None
+    return typing.get_args(self.kind) if is_union else (self.kind,)
 
 
 @functools.cache
@@ -197,19 +196,14 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def config_dict(config: Config) -> 'ml_collections.ConfigDict':
   """Returns a typed `ConfigDict` in which flags can override every key, those that are None too."""
-  import ml_collections
   from ml_collections import config_dict as ml_config_dict
 
-  tree = ml_collections.ConfigDict()
+  tree = to_dict(config)
   for name, key in all_keys().items():
     group, _, last = name.rpartition('.')
-    if group and group not in tree:
-      tree[group] = ml_collections.ConfigDict()
-    value = value_of(config, name)
-    (tree[group] if group else tree)[last] = (
-      ml_config_dict.placeholder(key.types[0]) if value is None else value
-    )
-  return tree
+    if value_of(config, name) is None:
+      (tree[group] if group else tree)[last] = ml_config_dict.placeholder(key.types[0])
+  return ml_config_dict.ConfigDict(tree)
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -220,53 +214,47 @@ def from_dict(values: Mapping[str, Any]) -> Config:
       contradict each other.
   """
   groups = {name.rpartition('.')[0] for name in all_keys()} - {''}
-  flat: dict[str, Any] = {}
-  for name, value in values.items():
+  for name in values:
     if '.' in name:
       raise unknown_name('configuration key', name, [key for key in all_keys() if '.' not in key])
-    if name not in groups:
-      flat[name] = value
-    elif not isinstance(value, Mapping):
-      raise UsageError(f'{name} (={value!r}) must be a group of keys')
-    else:
-      flat |= {f'{name}.{inner}': item for inner, item in value.items()}
-  for name in flat:
-    if name not in all_keys():
-      raise unknown_name('configuration key', name, all_keys())
-  checked = {name: _checked(all_keys()[name], value) for name, value in flat.items()}
-  config = Config()
-  for group in ('', *groups):
+  config = with_values(
+    Config(), {name: _checked(name, value) for name, value in values.items() if name not in groups}
+  )
+  for group in sorted(groups & values.keys()):
+    if not isinstance(values[group], Mapping):
+      raise UsageError(f'{group} (={values[group]!r}) must be a group of keys')
+    inner = {f'{group}.{name}': value for name, value in values[group].items()}
     try:
-      inner = {name: value for name, value in checked.items() if name.rpartition('.')[0] == group}
-      config = with_values(config, inner)
+      config = with_values(config, {name: _checked(name, value) for name, value in inner.items()})
     except ValueError as error:  # of a component, which knows its fields' names alone
       raise UsageError(f'{group}.{error}') from None
   _check_pairs(config)
   return config
 
 
-def _checked(key: Key, value: Any) -> Any:
+_LIMITS = (
+  ('above', 'more than', operator.gt),
+  ('at_least', 'at least', operator.ge),
+  ('at_most', 'at most', operator.le),
+  ('below', 'less than', operator.lt),
+)
+
+
+def _checked(name: str, value: Any) -> Any:
   """Returns the value in its field's type: whole numbers may stand for floats, lists for tuples."""
+  if name not in all_keys():
+    raise unknown_name('configuration key', name, all_keys())
+  key = all_keys()[name]
   typed = _typed(key, value)
-  if isinstance(typed, tuple) and not all(map(math.isfinite, typed)):
-    raise UsageError(f'{key.name} (={typed}) must be finite')
-  if typed is None or isinstance(typed, bool | tuple):
-    return typed
-  if isinstance(typed, str):
-    if key.choices and typed not in key.choices:
-      raise unknown_name(f'value of {key.name}:', typed, key.choices)
-    return typed
-  if not math.isfinite(typed):
-    raise UsageError(f'{key.name} (={typed}) must be finite')
-  limits = {'at_least': 0, **key.metadata}
-  for limit, words, holds in (
-    ('above', 'more than', float.__gt__),
-    ('at_least', 'at least', float.__ge__),
-    ('at_most', 'at most', float.__le__),
-    ('below', 'less than', float.__lt__),
-  ):
-    if limit in limits and not holds(float(typed), float(limits[limit])):
-      raise UsageError(f'{key.name} (={typed}) must be {words} {limits[limit]}')
+  if isinstance(typed, str) and key.choices and typed not in key.choices:
+    raise unknown_name(f'value of {name}:', typed, key.choices)
+  if isinstance(typed, float | tuple) and not np.all(np.isfinite(typed)):
+    raise UsageError(f'{name} (={typed}) must be finite')
+  if type(typed) in (int, float):
+    limits = {'at_least': 0, **key.metadata}
+    for limit, words, holds in _LIMITS:
+      if limit in limits and not holds(typed, limits[limit]):
+        raise UsageError(f'{name} (={typed}) must be {words} {limits[limit]}')
   return typed
 
 
@@ -280,8 +268,6 @@ def _typed(key: Key, value: Any) -> Any:
       return float(value)
     elif type(value) is plain:
       return value
-  if value is None and key.is_optional:
-    return None
   wanted = key.kind.__name__ if isinstance(key.kind, type) else str(key.kind)
   raise UsageError(f'{key.name} (={value!r}) must be of type {wanted}')
 
@@ -318,13 +304,12 @@ def base_spec(config: Config) -> specs.Spec:
   """Returns the network of the model's keys, its input size resolved."""
   model = config.model
   spec = VARIANTS[model.variant]
-  changes: tuple[tuple[type, str, Any], ...] = (
+  for kind, field, value in (
     (specs.Activation, 'kind', model.activation),
     (specs.Pool, 'kind', model.pooling),
     (specs.Dropout, 'rate', model.dropout_rate),
     (specs.BatchNorm, 'momentum', model.batch_norm_momentum),
-  )
-  for kind, field, value in changes:
+  ):
     if value is not None:
       spec = spec.replace(kind, **{field: value})
   share = config.data.center_crop_share

@@ -1,5 +1,7 @@
 """Metrics as weighted sums, which add up exactly over batches, devices and processes."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -32,11 +34,8 @@ class Metrics:
 
   def means(self) -> dict[str, float]:
     """Returns the means on the host; NaN where no image was counted."""
-    host = jax.device_get(self)
-    return {
-      name: float(total) / float(host.images) if host.images else float('nan')
-      for name, total in host.sums.items()
-    }
+    host = jax.tree.map(float, jax.device_get(self))
+    return {name: total / host.images if host.images else math.nan for name, total in host.sums.items()}
 
 
 def measure(logits: jax.Array, labels: jax.Array, losses: jax.Array, weight: jax.Array) -> Metrics:
@@ -53,9 +52,7 @@ def measure(logits: jax.Array, labels: jax.Array, losses: jax.Array, weight: jax
   hits = best == label[:, None]
   values = {'loss': losses, 'top1': hits[:, 0], 'top5': jnp.any(hits, axis=-1)}
   # In the sums a weight of 0 silences its example even where the value is not finite.
-  counted = weight > 0
-  sums = {
-    name: jnp.sum(jnp.where(counted, value.astype(weight.dtype) * weight, 0.0))
-    for name, value in values.items()
+  weighted = {
+    name: jnp.where(weight > 0, value.astype(weight.dtype) * weight, 0.0) for name, value in values.items()
   }
-  return Metrics(sums, jnp.sum(weight))
+  return Metrics(jax.tree.map(jnp.sum, weighted), jnp.sum(weight))

@@ -1,6 +1,8 @@
 """Optimizers by name, learning-rate schedules, and the per-layer multipliers of the specs."""
 
+import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
@@ -35,11 +37,9 @@ class OptimizerConfig:
 
   Attributes:
     name: 'sgd' (with momentum), or 'adamw' (Loshchilov and Hutter 2017; `momentum` is its beta1).
-    learning_rate: The peak rate, at the end of the warm-up.
+    learning_rate: The peak rate, at the end of the linear warm-up (of `warmup_epochs` or `warmup_steps`).
     schedule: The course after the warm-up; see `learning_rate_schedule`.
-    warmup_epochs, warmup_steps: The length of the linear warm-up.
     boundary_epochs: The epochs at which the schedule 'step' multiplies the rate by `decay_factor`.
-    decay_factor: See `boundary_epochs`.
     decay_power: The power of the schedule 'polynomial'; 1 is linear.
     end_learning_rate: The rate at the end of 'cosine' and 'polynomial'.
     momentum, nesterov, weight_decay, clip_norm: See `sgd`.
@@ -100,16 +100,14 @@ def learning_rate_schedule(
   power: float = 1.0,
   end: float = 0.0,
 ) -> optax.Schedule:
-  """Returns the learning rate by step: a linear rise from 0 over `warmup_steps`, then a named course.
+  """Returns the learning rate by step: a linear rise to `peak` over `warmup_steps`, then a named course.
 
   Args:
     name: 'constant'; 'step' (times `factor` at each of `boundaries`); 'cosine' or 'polynomial' (of `power`; 1
       is linear), which fall from `peak` to `end` at `total_steps`.
-    peak: The rate at the end of the warm-up.
     total_steps: The length of the run, warm-up included.
-    warmup_steps: The length of the warm-up.
     boundaries: Steps, counted from the start of the run.
-    factor, power, end: See `name`.
+    peak, warmup_steps, factor, power, end: See above.
 
   Raises:
     ValueError: The name is unknown, or the warm-up is not shorter than the run.
@@ -121,11 +119,8 @@ def learning_rate_schedule(
     case 'constant':
       course = optax.constant_schedule(peak)
     case 'step':
-      scales: dict[int, float] = {}
-      for boundary in boundaries:
-        after = max(boundary - warmup_steps, 0)
-        scales[after] = scales.get(after, 1.0) * factor
-      course = optax.piecewise_constant_schedule(peak, scales)
+      after = collections.Counter(max(boundary - warmup_steps, 0) for boundary in boundaries)
+      course = optax.piecewise_constant_schedule(peak, {step: factor**n for step, n in after.items()})
     case 'cosine':
       course = optax.cosine_decay_schedule(peak, rest, alpha=end / peak if peak else 0.0)
     case 'polynomial':
@@ -157,10 +152,10 @@ def sgd(
       decay and all rates are equal.
     momentum, nesterov, weight_decay, clip_norm: See above.
   """
-  settings = OptimizerConfig(
+  config = OptimizerConfig(
     momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, clip_norm=clip_norm
   )
-  return optimizer(settings, learning_rate, spec)
+  return optimizer(config, learning_rate, spec)
 
 
 def optimizer(
@@ -173,37 +168,29 @@ def optimizer(
     learning_rate: A number, or a schedule by step.
     spec: See `sgd`.
   """
+  layers = dict(spec.named_layers()) if spec else {}
 
-  def multiplier(kind: str, default: Callable[[str], float]) -> Callable[[Any], Any]:
-    layers = {
-      name: layer.multipliers
-      for name, layer in (spec.named_layers() if spec else ())
-      if hasattr(layer, 'multipliers')
-    }
+  def multiplier(kind: str, path: tuple[Any, ...]) -> float:
+    layer, parameter = path[0].key, path[-1].key
+    own = getattr(layers.get(layer), 'multipliers', None)
+    role = 'kernel' if parameter == 'kernel' or (own and parameter == 'scale') else 'bias'
+    return getattr(own or Multipliers(), f'{role}_{kind}')
 
-    def by_leaf(path: tuple[Any, ...], _: Any) -> float:
-      layer, parameter = path[0].key, path[-1].key
-      if layer in layers and parameter in ('kernel', 'scale', 'bias'):
-        role = 'bias' if parameter == 'bias' else 'kernel'
-        return getattr(layers[layer], f'{role}_{kind}')
-      return default(parameter)
+  def add_decay(path: tuple[Any, ...], gradient: jax.Array, parameter: jax.Array) -> jax.Array:
+    factor = multiplier('decay', path)
+    return gradient + settings.weight_decay * factor * parameter if factor else gradient
 
-    return lambda params: jax.tree_util.tree_map_with_path(by_leaf, params)
+  def scale_rate(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+    factor = multiplier('rate', path)
+    return update if factor == 1 else update * factor
 
-  decay = multiplier('decay', lambda name: Multipliers.kernel_decay if name == 'kernel' else 0.0)
-  rate = multiplier('rate', lambda name: 1.0)
-
-  def add_decay(updates: Any, params: Any) -> Any:
-    weight_decay = settings.weight_decay
-    return jax.tree.map(lambda g, w, m: g + weight_decay * m * w if m else g, updates, params, decay(params))
-
-  def scale_rate(updates: Any, params: Any) -> Any:
-    return jax.tree.map(lambda g, m: g if m == 1 else g * m, updates, rate(params))
-
+  by_path = jax.tree_util.tree_map_with_path
   clip = optax.identity() if settings.clip_norm is None else optax.clip_by_global_norm(settings.clip_norm)
-  decays = optax.stateless(add_decay) if settings.weight_decay else optax.identity()
-  chain = OPTIMIZERS[settings.name](settings, learning_rate, decays)
-  return optax.chain(clip, *chain, optax.stateless(scale_rate))
+  decay = optax.identity()
+  if settings.weight_decay:
+    decay = optax.stateless(functools.partial(by_path, add_decay))
+  chain = OPTIMIZERS[settings.name](settings, learning_rate, decay)
+  return optax.chain(clip, *chain, optax.stateless(lambda updates, _: by_path(scale_rate, updates)))
 
 
 def freeze(tx: optax.GradientTransformation, layers: Collection[str]) -> optax.GradientTransformation:
@@ -213,8 +200,7 @@ def freeze(tx: optax.GradientTransformation, layers: Collection[str]) -> optax.G
   """
   if not layers:
     return tx
-
-  def labels(params: Any) -> Any:
-    return {name: 'frozen' if name in layers else 'trained' for name in params}
-
-  return optax.partition({'trained': tx, 'frozen': optax.set_to_zero()}, labels)
+  return optax.partition(
+    {'trained': tx, 'frozen': optax.set_to_zero()},
+    lambda params: {name: 'frozen' if name in layers else 'trained' for name in params},
+  )

@@ -93,14 +93,11 @@ class PretrainedModel:
       UsageError: An image must be resized and Pillow is not installed.
       ValueError: An image has another shape or type.
     """
-    size = self.spec.image_size
-    views = [np.asarray(image) for image in images]
-    for index, image in enumerate(views):
-      if image.shape != (size, size, 3) or image.dtype != np.uint8:
-        views[index] = evaluation_view(image, self.spec)
-    if not views:
-      return []
-    return [top_classes(row, self.readable_names, top) for row in self.logits(np.stack(views))]
+    own = (self.spec.image_size, self.spec.image_size, 3), np.uint8
+    arrays = [np.asarray(image) for image in images]
+    views = [x if (x.shape, x.dtype) == own else evaluation_view(x, self.spec) for x in arrays]
+    rows = self.logits(np.stack(views)) if views else ()
+    return [top_classes(row, self.readable_names, top) for row in rows]
 
 
 def load_pretrained(
@@ -209,7 +206,7 @@ def read_names(path: str | pathlib.Path, num_classes: int | None = None) -> tupl
   """Reads class names from a text file, one a line.
 
   Raises:
-    UsageError: It cannot be read, or does not have as many lines as asked for.
+    UsageError: It cannot be read, or has not `num_classes` lines.
   """
   try:
     text = pathlib.Path(path).expanduser().read_text(encoding='utf-8')

@@ -26,7 +26,7 @@ class TrainState:
     step: int32 [], the number of updates made.
     params, batch_stats: The model's collections (`batch_stats` is empty without BatchNorm).
     opt_state: The optimizer's state.
-    ema: The exponential moving averages {'params', 'batch_stats'}, or None.
+    ema: The exponential moving averages {'params', 'batch_stats'}, which `eval_step` then evaluates, or None.
     apply_fn, tx, ema_decay: Static: the model's `apply`, the optimizer, the averages' decay.
   """
 
@@ -38,10 +38,6 @@ class TrainState:
   apply_fn: Callable[..., Any] = struct.field(pytree_node=False)
   tx: optax.GradientTransformation = struct.field(pytree_node=False)
   ema_decay: float | None = struct.field(pytree_node=False, default=None)
-
-  def evaluated_variables(self) -> dict[str, Any]:
-    """Returns what `eval_step` evaluates: the moving averages where there are any."""
-    return self.ema or {'params': self.params, 'batch_stats': self.batch_stats}
 
 
 def create_train_state(
@@ -58,8 +54,7 @@ def create_train_state(
     tx: The optimizer.
     key: The key that draws the initial parameters.
     image_shape: (H, W, 3), which determines the size of the first fully connected layer.
-    ema_decay: The decay of exponential moving averages of parameters and statistics, which are then
-      evaluated; None for none.
+    ema_decay: The decay of exponential moving averages of parameters and statistics; None for none.
 
   Raises:
     ValueError: `ema_decay` is not between 0 and 1, or the image is too small for the network.
@@ -146,9 +141,9 @@ def train_step(
   gradient = jax.grad(loss_sum, has_aux=True)
 
   def accumulate(carry: Any, part: tuple[Batch, jax.Array]) -> Any:
-    gradients, metrics, batch_stats = carry
-    more, (measured, batch_stats) = gradient(params, batch_stats, *part)
-    return (jax.tree.map(jnp.add, gradients, more), metrics + measured, batch_stats), None
+    sums, batch_stats = carry
+    gradients, (metrics, batch_stats) = gradient(params, batch_stats, *part)
+    return (jax.tree.map(jnp.add, sums, (gradients, metrics)), batch_stats), None
 
   if accumulate_steps == 1:
     gradients, (metrics, batch_stats) = gradient(params, state.batch_stats, batch, key)
@@ -156,8 +151,8 @@ def train_step(
     parts = micro_batches(batch, key, accumulate_steps)
     first, rest = (jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts))
     gradients, (metrics, batch_stats) = gradient(params, state.batch_stats, *first)
-    carry, _ = jax.lax.scan(accumulate, (gradients, metrics, batch_stats), rest)
-    gradients, metrics, batch_stats = carry
+    carry, _ = jax.lax.scan(accumulate, ((gradients, metrics), batch_stats), rest)
+    (gradients, metrics), batch_stats = carry
 
   if axis_name is not None:
     gradients, metrics = jax.lax.psum((gradients, metrics), axis_name)
@@ -167,8 +162,10 @@ def train_step(
   params = optax.apply_updates(state.params, updates)
   ema = state.ema
   if state.ema_decay is not None:
-    new = {'params': params, 'batch_stats': batch_stats}
-    ema = optax.incremental_update(new, ema, 1 - _ema_decay(state.ema_decay, state.step))
+    # Lower at first, so that the initial weights are forgotten, as `tf.train.ExponentialMovingAverage` does
+    # with `num_updates`.
+    decay = jnp.minimum(state.ema_decay, (1 + state.step) / (10 + state.step))
+    ema = optax.incremental_update({'params': params, 'batch_stats': batch_stats}, ema, 1 - decay)
   state = dataclasses.replace(
     state, step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
   )
@@ -191,13 +188,13 @@ def eval_step(
   if preprocess is not None:
     batch = preprocess(batch, None)
   images = batch['image']
-  views = images.shape[1] if images.ndim == 5 else 1
-  logits = state.apply_fn(
-    state.evaluated_variables(), images.reshape(-1, *images.shape[-3:]) if views > 1 else images, train=False
-  )
-  if views > 1:
-    each = jax.nn.log_softmax(logits.reshape(-1, views, logits.shape[-1]))
-    logits = jax.nn.logsumexp(each, axis=1) - jnp.log(float(views))
+  variables = state.ema or {'params': state.params, 'batch_stats': state.batch_stats}
+  if images.ndim == 5:
+    logits = state.apply_fn(variables, images.reshape(-1, *images.shape[2:]), train=False)
+    each = jax.nn.log_softmax(logits.reshape(*images.shape[:2], -1))
+    logits = jax.nn.logsumexp(each, axis=1) - jnp.log(float(images.shape[1]))
+  else:
+    logits = state.apply_fn(variables, images, train=False)
   metrics = measure(logits, batch['label'], loss(logits, batch['label']), batch['weight'])
   return metrics if axis_name is None else jax.lax.psum(metrics, axis_name)
 
@@ -221,14 +218,6 @@ def micro_batches(batch: Batch, key: jax.Array, accumulate_steps: int) -> tuple[
     raise ValueError(f'the batch (of {size}) must be divisible by accumulate_steps (={k})')
   parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(size // k, k, *x.shape[1:]), 0, 1), batch)
   return parts, jax.random.split(key, k) if k > 1 else key[None]
-
-
-def _ema_decay(decay: float, step: jax.Array) -> jax.Array:
-  """Returns the decay of the average at a step: lower at first, so that the initial weights are forgotten.
-
-  min(decay, (1 + n) / (10 + n)), as `tf.train.ExponentialMovingAverage` does with `num_updates`.
-  """
-  return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
 NonfinitePolicy = Literal['stop', 'skip']
@@ -266,12 +255,10 @@ def guarded(step: Step, policy: NonfinitePolicy) -> GuardedStep:
     kept: Any = jax.tree.map(lambda updated, old: jnp.where(finite, updated, old), new, state)
     if policy == 'skip':
       # The schedule and the dropout go on: all that counts steps counts this one too.
-      counted = jax.tree.map(
-        lambda updated, old: updated if jnp.issubdtype(updated.dtype, jnp.integer) else old,
-        new.opt_state,
-        kept.opt_state,
-      )
-      kept = kept.replace(step=new.step, opt_state=counted)
+      def count(updated: jax.Array, old: jax.Array) -> jax.Array:
+        return updated if jnp.issubdtype(updated.dtype, jnp.integer) else old
+
+      kept = kept.replace(step=new.step, opt_state=jax.tree.map(count, new.opt_state, kept.opt_state))
       metrics = jax.tree.map(lambda value: jnp.where(finite, value, 0.0), metrics)
     return kept, metrics, finite, jnp.any(stops)
 

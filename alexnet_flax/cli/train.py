@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 import typing
 from collections.abc import Callable
 
@@ -57,16 +58,19 @@ def main(argv: list[str], run: Callable[[Config, str], object] | None = None) ->
   if {'-h', '--help', '--helpfull'} & set(argv):
     print(_usage())
     return 0
-  with distributed.told_to_parent() as tell:
-    try:
-      with needs_extra('train.py'):
-        return tell(_main(argv, run or train_and_report))
-    except PreemptedError as error:
-      print(error, file=sys.stderr)
-      return tell(error.exit_code)
-    except (UsageError, DivergedError) as error:
-      print(f'error: {error}', file=sys.stderr)
-      return tell(error.exit_code)
+  try:
+    with needs_extra('train.py'):
+      code = _main(argv, run or train_and_report)
+  except PreemptedError as error:
+    print(error, file=sys.stderr)
+    code = error.exit_code
+  except (UsageError, DivergedError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    code = error.exit_code
+  except Exception:  # printed before the parent knows: it shows nothing after that
+    traceback.print_exc()
+    code = 1
+  return distributed.tell_parent(code)
 
 
 def _main(argv: list[str], run: Callable[[Config, str], object]) -> int:
@@ -74,7 +78,6 @@ def _main(argv: list[str], run: Callable[[Config, str], object]) -> int:
   values = flags_of(argv)
   cluster = Cluster(values.coordinator, values.processes, values.process_id, values.lost_after)
   if distributed.is_child():
-    distributed.die_with_parent()
     distributed.initialize(cluster)
   elif cluster.is_given or distributed.is_in_cluster():
     return distributed.supervise(argv, cluster)

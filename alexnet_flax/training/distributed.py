@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 from jax._src.clusters import ClusterEnv
@@ -25,7 +25,7 @@ from alexnet_flax.errors import PreemptedError, UsageError
 
 _CHILD = 'ALEXNET_FLAX_CHILD'
 _CODE = 'alexnet_flax: exit code '  # a line from the child to its parent
-# What JAX's runtime and its transports print when another process does not answer.
+# What JAX and its transports print when another process does not answer.
 _CONNECTION = re.compile(
   r'UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|heartbeat|coordination service|PollForError|[Gg]loo|NCCL'
   r'|[Cc]onnection|[Ss]ocket'
@@ -53,7 +53,7 @@ class Cluster:
 
   def __post_init__(self) -> None:
     given = (self.coordinator, self.processes, self.process_id)
-    if any(value is not None for value in given):
+    if given != (None, None, None):
       if None in given:
         raise UsageError('--coordinator=HOST:PORT, --processes=N and --process_id=I go together')
       if not re.fullmatch(r'.+:\d+', self.coordinator or ''):
@@ -70,14 +70,14 @@ class Cluster:
 
 
 def initialize(cluster: Cluster) -> None:
-  """Joins the other processes, before JAX uses a device.
+  """Joins the other processes, before JAX uses a device; from then on this one ends with its parent.
 
   Without flags JAX looks for SLURM, Open MPI, Kubernetes and Cloud TPU.
 
   Raises:
     UsageError: The other processes cannot be reached.
   """
-  seconds = cluster.lost_after
+  threading.Thread(target=_die_with_parent, daemon=True).start()
   # By default JAX's coordinator listens on all addresses.
   local = re.match(r'(localhost|127\.[\d.]+):', cluster.coordinator or '')
   try:
@@ -86,8 +86,8 @@ def initialize(cluster: Cluster) -> None:
       cluster.processes,
       cluster.process_id,
       coordinator_bind_address=cluster.coordinator if local else None,
-      heartbeat_timeout_seconds=seconds,
-      shutdown_timeout_seconds=seconds,
+      heartbeat_timeout_seconds=cluster.lost_after,
+      shutdown_timeout_seconds=cluster.lost_after,
     )
   except (ValueError, RuntimeError) as error:
     raise UsageError(f'cannot join the other processes: {" ".join(str(error).split())[:300]}') from None
@@ -138,8 +138,7 @@ def is_in_cluster() -> bool:
 
 @contextlib.contextmanager
 def lost_processes(cluster: Cluster) -> Iterator[None]:
-  """A block in which a failed collective waits for JAX to say which process is lost, and to abort this
-  one."""
+  """A block in which a failed collective waits for JAX to name the lost process, and to abort this one."""
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
@@ -151,34 +150,16 @@ def lost_processes(cluster: Cluster) -> Iterator[None]:
     os._exit(_LOST)
 
 
-@contextlib.contextmanager
-def told_to_parent() -> Iterator[Callable[[int], int]]:
-  """Gives a function that tells this process's exit code to the one that watches over it.
-
-  After that JAX may still wait for the other processes, and abort when they do not come.
-  """
-
-  def tell(code: int) -> int:
-    if is_child():
-      sys.stderr.write(f'{_CODE}{code}\n')
-      sys.stderr.flush()
-    return code
-
-  try:
-    yield tell
-  except Exception:
-    tell(1)
-    raise
+def tell_parent(code: int) -> int:
+  """Tells this process's exit code, and returns it: JAX may still wait for the others, and abort."""
+  if is_child():
+    print(f'{_CODE}{code}', file=sys.stderr, flush=True)
+  return code
 
 
-def die_with_parent() -> None:
-  """Ends this process when its parent has ended, in whatever way."""
-
-  def wait() -> None:
-    os.read(0, 1)  # never written to; ends with its other end
-    os._exit(1)
-
-  threading.Thread(target=wait, daemon=True).start()
+def _die_with_parent() -> None:
+  os.read(0, 1)  # never written to; ends with its other end
+  os._exit(1)
 
 
 def supervise(argv: Sequence[str], cluster: Cluster) -> int:
@@ -187,11 +168,10 @@ def supervise(argv: Sequence[str], cluster: Cluster) -> int:
   Raises:
     PreemptedError: Another process was lost.
   """
-  command = [sys.executable, *argv]
   last: collections.deque[str] = collections.deque(maxlen=100)
   told: int | None = None
   with subprocess.Popen(
-    command,
+    [sys.executable, *argv],
     env=os.environ | {_CHILD: '1'},
     stdin=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -209,9 +189,8 @@ def supervise(argv: Sequence[str], cluster: Cluster) -> int:
         last.append(line)
         if line.startswith(_CODE):
           told = int(line.removeprefix(_CODE))
-        elif told is None and not _is_trace(line):
-          sys.stderr.write(line)
-          sys.stderr.flush()
+        elif told is None and not line.startswith(('    @ ', '*** Check failure stack trace')):
+          print(line, end='', file=sys.stderr, flush=True)
       code = child.wait()
     finally:
       for number, handler in before.items():
@@ -225,10 +204,6 @@ def supervise(argv: Sequence[str], cluster: Cluster) -> int:
       ' checkpoint'
     )
   return 128 - code if code < 0 else code
-
-
-def _is_trace(line: str) -> bool:
-  return line.startswith(('    @ ', '*** Check failure stack trace'))
 
 
 def _lost(lines: list[str], cluster: Cluster) -> str:
