@@ -52,13 +52,6 @@ _EXTRAS = {
 }
 
 
-def install_command(extra: str) -> str:
-  """The command that installs an extra: from this checkout, if there is one, else from an index."""
-  root = pathlib.Path(__file__).resolve().parents[1]
-  in_checkout = (root / 'pyproject.toml').is_file()
-  return f"pip install -e '{root}[{extra}]'" if in_checkout else f"pip install 'alexnet_flax[{extra}]'"
-
-
 @contextlib.contextmanager
 def needs_extra(what: str) -> Iterator[None]:
   """Turns the absence of an optional dependency into a line that says how to install it.
@@ -76,4 +69,8 @@ def needs_extra(what: str) -> Iterator[None]:
     extra = next((extra for extra, modules in _EXTRAS.items() if module in modules.split()), None)
     if extra is None:
       raise
-    raise UsageError(f'{what} needs {module}, which is not installed: {install_command(extra)}') from None
+    checkout = pathlib.Path(__file__).resolve().parents[1]
+    package = f"-e '{checkout}" if (checkout / 'pyproject.toml').is_file() else "'alexnet_flax"
+    raise UsageError(
+      f"{what} needs {module}, which is not installed: pip install {package}[{extra}]'"
+    ) from None

@@ -76,7 +76,7 @@ class PretrainedModel:
 
   def logits(self, views: np.ndarray) -> np.ndarray:
     """Returns float32 logits [N, C] of images that have the network's size, uint8 RGB [N, S, S, 3]."""
-    return np.asarray(_logits(self.model)(self.variables, views))
+    return np.asarray(_logits(self.model, self.variables, views))
 
   def classify(self, images: Sequence[np.ndarray], top: int = 5) -> list[list[Classification]]:
     """Classifies images, all in one batch.
@@ -181,13 +181,10 @@ def _model(source: str, spec: Spec, variables: dict[str, Any], names: tuple[str,
   return PretrainedModel(source, AlexNet(spec, num_classes), variables, names)
 
 
-@functools.lru_cache(maxsize=4)
-def _logits(model: AlexNet) -> Any:
-  def logits(variables: Any, images: jax.Array) -> Any:
-    inputs = normalize({'image': images}, preprocessing=model.spec.preprocessing)['image']
-    return model.apply(variables, inputs, train=False)
-
-  return jax.jit(logits)
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model: AlexNet, variables: Any, images: jax.Array) -> Any:
+  inputs = normalize({'image': images}, preprocessing=model.spec.preprocessing)['image']
+  return model.apply(variables, inputs, train=False)
 
 
 def top_classes(logits: np.ndarray, names: Sequence[str], top: int = 5) -> list[Classification]:

@@ -127,12 +127,9 @@ def train_step(
     preprocess_key, dropout_key = jax.random.split(key)
     if preprocess is not None:
       batch = preprocess(batch, preprocess_key)
+    variables, rngs = {'params': params, 'batch_stats': batch_stats}, {'dropout': dropout_key}
     logits, mutated = state.apply_fn(
-      {'params': params, 'batch_stats': batch_stats},
-      batch['image'],
-      train=True,
-      rngs={'dropout': dropout_key},
-      mutable=['batch_stats'],
+      variables, batch['image'], train=True, rngs=rngs, mutable=['batch_stats']
     )
     losses = loss(logits, batch['label'])
     metrics = measure(logits, batch['label'], losses, batch['weight'])
@@ -200,15 +197,9 @@ def eval_step(
 
 
 def micro_batches(batch: Batch, key: jax.Array, accumulate_steps: int) -> tuple[Batch, jax.Array]:
-  """Returns the parts that `train_step` processes, and the key of each; a single part has the step's own.
+  """Returns the k = `accumulate_steps` parts [k, B / k, ...] that `train_step` processes, and their keys [k].
 
-  Args:
-    batch: Entries [B, ...].
-    key: The step's key.
-    accumulate_steps: The number of parts, k.
-
-  Returns:
-    Entries [k, B / k, ...], each device's examples staying on that device, and the keys [k].
+  Each device's examples stay on that device. A single part has the step's own key.
 
   Raises:
     ValueError: k does not divide B.
