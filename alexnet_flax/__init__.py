@@ -9,6 +9,7 @@ or reports use. `train` is imported at its first use and needs the extra `train`
 
 import importlib.metadata
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from alexnet_flax.config import Config
@@ -43,8 +44,6 @@ from alexnet_flax.steps import TrainState, create_train_state, eval_step, train_
 from alexnet_flax.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
-  from collections.abc import Sequence
-
   from alexnet_flax.training.callbacks import Callback
 
 __version__: str = importlib.metadata.version('alexnet_flax')

@@ -77,9 +77,9 @@ def _main(argv: list[str], run: Callable[[Config, str], object]) -> int:
   config, workdir = parse(argv)
   values = flags_of(argv)
   cluster = Cluster(values.coordinator, values.processes, values.process_id, values.lost_after)
-  if distributed.is_child():
+  if distributed.IS_CHILD:
     distributed.initialize(cluster)
-  elif cluster.is_given or distributed.is_in_cluster():
+  elif cluster.coordinator or distributed.is_in_cluster():
     return distributed.supervise(argv, cluster)
   if values.show_batch:
     from alexnet_flax.diagnostics.preview_batch import show_batch

@@ -24,14 +24,13 @@ from jax.experimental import multihost_utils
 from alexnet_flax.errors import PreemptedError, UsageError
 
 _CHILD = 'ALEXNET_FLAX_CHILD'
+IS_CHILD = _CHILD in os.environ  # whether this is the training process, not the one that watches over it
 _CODE = 'alexnet_flax: exit code '  # a line from the child to its parent
 # What JAX and its transports print when another process does not answer.
 _CONNECTION = re.compile(
   r'UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|heartbeat|coordination service|PollForError|[Gg]loo|NCCL'
   r'|[Cc]onnection|[Ss]ocket'
 )
-# The variables in which a scheduler states the number of processes of a run.
-_COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE')
 _LOST = 76  # the child's exit code when a collective failed and JAX did not say which process was gone
 
 
@@ -62,11 +61,6 @@ class Cluster:
         raise UsageError(f'--process_id (={self.process_id}) must be 0 ... {self.processes} - 1')
     if self.lost_after < 1:
       raise UsageError(f'--lost_after (={self.lost_after}) must be at least 1 second')
-
-  @property
-  def is_given(self) -> bool:
-    """Whether the flags state it."""
-    return self.coordinator is not None
 
 
 def initialize(cluster: Cluster) -> None:
@@ -106,11 +100,6 @@ def first_process_first(what: str) -> Iterator[None]:
       multihost_utils.sync_global_devices(what)
 
 
-def is_child() -> bool:
-  """Returns whether this is the training process, not the one that watches over it."""
-  return _CHILD in os.environ
-
-
 def is_in_cluster() -> bool:
   """Returns whether a scheduler started this process as one of several, by the rules of JAX.
 
@@ -126,7 +115,7 @@ def is_in_cluster() -> bool:
     except Exception as error:  # what a cloud's interface may raise
       print(f'note: {environment.__name__}: {error}; this process runs alone', file=sys.stderr)
       return False
-  for name in _COUNTS:
+  for name in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE'):
     count = os.environ.get(name, '1')
     if count.isdigit() and int(count) > 1:
       raise UsageError(
@@ -152,7 +141,7 @@ def lost_processes(cluster: Cluster) -> Iterator[None]:
 
 def tell_parent(code: int) -> int:
   """Tells this process's exit code, and returns it: JAX may still wait for the others, and abort."""
-  if is_child():
+  if IS_CHILD:
     print(f'{_CODE}{code}', file=sys.stderr, flush=True)
   return code
 
@@ -198,7 +187,7 @@ def supervise(argv: Sequence[str], cluster: Cluster) -> int:
   if told is not None:
     return told
   if code == _LOST or (code == -signal.SIGABRT and _CONNECTION.search(' '.join(last))):
-    name = f'process {cluster.process_id} of {cluster.processes}' if cluster.is_given else 'this process'
+    name = f'process {cluster.process_id} of {cluster.processes}' if cluster.coordinator else 'this process'
     raise PreemptedError(
       f'{name} ends: {_lost(list(last), cluster)}; start all of them again, and the run goes on from its last'
       ' checkpoint'

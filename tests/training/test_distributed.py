@@ -192,12 +192,11 @@ def test_an_error_of_one_process_is_not_anothers_loss(tmp_path, monkeypatch):
   program.write_text(
     'import os, sys\n'
     'from alexnet_flax.training import distributed\n'
-    'with distributed.told_to_parent() as tell:\n'
-    '  tell(2) if sys.argv[1] == "told" else None\n'
-    '  print("terminate called after throwing bad_alloc" if sys.argv[1] == "memory" else'
+    'distributed.tell_parent(2) if sys.argv[1] == "told" else None\n'
+    'print("terminate called after throwing bad_alloc" if sys.argv[1] == "memory" else'
     ' "UNAVAILABLE: stopped sending heartbeats): 1", file=sys.stderr)\n'
-    '  sys.stderr.flush()\n'
-    '  os.abort()\n'
+    'sys.stderr.flush()\n'
+    'os.abort()\n'
   )
   monkeypatch.setenv('PYTHONPATH', os.getcwd())
   assert distributed.supervise([str(program), 'told'], Cluster()) == 2
