@@ -1,1 +1,1 @@
-"""PretrainedModel networks for other programs."""
+"""Trained networks for other programs."""

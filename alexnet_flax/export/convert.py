@@ -4,8 +4,7 @@ import importlib
 import math
 import pathlib
 import tempfile
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,7 +12,6 @@ from alexnet_flax.data.images import UnreadableError, evaluation_view, read_imag
 from alexnet_flax.errors import UsageError, needs_extra
 from alexnet_flax.export import parity
 from alexnet_flax.export.model_card import write_card
-from alexnet_flax.models.spec import Spec
 from alexnet_flax.pretrained import PretrainedModel, load_pretrained
 from alexnet_flax.weights import WRITABLE_ENDINGS, open_weights, save_weights
 from alexnet_flax.weights.download import stated_digests
@@ -21,28 +19,9 @@ from alexnet_flax.weights.format import WeightsFile
 from alexnet_flax.weights.layout import tensors_of
 
 TOLERANCE = 1e-4
-
-
-class Program(Protocol):
-  """A module that exports networks as programs from images to logits."""
-
-  def write(
-    self, path: pathlib.Path, spec: Spec, variables: Mapping[str, Any], class_names: Sequence[str] = ()
-  ) -> list[pathlib.Path]:
-    """Writes a network; returns the files written, the program first.
-
-    Raises:
-      UsageError: The program has no such layer.
-    """
-
-  def run(self, path: pathlib.Path, images: np.ndarray) -> np.ndarray:
-    """Returns the logits [N, C] of a written program for images, uint8 RGB [N, S, S, 3]."""
-
-
-_PROGRAMS = {  # ending -> a `Program`
-  '.stablehlo': 'alexnet_flax.export.stablehlo',
-  '.onnx': 'alexnet_flax.export.onnx',
-}
+# Modules that export networks as programs from images to logits. `write` returns the files written, the
+# program first; `run` returns the logits of a written program. See `stablehlo` for their arguments.
+_PROGRAMS = {'.stablehlo': 'alexnet_flax.export.stablehlo', '.onnx': 'alexnet_flax.export.onnx'}
 _ENDINGS = (*WRITABLE_ENDINGS, *_PROGRAMS)
 
 
@@ -86,18 +65,14 @@ def convert(
   if isinstance(file, WeightsFile) and verify:
     program, errors = parity.compare(file, spec, network.variables, shown)
   del file  # or its tensors would stay in memory beside the network's
-  stated = stated_digests(path)
-  if stated:
-    raise UsageError(
-      f'{destination}: a file of this name must have the digest {stated[0]}; choose another, or remove the'
-      ' .sha256 beside it'
-    )
+  if stated := stated_digests(path):
+    advice = 'choose another, or remove the .sha256 beside it'
+    raise UsageError(f'{destination}: a file of this name must have the digest {stated[0]}; {advice}')
   written, agreement = _write(path, network, names)
   print(f'{source}: {spec.name}, {network.num_parameters:,} parameters, {spec.image_size}x{spec.image_size}')
   card = pathlib.Path(f'{path}.md')
   write_card(card, written, network)
-  print(f'wrote {" and ".join(map(str, written))}; {agreement}')
-  print(f'{card} describes it')
+  print(f'wrote {" and ".join(map(str, written))}; {agreement}\n{card} describes it')
   if not verify:
     return True
   print(f'{program}, {len(shown)} images, greatest |a - b| / greatest |b|:')
@@ -124,11 +99,8 @@ def _write(path: pathlib.Path, network: PretrainedModel, names: str | None) -> t
   views = np.stack([evaluation_view(image, spec) for image in _images(())])
   ours = network.logits(views)
   try:
-    with (
-      needs_extra(path.suffix),
-      tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as folder,
-    ):
-      program = cast(Program, importlib.import_module(_PROGRAMS[path.suffix]))
+    with needs_extra(path.suffix), tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as folder:
+      program = importlib.import_module(_PROGRAMS[path.suffix])
       files = program.write(pathlib.Path(folder, path.name), spec, variables, network.class_names)
       theirs = program.run(files[0], views)
       difference = parity.greatest_error(theirs, ours)

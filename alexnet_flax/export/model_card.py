@@ -51,19 +51,15 @@ def _origin(source: str) -> list[str]:
   crops = 'ten crops' if data.eval_view.ten_crop else 'one central crop'
   accuracy = ', '.join(f'{line["name"]} {line["value"]:.2%}'.replace('%', ' %') for line in last)
   steps = metrics[-1]['step'] if metrics else 0
-  rows = [
+  return [
     f'| trained on | `{data.dataset}`, split `{data.train_split}`, {steps:,} steps of {data.batch_size} |',
     f'| protocol | `{data.dataset}`, split `{data.eval_split}`, {crops}, resized bilinearly'
     f' {"with" if data.eval_view.resize == "pil" else "without"} antialiasing |',
     f'| accuracy | {accuracy}, over {last[0]["images"]:,} images at step {last[0]["step"]:,} |'
     if last
     else '| accuracy | not measured |',
+    *(f'| {key} | `{environment[key]}` |' for key in ('command', 'commit') if environment.get(key)),
   ]
-  if command := environment.get('command'):
-    rows.append(f'| command | `{command}` |')
-  if commit := environment.get('commit'):
-    rows.append(f'| commit | `{commit}` |')
-  return rows
 
 
 def _number(value: float) -> str:

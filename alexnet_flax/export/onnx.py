@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from alexnet_flax.weights.layout import tensors_of
 
 OPSET, IR_VERSION = 17, 8
 _ACTIVATIONS = {'relu': 'Relu', 'tanh': 'Tanh', 'sigmoid': 'Sigmoid', 'leaky_relu': 'LeakyRelu'}
-_ATTRIBUTES: dict[str, dict[str, Any]] = {'leaky_relu': {'alpha': 0.01}}
 
 
 def write(
@@ -30,18 +29,11 @@ def write(
   for name, layer in spec.named_layers():
     side = graph.add_layer(name, layer, side)
   graph.add('Identity', [], 'logits')
-  model = helper.make_model(
-    helper.make_graph(
-      graph.nodes,
-      spec.name,
-      [helper.make_tensor_value_info('images', TensorProto.UINT8, ['batch', size, size, 3])],
-      [helper.make_tensor_value_info('logits', TensorProto.FLOAT, ['batch', classes])],
-      graph.constants,
-    ),
-    opset_imports=[helper.make_opsetid('', OPSET)],
-    ir_version=IR_VERSION,
-    producer_name='alexnet_flax',
-  )
+  images = helper.make_tensor_value_info('images', TensorProto.UINT8, ['batch', size, size, 3])
+  logits = helper.make_tensor_value_info('logits', TensorProto.FLOAT, ['batch', classes])
+  onnx_graph = helper.make_graph(graph.nodes, spec.name, [images], [logits], graph.constants)
+  versions = {'opset_imports': [helper.make_opsetid('', OPSET)], 'ir_version': IR_VERSION}
+  model = helper.make_model(onnx_graph, producer_name='alexnet_flax', **versions)
   helper.set_model_props(model, {'variant': spec.name, 'class_names': json.dumps(list(class_names))})
   onnx.checker.check_model(model, full_check=True)
   path.write_bytes(model.SerializeToString())
@@ -65,15 +57,16 @@ class Graph:
     self.constants: list[Any] = []
     self.last: str = 'images'
 
-  def add(self, kind: str, constants: Sequence[np.ndarray], name: str, **attributes: Any) -> None:
-    """Adds an operation on the last value and some constants."""
-    inputs = [self.last, *(self._constant(value, f'{name}/{i}') for i, value in enumerate(constants))]
+  def add(self, kind: str, operands: Sequence[np.ndarray | str], name: str, **attributes: Any) -> None:
+    """Adds an operation on the last value and on constants, or other values by their names."""
+    inputs = [self.last]
+    for number, operand in enumerate(operands):
+      if not isinstance(operand, str):
+        value, operand = np.ascontiguousarray(operand), f'{name}/{number}'
+        self.constants.append(numpy_helper.from_array(value, operand))
+      inputs.append(operand)
     self.nodes.append(helper.make_node(kind, inputs, [name], name, **attributes))
     self.last = name
-
-  def _constant(self, value: np.ndarray, name: str) -> str:
-    self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-    return name
 
   def add_input(self, preprocessing: specs.Preprocessing) -> None:
     """Adds the preprocessing, from bytes to the network's input, channels first."""
@@ -89,20 +82,24 @@ class Graph:
     """Adds a layer whose input has a side; returns the side of its output."""
     match layer:
       case specs.Conv():
-        kernel = self._parameter(name, 'kernel').transpose(3, 2, 0, 1)
+        kernel, bias = self._parameters(name)
         window = _window(layer, side)
-        self.add('Conv', [kernel, self._parameter(name, 'bias')], name, group=layer.groups, **window)
+        self.add('Conv', [kernel.transpose(3, 2, 0, 1), bias], name, group=layer.groups, **window)
         return output_side(layer, side)
       case specs.Pool():
         kind = {'max': 'MaxPool', 'avg': 'AveragePool'}[layer.kind]
         self.add(kind, [], name, **_window(layer, side))
         return output_side(layer, side)
       case specs.Dense():
-        self.add('Gemm', [self._parameter(name, 'kernel'), self._parameter(name, 'bias')], name)
+        self.add('Gemm', self._parameters(name), name)
       case specs.BatchNorm():
-        self.add('BatchNormalization', list(self._statistics(name)), name, epsilon=layer.epsilon)
+        mean, variance = (self.tensors[f'batch_stats/{name}/{part}'] for part in ('mean', 'var'))
+        scale = self.tensors.get(f'params/{name}/scale', np.ones_like(mean))
+        bias = self.tensors.get(f'params/{name}/bias', np.zeros_like(mean))
+        self.add('BatchNormalization', [scale, bias, mean, variance], name, epsilon=layer.epsilon)
       case specs.Activation() if layer.kind in _ACTIVATIONS:
-        self.add(_ACTIVATIONS[layer.kind], [], name, **_ATTRIBUTES.get(layer.kind, {}))
+        slope = {'alpha': 0.01} if layer.kind == 'leaky_relu' else {}
+        self.add(_ACTIVATIONS[layer.kind], [], name, **slope)
       case specs.LocalResponseNorm():
         self._add_response_norm(name, layer)
       case specs.SpatialResponseNorm():
@@ -116,59 +113,39 @@ class Graph:
         raise UsageError(f'ONNX export has no layer like {name}: {layer}')
     return side
 
-  def _parameter(self, name: str, part: str) -> np.ndarray:
-    return self.tensors[f'params/{name}/{part}']
-
-  def _statistics(self, name: str) -> Iterator[np.ndarray]:
-    """Scale, bias, mean and variance."""
-    mean, variance = (self.tensors[f'batch_stats/{name}/{part}'] for part in ('mean', 'var'))
-    yield self.tensors.get(f'params/{name}/scale', np.ones_like(mean))
-    yield self.tensors.get(f'params/{name}/bias', np.zeros_like(mean))
-    yield mean
-    yield variance
+  def _parameters(self, name: str) -> list[np.ndarray]:
+    return [self.tensors[f'params/{name}/{part}'] for part in ('kernel', 'bias')]
 
   def _add_response_norm(self, name: str, layer: specs.LocalResponseNorm) -> None:
     """ONNX divides alpha by the window size; an even window lies one channel off ours."""
-    if layer.size % 2 == 0:
-      raise UsageError(
-        f'{name}: ONNX places a window of {layer.size} channels otherwise; the size must be odd'
-      )
-    constants: dict[str, Any] = {
-      'alpha': layer.alpha * layer.size,
-      'beta': layer.beta,
-      'bias': layer.k,
-      'size': layer.size,
-    }
+    size = layer.size
+    if size % 2 == 0:
+      raise UsageError(f'{name}: ONNX places a window of {size} channels otherwise; the size must be odd')
+    constants: Any = {'alpha': layer.alpha * size, 'beta': layer.beta, 'bias': layer.k, 'size': size}
     if layer.groups == 1:
       self.add('LRN', [], name, **constants)
       return
     parts = [f'{name}/part{number}' for number in range(layer.groups)]
     self.nodes.append(helper.make_node('Split', [self.last], parts, f'{name}/split', axis=1))
-    normed = [f'{part}/normed' for part in parts]
-    for part, one in zip(parts, normed, strict=True):
-      self.nodes.append(helper.make_node('LRN', [part], [one], one, **constants))
-    self.nodes.append(helper.make_node('Concat', normed, [name], name, axis=1))
-    self.last = name
+    for part in parts:
+      self.last = part
+      self.add('LRN', [], f'{part}/normed', **constants)
+    self.last = f'{parts[0]}/normed'
+    self.add('Concat', [f'{part}/normed' for part in parts[1:]], name, axis=1)
 
   def _add_spatial_norm(self, name: str, layer: specs.SpatialResponseNorm) -> None:
     """x / (k + alpha * sum x^2)^beta; the sum is the average, padding included, times the area."""
-    given, before = self.last, layer.size // 2
-    after = layer.size - 1 - before
-    self.nodes.append(helper.make_node('Mul', [given, given], [f'{name}/squares'], f'{name}/squares'))
-    self.last = f'{name}/squares'
+    given, before, after = self.last, layer.size // 2, (layer.size - 1) // 2
+    self.add('Mul', [given], f'{name}/squares')
     window = {'kernel_shape': [layer.size] * 2, 'pads': [before, before, after, after]}
     self.add('AveragePool', [], f'{name}/means', count_include_pad=1, **window)
     self.add('Mul', [np.array(layer.alpha * layer.size**2, np.float32)], f'{name}/sums')
     self.add('Add', [np.array(layer.k, np.float32)], f'{name}/shifted')
-    self.add('Pow', [np.array(layer.beta, np.float32)], f'{name}/scales')
-    self.nodes.append(helper.make_node('Div', [given, self.last], [name], name))
-    self.last = name
+    self.add('Pow', [np.array(-layer.beta, np.float32)], f'{name}/factors')
+    self.add('Mul', [given], name)
 
 
 def _window(layer: specs.Conv | specs.Pool, side: int) -> dict[str, Any]:
   before, after = window_padding(layer, side)
-  return {
-    'kernel_shape': [layer.kernel_size] * 2,
-    'strides': [layer.strides] * 2,
-    'pads': [before, before, after, after],
-  }
+  sizes = {'kernel_shape': [layer.kernel_size] * 2, 'strides': [layer.strides] * 2}
+  return sizes | {'pads': [before, before, after, after]}

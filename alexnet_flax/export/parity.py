@@ -24,16 +24,14 @@ def greatest_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 def compare(
   file: WeightsFile, spec: Spec, variables: Any, images: Sequence[np.ndarray]
 ) -> tuple[str, dict[str, float]]:
-  """Returns the greatest error of the input and of every layer against the file's own program.
+  """Compares the input and every layer with a weights file's own program.
 
   Args:
-    file: The weights file.
-    spec: The network.
-    variables: The variables that were loaded from the file.
+    file, spec, variables: The weights file, its network, and what was loaded from the file.
     images: uint8 RGB [H, W, 3], of any sizes.
 
   Returns:
-    The other program with its version, and layer -> error, 'input' first.
+    The other program with its version, and layer -> greatest error, 'input' first.
 
   Raises:
     UsageError: The program is not installed, or the file is our own.
@@ -44,15 +42,8 @@ def compare(
   inputs = network_inputs(spec, images)
   with needs_extra('--verify'):
     program, theirs = file.format.activations(file, spec, num_classes, inputs)
-  layers = [name for name in theirs if name != 'input']
-  taps = features(
-    AlexNet(spec, num_classes),
-    variables,
-    inputs.normalized,
-    layers,
-    preprocessed=True,
-    batch_size=len(images),
-  )
+  layers, model = [name for name in theirs if name != 'input'], AlexNet(spec, num_classes)
+  taps = features(model, variables, inputs.normalized, layers, preprocessed=True, batch_size=len(images))
   ours = {'input': inputs.normalized, **taps}
   return program, {name: greatest_error(ours[name], theirs[name]) for name in theirs}
 

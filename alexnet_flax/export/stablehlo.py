@@ -28,9 +28,8 @@ def write(
   path: pathlib.Path, spec: Spec, variables: Mapping[str, Any], class_names: Sequence[str] = ()
 ) -> list[pathlib.Path]:
   """Writes the program, and the weights in our own format beside it, PATH.safetensors; returns both."""
-  tensors = tensors_of(variables)
-  size, classes = spec.image_size, tensors[f'params/{spec.head}/bias'].shape[0]
-  model = AlexNet(spec, classes)
+  tensors, size = tensors_of(variables), spec.image_size
+  model = AlexNet(spec, tensors[f'params/{spec.head}/bias'].shape[0])
 
   def logits(weights: dict[str, Any], images: jax.Array) -> Any:
     inputs = normalize({'image': images}, preprocessing=spec.preprocessing)['image']

@@ -58,14 +58,13 @@ def open_weights(source: str | os.PathLike[str]) -> WeightsFile:
 def load_weights(source: str | os.PathLike[str], spec: Spec) -> dict[str, Any]:
   """Returns a network's variables from a weights file.
 
-  The format is recognised by the file's content: PyTorch's `.pth` (tensors only; needs PyTorch) and
-  safetensors in torchvision's names, Caffe's `.caffemodel`, Keras's `.weights.h5` and `.keras`, and our
-  own `.safetensors`. If the name ends in -DIGEST, as PyTorch's hub writes it, or FILE.sha256 lies
-  beside the file, the file must have that digest.
+  The format is recognised by the file's content. If the name ends in -DIGEST, as PyTorch's hub writes it, or
+  FILE.sha256 lies beside the file, the file must have that digest.
 
   Args:
-    source: A path, a URL, or a name in `PUBLISHED`. Downloads are kept in $ALEXNET_FLAX_CACHE, or
-      ~/.cache/alexnet_flax.
+    source: A path, a URL, or a name in `PUBLISHED`; of PyTorch's `.pth` (tensors only; needs PyTorch),
+      safetensors in torchvision's names, Caffe's `.caffemodel`, Keras's `.weights.h5` and `.keras`, or our
+      own `.safetensors`. Downloads are kept in $ALEXNET_FLAX_CACHE, or ~/.cache/alexnet_flax.
     spec: The network. Its preprocessing must be that of the weights, except for the order of the colours:
       another order is met by reversing the input channels of conv1.
 

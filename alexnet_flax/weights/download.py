@@ -65,35 +65,31 @@ def stated_digests(path: pathlib.Path) -> list[str]:
     UsageError: FILE.sha256 does not hold a digest.
   """
   beside = path.with_name(f'{path.name}.sha256')
-  try:
-    stated = beside.read_text().split()[0].lower() if beside.is_file() else None
-  except (IndexError, UnicodeDecodeError):
-    stated = ''
-  if stated is not None and not re.fullmatch(r'[0-9a-f]{64}', stated):
+  if not beside.is_file():
+    return _digests_in_name(path.name)
+  stated = beside.read_bytes().decode(errors='replace').lower().split()[:1]
+  if not re.fullmatch(r'[0-9a-f]{64}', ''.join(stated)):
     raise UsageError(f'{beside}: not a SHA-256 digest')
-  return [digest for digest in (stated, _digest_in_name(path.name)) if digest]
+  return stated + _digests_in_name(path.name)
 
 
 def _check_digests(content: bytes, digests: list[str], source: str) -> None:
   for digest in digests:
     kind = 'sha1' if len(digest) == 40 else 'sha256'
-    found = hashlib.new(kind, content).hexdigest()
-    if not found.startswith(digest):
-      shown = found[: max(len(digest), 8)]
-      raise UsageError(f'{source}: wrong digest: its {kind} is {shown}, not {digest}; download it again')
+    found = hashlib.new(kind, content).hexdigest()[: len(digest)]
+    if found != digest:
+      raise UsageError(f'{source}: wrong digest: its {kind} is {found}, not {digest}; download it again')
 
 
-def _digest_in_name(name: str) -> str | None:
+def _digests_in_name(name: str) -> list[str]:
   """The digest in 'alexnet-owt-7be5be79.pth', as PyTorch's hub writes it; not a date or another number."""
-  match = re.search(r'-(?!\d+\.)([0-9a-f]{8,64})\.[a-z0-9.]+$', name)
-  return match[1] if match else None
+  return re.findall(r'-(?!\d+\.)([0-9a-f]{8,64})\.[a-z0-9.]+$', name)
 
 
 def _downloaded(url: str, digest: str | None) -> pathlib.Path:
   """The file in the cache; pooch moves it there when all of it has come and the digest is right."""
   cache = pathlib.Path(os.environ.get('ALEXNET_FLAX_CACHE', '~/.cache/alexnet_flax')).expanduser()
-  # Two hosts may have files of one name.
-  folder = cache / hashlib.sha256(url.encode()).hexdigest()[:8]
+  folder = cache / hashlib.sha256(url.encode()).hexdigest()[:8]  # two hosts may have files of one name
   path = folder / pathlib.PurePosixPath(url.partition('?')[0]).name
   if path.is_file():
     return path
@@ -105,16 +101,15 @@ def _downloaded(url: str, digest: str | None) -> pathlib.Path:
 
   def fetch_and_check(url: str, partial: str, owner: Any) -> None:
     fetch(url, partial, owner)
-    if stated := digest or _digest_in_name(path.name):  # often a prefix, which pooch cannot check
-      _check_digests(pathlib.Path(partial).read_bytes(), [stated], url)
+    stated = [digest] if digest else _digests_in_name(path.name)  # often a prefix, which pooch cannot check
+    _check_digests(pathlib.Path(partial).read_bytes(), stated, url)
 
   pooch.get_logger().setLevel(logging.WARNING)
   try:
     pooch.retrieve(url, None, fname=path.name, path=folder, downloader=fetch_and_check)
   except (requests.RequestException, ValueError) as error:
-    raise UsageError(
-      f'cannot download {url}: {_reason(error)}; download it by hand and give its path'
-    ) from None
+    advice = 'download it by hand and give its path'
+    raise UsageError(f'cannot download {url}: {_reason(error)}; {advice}') from None
   except OSError as error:
     raise UsageError(f'cannot download {url} to {cache}: {error}') from None
   return path

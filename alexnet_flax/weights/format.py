@@ -38,11 +38,13 @@ class Parsed(NamedTuple):
     stored: The tensors, as the format's own functions take them.
     spec: The network, if the file describes it.
     class_names: The names of the classes, if the file has them.
+    layers: The computing layers, (name, description) in order, if the file describes them.
   """
 
   stored: Any
   spec: Spec | None = None
   class_names: tuple[str, ...] = ()
+  layers: Sequence[tuple[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Format:
     write: Writes tensors, a spec and class names to a path.
     companions: Files that are written beside it: ending -> function.
     variants: The variants that a file which does not contain its spec can be of, most likely first.
-    check_layers: Checks that a file has the layers of a spec, as far as the file describes them.
+    describe: Returns a spec's layers as `Parsed.layers` has those of a file, for comparison.
     layer_names: Maps our layers' names to the program's.
     activations: Runs a file in the program that the format comes from, for `convert --verify`. Takes the
       file, its spec, the number of classes and images; returns the program's name and version, and its
@@ -73,7 +75,7 @@ class Format:
   write: Write
   companions: Mapping[str, Write] = dataclasses.field(default_factory=dict)
   variants: tuple[str, ...] = ()
-  check_layers: 'Callable[[WeightsFile, Spec], None]' = lambda file, spec: None
+  describe: Callable[[Spec], Sequence[tuple[str, Any]]] = lambda spec: ()
   layer_names: Callable[[Spec], dict[str, str]] | None = None
   activations: 'Callable[[WeightsFile, Spec, int, Inputs], tuple[str, Activations]] | None' = None
 
@@ -86,7 +88,7 @@ class WeightsFile:
     source: The path, URL or name that it was opened by.
     path: Where it lies on this machine.
     format: Its format.
-    stored, spec, class_names: Its content, as in `Parsed`.
+    stored, spec, class_names, layers: Its content, as in `Parsed`.
   """
 
   source: str
@@ -95,6 +97,7 @@ class WeightsFile:
   stored: Any
   spec: Spec | None
   class_names: tuple[str, ...]
+  layers: Sequence[tuple[str, Any]] | None
 
   def find_spec(self) -> Spec | None:
     """Returns the network that the file contains, or the variant whose layers it has."""
@@ -102,17 +105,22 @@ class WeightsFile:
       return self.spec
     for name in self.format.variants:
       with contextlib.suppress(UsageError):
-        self.format.check_layers(self, VARIANTS[name])
+        self._check_layers(VARIANTS[name])
         return VARIANTS[name]
     return None
 
   def variables(self, spec: Spec) -> dict[str, Any]:
     """Returns the variables of a network; values and errors as for `load_weights`."""
-    self.format.check_layers(self, spec)
+    self._check_layers(spec)
     return variables_of(self.format.read(self, spec))
 
-
-def channels_last(array: Any) -> np.ndarray:
-  """Copies a channels-first array or tensor [N, C, H, W] to [N, H, W, C]; [N, C] stays as it is."""
-  array = np.array(array.numpy() if hasattr(array, 'numpy') else array)
-  return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+  def _check_layers(self, spec: Spec) -> None:
+    if self.layers is None:
+      return
+    ours = self.format.describe(spec)
+    for (name, layer), (our_name, our_layer) in zip(self.layers, ours, strict=False):
+      if layer != our_layer:
+        difference = f'its layer {name} is {layer}, where {our_name} must be {our_layer}'
+        raise UsageError(f'{self.path} is of another network than {spec.name}: {difference}')
+    if len(self.layers) != len(ours):
+      raise UsageError(f'{self.path} has {len(self.layers)} computing layers, {spec.name} has {len(ours)}')

@@ -9,32 +9,30 @@ import dataclasses
 import io
 import json
 import pathlib
-import re
 import shutil
 import tempfile
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models import spec as specs
-from alexnet_flax.models.spec import Layer, Preprocessing, Spec
+from alexnet_flax.models.spec import Layer, Spec
 from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile
-from alexnet_flax.weights.layout import Tensors, check, check_same_layers, match_input, pick, reversed_colours
+from alexnet_flax.weights.layout import Tensors, check, in_order, match_input, pick
 
-_CLASSES: dict[type, str] = {
-  specs.Conv: 'Conv2D',
-  specs.Dense: 'Dense',
-  specs.BatchNorm: 'BatchNormalization',
-}
-_LEAVES = {
-  'Conv2D': ('params/{}/kernel', 'params/{}/bias'),
-  'Dense': ('params/{}/kernel', 'params/{}/bias'),
-  'BatchNormalization': ('params/{}/scale', 'params/{}/bias', 'batch_stats/{}/mean', 'batch_stats/{}/var'),
+_WEIGHT_LEAVES = ('params/{}/kernel', 'params/{}/bias')
+_LEAVES: dict[type, tuple[str, tuple[str, ...]]] = {  # Keras's name of the layer, and its variables in order
+  specs.Conv: ('conv2d', _WEIGHT_LEAVES),
+  specs.Dense: ('dense', _WEIGHT_LEAVES),
+  specs.BatchNorm: (
+    'batch_normalization',
+    ('params/{}/scale', 'params/{}/bias', 'batch_stats/{}/mean', 'batch_stats/{}/var'),
+  ),
 }
 # What zipfile raises for a damaged archive; the third for passwords and unknown compression methods.
 _BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, RuntimeError)
@@ -43,24 +41,15 @@ _WEIGHTS = 'model.weights.h5'  # inside a .keras archive
 
 def tensor_names(spec: Spec) -> dict[str, str]:
   """Our tensors' names -> Keras's paths."""
-  names, counts = {}, Counter[str]()
+  names: dict[str, str] = {}
+  counts = Counter[str]()
   for name, layer in spec.named_layers():
-    kind = _CLASSES.get(type(layer))
-    if kind is None:
-      continue
-    snake = re.sub(r'(?<=[a-z])(?=[A-Z])', '_', kind).lower()
-    stored = f'{snake}_{counts[snake]}' if counts[snake] else snake
-    counts[snake] += 1
-    for number, leaf in enumerate(_LEAVES[kind]):
-      names[leaf.format(name)] = f'layers/{stored}/vars/{number}'
+    if type(layer) in _LEAVES:
+      kind, leaves = _LEAVES[type(layer)]
+      stored = f'{kind}_{counts[kind]}' if counts[kind] else kind
+      counts[kind] += 1
+      names |= {leaf.format(name): f'layers/{stored}/vars/{number}' for number, leaf in enumerate(leaves)}
   return names
-
-
-class _Stored(NamedTuple):
-  """The arrays of a file by Keras's paths, and its layers if it describes them."""
-
-  arrays: dict[str, np.ndarray]
-  layers: list[tuple[str, str]] | None = None
 
 
 def parse_weights(content: bytes | bytearray, source: str) -> Parsed:
@@ -78,7 +67,7 @@ def parse_weights(content: bytes | bytearray, source: str) -> Parsed:
       archive.visititems(visit)
   except (OSError, KeyError, ValueError, RuntimeError) as error:
     raise UsageError(f'{source}: broken: {" ".join(str(error).split())[:200]}') from None
-  return Parsed(_Stored(arrays))
+  return Parsed(arrays)
 
 
 def parse_keras(content: bytes, source: str) -> Parsed:
@@ -89,39 +78,29 @@ def parse_keras(content: bytes, source: str) -> Parsed:
       weights = archive.read(_WEIGHTS)
   except (KeyError, ValueError, TypeError, AttributeError, EOFError, *_BROKEN_ARCHIVE) as error:
     raise UsageError(f'{source}: broken, or not a sequential Keras network: {error}') from None
-  return Parsed(parse_weights(weights, source).stored._replace(layers=layers))
-
-
-def check_layers(file: WeightsFile, spec: Spec) -> None:
-  """Compares the layers of a `.keras` file and their settings."""
-  if file.stored.layers is not None:
-    check_same_layers(file.stored.layers, described_layers(keras_config(spec, 1)), spec, str(file.path))
+  return Parsed(parse_weights(weights, source).stored, layers=layers)
 
 
 def read(file: WeightsFile, spec: Spec) -> Tensors:
   """The tensors of a `.weights.h5` or `.keras` file."""
   names, source = tensor_names(spec), str(file.path)
-  tensors = check(pick(file.stored.arrays, names, source), spec, source, names)
-  return match_input(tensors, spec, _rgb(spec), source)
+  tensors = check(pick(file.stored, names, source), spec, source, names)
+  return match_input(tensors, spec, in_order('RGB', spec.preprocessing), source)
 
 
 def write_weights(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
   """Writes `.weights.h5`, for `model.load_weights` of a Keras network with the spec's layers."""
   keras_config(spec, 1)  # refuses layers that Keras lacks
-  with path.open('wb') as file:
-    _write_weights(tensors, spec, file)
+  path.write_bytes(_hdf5(tensors, spec))
 
 
 def write_keras(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
   """Writes `.keras`, for `keras.models.load_model`; its output is logits, without a softmax."""
   config = keras_config(spec, tensors[f'params/{spec.head}/bias'].shape[0])
-  weights = io.BytesIO()
-  _write_weights(tensors, spec, weights)
   with zipfile.ZipFile(path, 'w') as archive:
     archive.writestr('metadata.json', json.dumps({'keras_version': '3.0.0'}))
     archive.writestr('config.json', json.dumps(config))
-    with archive.open(_WEIGHTS, 'w', force_zip64=True) as member:
-      member.write(weights.getbuffer())
+    archive.writestr(_WEIGHTS, _hdf5(tensors, spec))
 
 
 def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs) -> tuple[str, Activations]:
@@ -166,35 +145,26 @@ def keras_taps(model: Any, spec: Spec, images: np.ndarray) -> Activations:
   return taps
 
 
-def _rgb(spec: Spec) -> Preprocessing:
-  ours = spec.preprocessing
-  return ours if ours.channel_order == 'RGB' else reversed_colours(ours)
-
-
-def _write_weights(tensors: Tensors, spec: Spec, file: BinaryIO) -> None:
+def _hdf5(tensors: Tensors, spec: Spec) -> bytes:
   import h5py
 
-  tensors = match_input(tensors, spec, _rgb(spec), "Keras's layout")
-  with h5py.File(file, 'w') as archive:
+  tensors = match_input(tensors, spec, in_order('RGB', spec.preprocessing), "Keras's layout")
+  buffer = io.BytesIO()
+  with h5py.File(buffer, 'w') as archive:
     for ours, theirs in tensor_names(spec).items():
       archive[theirs] = tensors[ours]
+  return buffer.getvalue()
 
 
 # The settings of each kind of layer that must agree, and Keras's default for each.
+_CONV = {'strides': [1, 1], 'padding': 'valid', 'groups': 1, 'dilation_rate': [1, 1], 'use_bias': True}
+_POOL = {'pool_size': [2, 2], 'strides': None, 'padding': 'valid'}
 _SETTINGS: dict[str, dict[str, Any]] = {
-  'Conv2D': {
-    'kernel_size': None,
-    'strides': [1, 1],
-    'padding': 'valid',
-    'groups': 1,
-    'dilation_rate': [1, 1],
-    'data_format': 'channels_last',
-    'use_bias': True,
-  },
+  'Conv2D': {'kernel_size': None, 'data_format': 'channels_last', **_CONV},
   'Dense': {'use_bias': True},
   'BatchNormalization': {'axis': [-1], 'epsilon': 1e-3, 'center': True, 'scale': True},
-  'MaxPooling2D': {'pool_size': [2, 2], 'strides': None, 'padding': 'valid'},
-  'AveragePooling2D': {'pool_size': [2, 2], 'strides': None, 'padding': 'valid'},
+  'MaxPooling2D': _POOL,
+  'AveragePooling2D': _POOL,
   'Activation': {'activation': None},
   'LeakyReLU': {'negative_slope': 0.3},
 }
@@ -206,25 +176,28 @@ def keras_config(spec: Spec, num_classes: int) -> dict[str, Any]:
   Raises:
     UsageError: Keras has no such layer.
   """
-  side = spec.image_size
-  layers = [_described('InputLayer', {'batch_shape': [None, side, side, 3], 'name': 'input'})]
+  described = [('InputLayer', {'name': 'input', 'batch_shape': [None, spec.image_size, spec.image_size, 3]})]
   for name, layer in spec.named_layers():
     kind, settings = _keras_layer(name, layer, spec.name, num_classes)
-    layers.append(_described(kind, {'name': name, **settings}))
+    described.append((kind, {'name': name, **settings}))
+  layers = [
+    {'module': 'keras.layers', 'class_name': kind, 'config': config, 'registered_name': None}
+    for kind, config in described
+  ]
   config = {'name': spec.name, 'trainable': True, 'layers': layers}
   return {'module': 'keras', 'class_name': 'Sequential', 'config': config, 'registered_name': None}
-
-
-def _described(kind: str, config: dict[str, Any]) -> dict[str, Any]:
-  return {'module': 'keras.layers', 'class_name': kind, 'config': config, 'registered_name': None}
 
 
 def _keras_layer(name: str, layer: Layer, variant: str, classes: int) -> tuple[str, dict[str, Any]]:
   match layer:
     case specs.Conv(padding='SAME' | 'VALID', ceil_mode=False):
-      sizes = {'kernel_size': [layer.kernel_size] * 2, 'strides': [layer.strides] * 2}
-      settings = {'filters': layer.features, 'padding': str(layer.padding).lower(), 'groups': layer.groups}
-      return 'Conv2D', settings | sizes
+      return 'Conv2D', {
+        'filters': layer.features,
+        'kernel_size': [layer.kernel_size] * 2,
+        'strides': [layer.strides] * 2,
+        'padding': str(layer.padding).lower(),
+        'groups': layer.groups,
+      }
     case specs.Dense():
       return 'Dense', {'units': layer.features or classes}
     case specs.Activation('leaky_relu'):
@@ -253,13 +226,13 @@ def described_layers(config: dict[str, Any]) -> list[tuple[str, str]]:
   found = []
   for layer in config['config']['layers']:
     kind, settings = layer['class_name'], layer['config']
-    name = str(settings.get('name', kind))
     if kind in ('InputLayer', 'Dropout'):
       continue
+    name = str(settings.get('name', kind))
     if kind == 'ReLU' and not any(settings.get(key) for key in ('max_value', 'negative_slope', 'threshold')):
       kind, settings = 'Activation', {'activation': 'relu'}
     chosen = {key: settings.get(key, value) for key, value in _SETTINGS.get(kind, {}).items()}
-    if kind == 'BatchNormalization' and chosen['axis'] in (3, -1, [3]):
+    if chosen.get('axis') in (3, -1, [3]):
       chosen['axis'] = [-1]
     plain = (f'{key}={list(value) if isinstance(value, tuple) else value}' for key, value in chosen.items())
     found.append((name, ' '.join([kind, *plain])))
@@ -268,10 +241,6 @@ def described_layers(config: dict[str, Any]) -> list[tuple[str, str]]:
   if found and found[-1][1] == 'Activation activation=softmax':
     found.pop()
   return found
-
-
-def _recognize_weights(content: bytes, path: pathlib.Path) -> bool:
-  return content.startswith(b'\x89HDF\r\n\x1a\n')
 
 
 def _recognize_keras(content: bytes, path: pathlib.Path) -> bool:
@@ -287,12 +256,12 @@ def _recognize_keras(content: bytes, path: pathlib.Path) -> bool:
 KERAS_WEIGHTS: Format = Format(
   name='keras_weights',
   ending='.weights.h5',
-  recognize=_recognize_weights,
+  recognize=lambda content, path: content.startswith(b'\x89HDF\r\n\x1a\n'),
   parse=parse_weights,
   read=read,
   write=write_weights,
   variants=('batchnorm',),
-  check_layers=check_layers,
+  describe=lambda spec: described_layers(keras_config(spec, 1)),
   activations=activations,
 )
 KERAS: Format = dataclasses.replace(

@@ -1,44 +1,35 @@
 """Our own weights files: safetensors with our names, and the whole spec inside as JSON."""
 
+import contextlib
 import dataclasses
-import functools
 import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import safetensors
 import safetensors.numpy
 
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models import spec as specs
-from alexnet_flax.models.alexnet import AlexNet
-from alexnet_flax.models.spec import Spec
+from alexnet_flax.models.spec import Layer, Spec
 from alexnet_flax.models.surgery import computation
 from alexnet_flax.weights.format import Format, Parsed, WeightsFile
-from alexnet_flax.weights.layout import Tensors, check, check_same_layers, match_input
+from alexnet_flax.weights.layout import Tensors, check, match_input, variable_shapes
 
 NAME = 'alexnet_flax'  # in the file's metadata
-
-
-def recognize(content: bytes, path: pathlib.Path) -> bool:
-  """Whether this is a safetensors file that we wrote."""
-  return is_safetensors(content) and _metadata(content, str(path)).get('format') == NAME
 
 
 def parse(content: bytes, source: str) -> Parsed:
   """The tensors, the spec and the class names of our own file."""
   metadata = _metadata(content, source)
-  return Parsed(parse_safetensors(content, source), _spec(metadata, source), _class_names(metadata, source))
+  spec, names = _spec(metadata, source), _class_names(metadata, source)
+  return Parsed(parse_safetensors(content, source), spec, names, describe(spec))
 
 
-def check_layers(file: WeightsFile, spec: Spec) -> None:
-  """Compares the layers without what concerns training only."""
-  assert file.spec is not None
-  theirs, ours = ([(name, computation(layer)) for name, layer in s.named_layers()] for s in (file.spec, spec))
-  check_same_layers(theirs, ours, spec, str(file.path))
+def describe(spec: Spec) -> list[tuple[str, Layer]]:
+  """The layers without what concerns training only."""
+  return [(name, computation(layer)) for name, layer in spec.named_layers()]
 
 
 def read(file: WeightsFile, spec: Spec) -> Tensors:
@@ -83,22 +74,17 @@ def _metadata(content: bytes, source: str) -> dict[str, str]:
 
 
 def _class_names(metadata: dict[str, str], source: str) -> tuple[str, ...]:
-  try:
+  with contextlib.suppress(ValueError):
     names = json.loads(metadata.get('class_names', '[]'))
-  except ValueError:
-    names = None
-  if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-    raise UsageError(f'{source}: its class names cannot be read')
-  return tuple(names)
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+      return tuple(names)
+  raise UsageError(f'{source}: its class names cannot be read')
 
 
 def _spec(metadata: dict[str, str], source: str) -> Spec:
   try:
     spec = _decode(json.loads(metadata['spec']))
-    # JAX can trace a valid network at its image size, so damage shows here.
-    model = AlexNet(spec)
-    shape = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), jnp.float32)
-    jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), shape)
+    variable_shapes(spec)  # JAX can trace a valid network at its image size, so damage shows here
     if spec.preprocessing.channel_order not in ('RGB', 'BGR') or not spec.preprocessing.center_crop_share > 0:
       raise ValueError('invalid preprocessing')
     return spec
@@ -129,9 +115,11 @@ def _decode(value: Any) -> Any:
 NATIVE: Format = Format(
   name='ours',
   ending='.safetensors',
-  recognize=recognize,
+  recognize=lambda content, path: (
+    is_safetensors(content) and _metadata(content, str(path)).get('format') == NAME
+  ),
   parse=parse,
-  check_layers=check_layers,
+  describe=describe,
   read=read,
   write=write,
   layer_names=lambda spec: {name: name for name, _ in spec.named_layers()},

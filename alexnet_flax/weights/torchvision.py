@@ -17,28 +17,16 @@ from safetensors.numpy import save
 
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.spec import Activation, Conv, Dense, Dropout, Flatten, Pool, Preprocessing, Spec
-from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile, channels_last
-from alexnet_flax.weights.layout import (
-  Tensors,
-  check,
-  from_channels_first,
-  match_input,
-  pick,
-  to_channels_first,
-  weight_layers,
-)
+from alexnet_flax.weights.channels_first import channels_last, from_channels_first, to_channels_first
+from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile
+from alexnet_flax.weights.layout import Tensors, check, match_input, pick, weight_layers
 from alexnet_flax.weights.native import is_safetensors, parse_safetensors
 
 PREPROCESSING = Preprocessing()  # torchvision's weights are all for its ImageNet mean and std
-_LEAVES = {'kernel': 'weight', 'bias': 'bias'}
 
 
 def layer_names(spec: Spec) -> dict[str, str]:
-  """Our layers' names -> torchvision's: {'conv1': 'features.0', 'relu1': 'features.1', ...}.
-
-  Raises:
-    UsageError: The network has a layer that torchvision's AlexNet has not.
-  """
+  """Our layers' names -> torchvision's, {'conv1': 'features.0', ...}; UsageError if it has no such layer."""
   names, part, number = {}, 'features', 0
   for name, layer in spec.named_layers():
     if isinstance(layer, Flatten):
@@ -58,14 +46,14 @@ def tensor_names(spec: Spec) -> dict[str, str]:
   return {
     f'params/{layer}/{ours}': f'{names[layer]}.{theirs}'
     for layer in weight_layers(spec)
-    for ours, theirs in _LEAVES.items()
+    for ours, theirs in (('kernel', 'weight'), ('bias', 'bias'))
   }
 
 
 def read(file: WeightsFile, spec: Spec) -> Tensors:
   """The tensors of a file in torchvision's names and layout."""
   names, source = tensor_names(spec), str(file.path)
-  picked = pick(_without_prefix(file.stored), names, source)
+  picked = pick(file.stored, names, source)
   tensors = {name: from_channels_first(name, array, spec) for name, array in picked.items()}
   return match_input(check(tensors, spec, source, names), spec, PREPROCESSING, source)
 
@@ -95,11 +83,14 @@ def parse_pth(content: bytes, source: str) -> Parsed:
   for key in ('state_dict', 'model'):
     if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
       loaded = loaded[key]
-  if not isinstance(loaded, dict) or not all(
-    isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
-  ):
-    raise UsageError(f'{source}: not a state dictionary; save model.state_dict()')
-  return Parsed({name: _numpy(name, value, torch, source) for name, value in loaded.items()})
+  arrays = {}
+  for name, tensor in loaded.items() if isinstance(loaded, dict) else [(None, None)]:
+    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+      raise UsageError(f'{source}: not a state dictionary; save model.state_dict()')
+    if tensor.layout != torch.strided or tensor.is_quantized:
+      raise UsageError(f'{source}: tensor {name} is not a dense one; save it as float32')
+    arrays[name] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
+  return Parsed(_without_prefix(arrays))
 
 
 def write_pth(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
@@ -126,7 +117,7 @@ def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs)
 
   model = torchvision.models.alexnet(num_classes=num_classes)
   try:
-    model.load_state_dict({name: torch.tensor(value) for name, value in _without_prefix(file.stored).items()})
+    model.load_state_dict({name: torch.tensor(value) for name, value in file.stored.items()})
   except RuntimeError as error:
     reason = ' '.join(str(error).split())[:200]
     raise UsageError(f'{file.path} does not fit torchvision.models.alexnet: {reason}') from None
@@ -143,10 +134,9 @@ def torch_taps(model: Any, spec: Spec, images: Any) -> Activations:
   import torch
 
   taps: Activations = {}
-  modules = dict(model.named_modules())
-  for ours, theirs in layer_names(spec).items():
-    module = modules.get(theirs)  # flattening has none
-    if module is not None:
+  ours_by_theirs = {theirs: ours for ours, theirs in layer_names(spec).items()}  # flattening is no module
+  for name, module in model.named_modules():
+    if ours := ours_by_theirs.get(name):
       if hasattr(module, 'inplace'):
         module.inplace = False  # or it would overwrite the output of the module before it
       module.register_forward_hook(lambda _, __, out, ours=ours: taps.__setitem__(ours, channels_last(out)))
@@ -164,17 +154,11 @@ def _without_prefix(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
   return {name.removeprefix('module.'): array for name, array in state_dict.items()}
 
 
-def _numpy(name: str, tensor: Any, torch: Any, source: str) -> np.ndarray:
-  if tensor.layout != torch.strided or tensor.is_quantized:
-    raise UsageError(f'{source}: tensor {name} is not a dense one; save it as float32')
-  return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
-
-
 SAFETENSORS: Format = Format(
   name='torchvision',
   ending='.safetensors',
   recognize=lambda content, path: is_safetensors(content),
-  parse=lambda content, source: Parsed(parse_safetensors(content, source)),
+  parse=lambda content, source: Parsed(_without_prefix(parse_safetensors(content, source))),
   read=read,
   write=write_safetensors,
   variants=('torchvision',),

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import pathlib
-import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,17 +12,9 @@ from alexnet_flax.errors import UsageError
 from alexnet_flax.models.spec import Preprocessing, Spec
 from alexnet_flax.weights.caffe.network import build_net, caffe_input, layer_names, norm_layers, prototxt
 from alexnet_flax.weights.caffe.schema import V1_TYPES, net_parameter
-from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile, channels_last
-from alexnet_flax.weights.layout import (
-  Tensors,
-  check,
-  check_same_layers,
-  from_channels_first,
-  match_input,
-  pick,
-  to_channels_first,
-  variable_shapes,
-)
+from alexnet_flax.weights.channels_first import channels_last, from_channels_first, to_channels_first
+from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile
+from alexnet_flax.weights.layout import Tensors, check, match_input, pick, variable_shapes
 
 # The settings of each computing kind of layer that must agree, and Caffe's default for each.
 _DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -50,31 +41,25 @@ def parse(content: bytes, source: str) -> Parsed:
     raise UsageError(f'{source}: broken, or not a binary caffemodel') from None
   layers = list(net.layer or net.layers)
   if not any(layer.blobs for layer in layers):
-    raise UsageError(
-      f"{source}: no layers with weights; if it dates from 2013, run Caffe's upgrade_net_proto_binary on it"
-    )
-  return Parsed(layers)
-
-
-def check_layers(file: WeightsFile, spec: Spec) -> None:
-  """Compares the computing layers and their settings."""
-  check_same_layers(_described(file.stored), _described(build_net(spec, 1).layer), spec, str(file.path))
+    advice = "if it dates from 2013, run Caffe's upgrade_net_proto_binary on it"
+    raise UsageError(f'{source}: no layers with weights; {advice}')
+  return Parsed(layers, layers=_described(layers))
 
 
 def read(file: WeightsFile, spec: Spec) -> Tensors:
   """The tensors of a caffemodel."""
   layers, source = file.stored, str(file.path)
-  blobs = {
-    f'{layer.name}.{number}': _array(blob, f'{source}: tensor {layer.name}.{number}')
-    for layer in layers
-    for number, blob in enumerate(layer.blobs)
-  }
+  stored = {f'{layer.name}.{i}': blob for layer in layers for i, blob in enumerate(layer.blobs)}
+  blobs = {name: _array(blob, f'{source}: tensor {name}') for name, blob in stored.items()}
   # Caffe's BatchNorm stores sums of moments, and their divisor.
   divisors = {name: blobs.pop(f'{name}.2', np.ones(1)).ravel()[0] or 1.0 for name in norm_layers(spec)}
   names, shapes = _tensor_names(spec), variable_shapes(spec)
   tensors = pick(blobs, names, source)
   for ours, theirs in names.items():
-    array = _without_leading_ones(tensors[ours], len(shapes[ours]))
+    array = tensors[ours]
+    extra = array.ndim - len(shapes[ours])
+    if set(array.shape[:extra]) == {1}:  # blobs formerly had four axes always: [1, 1, O, I] for [O, I]
+      array = array.reshape(array.shape[extra:])
     if ours.startswith('batch_stats/'):
       array = array / np.float32(divisors[theirs.rpartition('.')[0]])
     tensors[ours] = from_channels_first(ours, array, spec)
@@ -84,7 +69,8 @@ def read(file: WeightsFile, spec: Spec) -> Tensors:
 
 def write(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
   """Writes a caffemodel of Caffe's current layers."""
-  tensors = match_input(tensors, spec, caffe_input(spec, "Caffe's layout"), "Caffe's layout")
+  theirs = caffe_input(spec, "Caffe's layout")
+  tensors = match_input(tensors, spec, theirs, "Caffe's layout")
   net = build_net(spec, tensors[f'params/{spec.head}/bias'].shape[0])
   blobs: dict[str, list[np.ndarray]] = {}
   for ours, name in _tensor_names(spec).items():
@@ -95,8 +81,8 @@ def write(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequenc
     for array in blobs.get(layer.name, ()):
       blob = layer.blobs.add(data=np.asarray(array, '<f4').tobytes())
       blob.shape.dim.extend(array.shape)
-    if layer.type == 'Input' and any(caffe_input(spec, str(path)).mean):  # Caffe ignores it there; we do not
-      layer.transform_param.mean_value.extend(caffe_input(spec, str(path)).mean)
+    if layer.type == 'Input' and any(theirs.mean):  # Caffe ignores it there; we do not
+      layer.transform_param.mean_value.extend(theirs.mean)
   path.write_bytes(net.SerializeToString())
 
 
@@ -111,10 +97,8 @@ def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs)
 
   if not hasattr(cv2.dnn, 'readNetFromCaffe'):
     raise UsageError("OpenCV 5 cannot read Caffe networks: pip install 'opencv-python-headless<5'")
-  with tempfile.TemporaryDirectory() as folder:
-    text = pathlib.Path(folder, 'network.prototxt')
-    text.write_text(prototxt(spec, num_classes))
-    net = cv2.dnn.readNetFromCaffe(str(text), str(file.path))
+  text = np.frombuffer(prototxt(spec, num_classes).encode(), np.uint8)
+  net = cv2.dnn.readNetFromCaffe(text, np.fromfile(file.path, np.uint8))
   net.enableFusion(False)  # or a layer would return what the next one makes of it
   mean, side = caffe_input(spec, str(file.path)).mean, (spec.image_size, spec.image_size)
   blob = cv2.dnn.blobFromImages(list(inputs.views), 1.0, side, mean, swapRB=True)
@@ -128,26 +112,23 @@ def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs)
   return f'OpenCV {cv2.__version__}', {'input': pixels, **taps}
 
 
-def _kind(layer: Any) -> str:
-  return layer.type if isinstance(layer.type, str) else V1_TYPES.get(layer.type, str(layer.type))
-
-
 def _described(layers: Iterable[Any]) -> list[tuple[str, str]]:
   """Names of the computing layers, and their kinds with their settings."""
   described = []
   for layer in layers:
-    if (kind := _kind(layer)) in _DEFAULTS:
-      field, defaults = _DEFAULTS[kind]
-      stored: Any = getattr(layer, field, None) if field else None
-      settings = {}
-      for name, default in defaults.items():
-        value = getattr(stored, name)
-        if isinstance(default, list):
-          value = list(value) or default
-        elif not stored.HasField(name):
-          value = default
+    kind = layer.type if isinstance(layer.type, str) else V1_TYPES.get(layer.type)
+    if kind not in _DEFAULTS:
+      continue
+    field, defaults = _DEFAULTS[kind]
+    settings: dict[str, Any] = {}
+    for name, default in defaults.items():
+      parameters = getattr(layer, field)
+      if isinstance(default, list):
+        settings[name] = list(getattr(parameters, name)) or default
+      else:
+        value = getattr(parameters, name) if parameters.HasField(name) else default
         settings[name] = round(value, 9) if isinstance(value, float) else value
-      described.append((layer.name, f'{kind} {settings or ""}'))
+    described.append((layer.name, f'{kind} {settings or ""}'))
   return described
 
 
@@ -159,19 +140,13 @@ def _array(blob: Any, what: str) -> np.ndarray:
   return np.frombuffer(content, kind).reshape(shape).astype(np.float32)
 
 
-def _without_leading_ones(array: np.ndarray, ndim: int) -> np.ndarray:
-  """Blobs formerly had four axes always: [1, 1, O, I] for [O, I]."""
-  extra = array.ndim - ndim
-  return array.reshape(array.shape[extra:]) if set(array.shape[:extra]) == {1} else array
-
-
 def _stored_input(layers: list[Any], spec: Spec, source: str) -> Preprocessing:
   """The input of the file's network by its data layer; without one, Caffe's with the spec's mean."""
   theirs = caffe_input(spec, source)
   for layer in layers:
-    transform = getattr(layer, 'transform_param', None)
-    if transform is None or not layer.HasField('transform_param'):
+    if not layer.HasField('transform_param'):
       continue
+    transform = layer.transform_param
     scale = transform.scale if transform.HasField('scale') else 1.0
     mean = theirs.mean
     if transform.mean_value:
@@ -189,13 +164,11 @@ def _stored_input(layers: list[Any], spec: Spec, source: str) -> Preprocessing:
 
 def _tensor_names(spec: Spec) -> dict[str, str]:
   """Our tensors' names -> layer and blob number, 'conv1.0'."""
-  names = layer_names(spec)
-  numbers = {'kernel': 0, 'scale': 0, 'bias': 1, 'mean': 0, 'var': 1}
-  result = {}
+  names, result = layer_names(spec), {}
   for ours in variable_shapes(spec):
     collection, layer, leaf = ours.split('/')
     theirs = names[layer].replace('/scale', '/bn') if collection == 'batch_stats' else names[layer]
-    result[ours] = f'{theirs}.{numbers[leaf]}'
+    result[ours] = f'{theirs}.{1 if leaf in ("bias", "var") else 0}'
   return dict(sorted(result.items(), key=lambda item: item[1]))
 
 
@@ -208,7 +181,7 @@ CAFFE: Format = Format(
   write=write,
   companions={'.prototxt': write_prototxt},
   variants=('caffe', 'caffenet', 'batchnorm_grouped'),
-  check_layers=check_layers,
+  describe=lambda spec: _described(build_net(spec, 1).layer),
   layer_names=layer_names,
   activations=activations,
 )

@@ -7,7 +7,7 @@ from alexnet_flax.errors import UsageError
 from alexnet_flax.models import spec as specs
 from alexnet_flax.models.spec import Layer, Preprocessing, Spec
 from alexnet_flax.weights.caffe.schema import net_parameter
-from alexnet_flax.weights.layout import reversed_colours
+from alexnet_flax.weights.layout import in_order
 
 
 def caffe_input(spec: Spec, source: str) -> Preprocessing:
@@ -16,14 +16,10 @@ def caffe_input(spec: Spec, source: str) -> Preprocessing:
   Raises:
     UsageError: the spec's images are scaled, or divided by a deviation.
   """
-  theirs = spec.preprocessing
-  if theirs.channel_order == 'RGB':
-    theirs = reversed_colours(theirs)
+  theirs = in_order('BGR', spec.preprocessing)
   if theirs.scale != 1 or theirs.std != (1.0, 1.0, 1.0):
-    raise UsageError(
-      f"{source}: Caffe's images are 0..255 less a mean, those of {spec.name} have scale"
-      f' {theirs.scale:.4g} and std {theirs.std}'
-    )
+    ours = f'those of {spec.name} have scale {theirs.scale:.4g} and std {theirs.std}'
+    raise UsageError(f"{source}: Caffe's images are 0..255 less a mean, {ours}")
   return theirs
 
 
@@ -83,42 +79,28 @@ def _caffe_layers(
 ) -> Iterator[dict[str, Any]]:
   match layer:
     case specs.Conv() if not layer.ceil_mode:
-      parameters = {
-        'num_output': layer.features,
-        'kernel_size': [layer.kernel_size],
-        'stride': [layer.strides],
-        'pad': [_padding(layer, name, variant)],
-        'group': layer.groups,
-      }
+      window = {'kernel_size': [layer.kernel_size], 'stride': [layer.strides]}
+      window['pad'] = [_padding(layer, name, variant)]
+      parameters = {'num_output': layer.features, 'group': layer.groups, **window}
       yield {'name': theirs, 'type': 'Convolution', 'convolution_param': parameters}
     case specs.Dense():
       parameters = {'num_output': layer.features or classes}
       yield {'name': theirs, 'type': 'InnerProduct', 'inner_product_param': parameters}
-    case specs.Activation('relu'):
-      yield {'name': theirs, 'type': 'ReLU'}
-    case specs.Activation('tanh' | 'sigmoid'):
-      yield {'name': theirs, 'type': {'tanh': 'TanH', 'sigmoid': 'Sigmoid'}[layer.kind]}
+    case specs.Activation('relu' | 'tanh' | 'sigmoid'):
+      yield {'name': theirs, 'type': {'relu': 'ReLU', 'tanh': 'TanH', 'sigmoid': 'Sigmoid'}[layer.kind]}
     case specs.Pool() if layer.ceil_mode:
-      parameters = {
-        'pool': {'max': 0, 'avg': 1}[layer.kind],
-        'kernel_size': layer.kernel_size,
-        'stride': layer.strides,
-        'pad': _padding(layer, name, variant),
-      }
+      sizes = {'kernel_size': layer.kernel_size, 'stride': layer.strides}
+      parameters = {'pool': int(layer.kind == 'avg'), 'pad': _padding(layer, name, variant), **sizes}
       yield {'name': theirs, 'type': 'Pooling', 'pooling_param': parameters}
-    case specs.LocalResponseNorm() if layer.groups == 1:
-      alpha = layer.alpha * layer.size
-      parameters = {'local_size': layer.size, 'alpha': alpha, 'beta': layer.beta, 'k': layer.k}
+    case specs.LocalResponseNorm(size, k, alpha, beta, groups=1):
+      parameters = {'local_size': size, 'alpha': alpha * size, 'beta': beta, 'k': k}
       yield {'name': theirs, 'type': 'LRN', 'lrn_param': parameters}
-    case specs.SpatialResponseNorm() if layer.k == 1:
-      alpha = layer.alpha * layer.size**2
-      parameters = {'local_size': layer.size, 'alpha': alpha, 'beta': layer.beta, 'norm_region': 1}
+    case specs.SpatialResponseNorm(size, k=1, alpha=alpha, beta=beta):
+      parameters = {'local_size': size, 'alpha': alpha * size**2, 'beta': beta, 'norm_region': 1}
       yield {'name': theirs, 'type': 'LRN', 'lrn_param': parameters}
     case specs.BatchNorm():
-      bn = theirs.replace('/scale', '/bn')
-      fraction = layer.momentum
-      parameters = {'eps': layer.epsilon, 'moving_average_fraction': fraction, 'use_global_stats': True}
-      yield {'name': bn, 'type': 'BatchNorm', 'batch_norm_param': parameters}
+      parameters = {'eps': layer.epsilon, 'moving_average_fraction': layer.momentum, 'use_global_stats': True}
+      yield {'name': theirs.replace('/scale', '/bn'), 'type': 'BatchNorm', 'batch_norm_param': parameters}
       if layer.affine:
         yield {'name': theirs, 'type': 'Scale', 'scale_param': {'bias_term': True}}
     case specs.Dropout():
@@ -128,10 +110,8 @@ def _caffe_layers(
 
 
 def _padding(layer: specs.Conv | specs.Pool, name: str, variant: str) -> int:
-  if layer.padding == 'VALID':
-    return 0
   if layer.padding != 'SAME':
-    return layer.padding
+    return 0 if layer.padding == 'VALID' else layer.padding
   if layer.strides != 1 or layer.kernel_size % 2 == 0:
     raise UsageError(f"Caffe cannot pad like {name} of {variant}: 'SAME' with strides {layer.strides}")
   return layer.kernel_size // 2
