@@ -32,26 +32,12 @@ usage: python train.py --config=FILE[:VARIANT] [--workdir=DIR] [--show_batch=PNG
 recipes: {recipes}
 variants: {variants}
 A run goes on from the last checkpoint in its --workdir (default: runs/RECIPE)."""
-
-
-_FLAGS = (
-  '--config',
-  '--workdir',
-  '--show_batch',
-  '--coordinator',
-  '--processes',
-  '--process_id',
-  '--lost_after',
-)
+_TEXTS = ('workdir', 'show_batch', 'coordinator')
+_NUMBERS = {'processes': None, 'process_id': None, 'lost_after': Cluster.lost_after}
 
 
 def main(argv: list[str], run: Callable[[Config, str], object] | None = None) -> int:
-  """Trains and returns the exit code; a foreseeable error is one line.
-
-  Args:
-    argv: The program's name and its arguments.
-    run: Called with the configuration and the run's folder, instead of `train_and_report`.
-  """
+  """Trains, or calls `run` instead, and returns the exit code; a foreseeable error is one line."""
   # TensorFlow, where it is imported, prints notes on operations that are not used here.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
@@ -61,11 +47,8 @@ def main(argv: list[str], run: Callable[[Config, str], object] | None = None) ->
   try:
     with needs_extra('train.py'):
       code = _main(argv, run or train_and_report)
-  except PreemptedError as error:
-    print(error, file=sys.stderr)
-    code = error.exit_code
-  except (UsageError, DivergedError) as error:
-    print(f'error: {error}', file=sys.stderr)
+  except (UsageError, DivergedError, PreemptedError) as error:
+    print('' if isinstance(error, PreemptedError) else 'error: ', error, sep='', file=sys.stderr)
     code = error.exit_code
   except Exception:  # printed before the parent knows: it shows nothing after that
     traceback.print_exc()
@@ -74,8 +57,8 @@ def main(argv: list[str], run: Callable[[Config, str], object] | None = None) ->
 
 
 def _main(argv: list[str], run: Callable[[Config, str], object]) -> int:
-  config, workdir = parse(argv)
   values = flags_of(argv)
+  config, workdir = parse(argv, values)
   cluster = Cluster(values.coordinator, values.processes, values.process_id, values.lost_after)
   if distributed.IS_CHILD:
     distributed.initialize(cluster)
@@ -114,17 +97,13 @@ def train_and_report(config: Config, workdir: str) -> None:
     print(f'warning: no report: {error}', flush=True)
 
 
-def parse(argv: list[str]) -> tuple[Config, str]:
+def parse(argv: list[str], values: 'flags.FlagValues | None' = None) -> tuple[Config, str]:
   """Returns the configuration and the run's folder.
-
-  Args:
-    argv: The program's name and its arguments.
 
   Raises:
     UsageError: A flag, key or name is misspelt, a file is missing, or values are not allowed.
   """
-  values = flags_of(argv)
-  recipe = _recipe(argv)
+  values, recipe = values or flags_of(argv), _recipe(argv)
   if values.config is None:
     raise UsageError(f'{recipe}: get_config returned None; it must return the configuration')
   tree = values.config.to_dict() if hasattr(values.config, 'to_dict') else values.config
@@ -142,24 +121,24 @@ def flags_of(argv: list[str]) -> 'flags.FlagValues':
   recipe = _recipe(argv)
   if recipe.name and not recipe.is_file():
     raise unknown_name('configuration file', str(recipe), recipes(), adjective='no')
+  nothing = UsageError(f'no --config=FILE is given; there are: {", ".join(recipes())}')
   if not recipe.name and any(re.match(r'--?config[.=]', argument) for argument in argv[1:]):
-    raise _no_recipe()
+    raise nothing
   from absl import flags
   from ml_collections import config_flags
 
   values = flags.FlagValues()
   try:
-    config_flags.DEFINE_config_file('config', None, 'recipe', flag_values=values, sys_argv=argv)
-    flags.DEFINE_string('workdir', None, "the run's folder", flag_values=values)
-    flags.DEFINE_string('show_batch', None, 'an image of the first step', flag_values=values)
-    flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0', flag_values=values)
-    flags.DEFINE_integer('processes', None, 'how many', flag_values=values)
-    flags.DEFINE_integer('process_id', None, '0 ... processes - 1', flag_values=values)
-    flags.DEFINE_integer('lost_after', Cluster.lost_after, 'seconds', flag_values=values)
+    config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+    for name in _TEXTS:
+      flags.DEFINE_string(name, None, '', flag_values=values)
+    for name, default in _NUMBERS.items():
+      flags.DEFINE_integer(name, default, '', flag_values=values)
     rest = values(argv)
     _ = values.config and values.config.items()  # a recipe's own error comes only on use
   except flags.UnrecognizedFlagError as error:
-    raise unknown_name('flag', f'--{error.flagname}', _FLAGS) from None
+    choices = [f'--{name}' for name in ('config', *_TEXTS, *_NUMBERS)]
+    raise unknown_name('flag', f'--{error.flagname}', choices) from None
   except UsageError:
     raise
   except flags.Error as error:
@@ -167,7 +146,7 @@ def flags_of(argv: list[str]) -> 'flags.FlagValues':
   except Exception as error:  # the recipe is a program, and may fail in any way
     raise UsageError(f'{recipe}: {type(error).__name__}: {_last_line(error)}') from None
   if not recipe.name:
-    raise _no_recipe()
+    raise nothing
   if len(rest) > 1:
     raise UsageError(f'unexpected argument {rest[1]!r}; flags are written --NAME=VALUE')
   return values
@@ -188,10 +167,6 @@ def _unknown_key(key: str) -> UsageError:
   near = ends if '.' not in key and ends else difflib.get_close_matches(key, known, n=1)
   meant = f'; did you mean {near[0]!r}?' if near else ''
   return UsageError(f'unknown configuration key {key!r}{meant} (all keys: alexnet_flax/config.py)')
-
-
-def _no_recipe() -> UsageError:
-  return UsageError(f'no --config=FILE is given; there are: {", ".join(recipes())}')
 
 
 def _last_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from alexnet_flax.data import loader, sampling
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.files import read_lines, rewrite_lines
@@ -20,10 +21,10 @@ from alexnet_flax.training.experiment import Experiment
 def with_features(experiment: Experiment, state: TrainState) -> Experiment:
   """Returns the experiment of a linear probe with the features of both splits, in the view of evaluation."""
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  data = experiment.data
+  data, model = experiment.data, experiment.learner.model
   view = dataclasses.replace(data.eval_view, ten_crop=False)
   train, evaluated = (
-    linear_probe.compute_features(experiment.learner.model, variables, _images_once(experiment, source, view))
+    linear_probe.compute_features(model, variables, _images_once(experiment, source, view))
     for source in (data.train, data.evaluated)
   )
   return dataclasses.replace(experiment, data=dataclasses.replace(data, features=(train, evaluated)))
@@ -36,42 +37,42 @@ def train_batches(
 
   The indices of their examples are recorded in `folder`, if the configuration asks for it.
   """
-  from alexnet_flax.data import loader
-
-  config, data = experiment.config, experiment.data
-  steps: dict[str, Any] = {
-    'seed': config.seed,
-    'batch_size': config.data.batch_size,
-    'first_step': first_step,
-    'last_step': experiment.schedule.total_steps if last_step is None else last_step,
-  }
+  config, data, reading = experiment.config, experiment.data, _reading(experiment)
+  seed, size = config.seed, config.data.batch_size
+  end = experiment.schedule.total_steps if last_step is None else last_step
+  batches: Iterator[loader.HostBatch]
   if data.features:
-    batches = linear_probe.train_batches(data.features[0], **steps)
+    features, weight = data.features[0], np.ones(size, np.float32)
+    chosen = (sampling.batch_indices(seed, i, size, len(features.labels)) for i in range(first_step, end))
+    batches = (features.batch(numbers, weight) for numbers in chosen)
   else:
-    batches = loader.train_batches(data.train, data.train_view, **steps, **_reading(experiment))
+    batches = loader.train_batches(
+      data.train, data.train_view, seed=seed, batch_size=size, first_step=first_step, last_step=end, **reading
+    )
   if folder is not None and config.record_examples:
     batches = _recorded(batches, folder / f'examples-{jax.process_index()}.jsonl', first_step)
   return loader.to_devices(batches, experiment.steps.sharding)
 
 
 def eval_batches(experiment: Experiment) -> Iterator[Batch]:
-  """Yields the evaluated split, every example once, on the devices."""
-  from alexnet_flax.data import loader
-
-  data = experiment.data
+  """Yields the evaluated split, every example once, on the devices; padding has weight 0."""
+  data, size = experiment.data, _eval_batch_size(experiment)
   if data.features is None:
     return _images_once(experiment, data.evaluated, data.eval_view)
-  batch_size = experiment.config.data.eval_batch_size or experiment.config.data.batch_size
-  batches = linear_probe.eval_batches(data.features[1], batch_size=batch_size)
+  features, count = data.features[1], len(data.features[1].labels)
+  chosen = (np.arange(start, start + size) for start in range(0, count, size))
+  batches = (features.batch(np.minimum(one, count - 1), (one < count).astype(np.float32)) for one in chosen)
   return loader.to_devices(batches, experiment.steps.sharding)
 
 
 def _images_once(experiment: Experiment, source: Source, view: EvalView) -> Iterator[Batch]:
-  from alexnet_flax.data import loader
-
-  batch_size = experiment.config.data.eval_batch_size or experiment.config.data.batch_size
-  batches = loader.eval_batches(source, view, batch_size=batch_size, **_reading(experiment))
+  size = _eval_batch_size(experiment)
+  batches = loader.eval_batches(source, view, batch_size=size, **_reading(experiment))
   return loader.to_devices(batches, experiment.steps.sharding)
+
+
+def _eval_batch_size(experiment: Experiment) -> int:
+  return experiment.config.data.eval_batch_size or experiment.config.data.batch_size
 
 
 def _reading(experiment: Experiment) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """What happens at intervals during training: checks, logging, evaluation, checkpoints, profiling."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import orbax.checkpoint as ocp
@@ -44,14 +44,9 @@ class Window:
     if len(self.metrics) > AHEAD:
       jax.block_until_ready(self.metrics[-AHEAD - 1])
 
-  def first_failure(self) -> int | None:
-    """Returns the first step whose update was not finite."""
-    going = jax.device_get(self.going)
-    return next((self.first_step + i for i, went in enumerate(going) if not went), None)
-
-  def skipped(self) -> int:
-    """Returns the number of skipped updates."""
-    return sum(not went for went in jax.device_get(self.going))
+  def skipped(self) -> list[int]:
+    """Returns the steps whose update was not finite and was skipped."""
+    return [step for step, went in enumerate(jax.device_get(self.going), self.first_step) if not went]
 
   def skipped_in_a_row(self) -> int:
     """Returns the number of skipped updates in a row up to the end, with those before this window."""
@@ -63,43 +58,28 @@ class Window:
 
 @dataclasses.dataclass
 class Progress:
-  """What callbacks see of a run after a step, and may change.
-
-  Attributes:
-    experiment: The run.
-    state: After the step.
-    step: The number of steps made.
-    window: The measurements since the last log line.
-    values: What the last evaluation measured: loss, top1, top5.
-    evaluated_step: The step of that evaluation.
-  """
+  """What callbacks see of a run after a step, and may change."""
 
   experiment: Experiment
   state: TrainState
-  step: int
-  window: Window
-  values: dict[str, float] = dataclasses.field(default_factory=dict)
-  evaluated_step: int | None = None
+  step: int  # the number of steps made
+  window: Window  # the measurements since the last log line
+  values: dict[str, float] = dataclasses.field(default_factory=dict)  # last evaluated: loss, top1, top5
+  evaluated_step: int | None = None  # the step of that evaluation
 
 
 @dataclasses.dataclass(frozen=True)
 class Callback:
-  """A function that is called at intervals.
-
-  Attributes:
-    function: Is given the `Progress`.
-    periods: In steps (not always whole). It is called when one of them is over, and after the last step.
-    steps: Further steps after which it is called.
-    on_shutdown: Whether it is called when the run is asked to end early.
+  """A function that is called at intervals, with the `Progress`.
 
   Raises:
     ValueError: It would never be called, or a period is not positive.
   """
 
   function: Callable[[Progress], None]
-  periods: tuple[float, ...] = ()
-  steps: tuple[int, ...] = ()
-  on_shutdown: bool = False
+  periods: tuple[float, ...] = ()  # in steps, not always whole; called after each, and after the last step
+  steps: tuple[int, ...] = ()  # further steps after which it is called
+  on_shutdown: bool = False  # whether it is called when the run is asked to end early
 
   def __post_init__(self) -> None:
     if not (self.periods or self.steps or self.on_shutdown):
@@ -109,9 +89,8 @@ class Callback:
 
   def is_due(self, step: int, last_step: int, shutdown: bool) -> bool:
     """Returns whether it is called after this step."""
-    if step in self.steps or (shutdown and self.on_shutdown):
-      return True
-    return any(is_time(step, period, last_step) for period in self.periods)
+    asked = step in self.steps or (shutdown and self.on_shutdown)
+    return asked or any(is_time(step, period, last_step) for period in self.periods)
 
 
 def is_time(step: int, period: float, last_step: int) -> bool:
@@ -125,30 +104,29 @@ def is_time(step: int, period: float, last_step: int) -> bool:
   return count > before or step == last_step
 
 
-def default_callbacks(
-  experiment: Experiment, manager: ocp.CheckpointManager, logger: Logger, folder: pathlib.Path
+def all_callbacks(
+  experiment: Experiment,
+  manager: ocp.CheckpointManager,
+  logger: Logger,
+  folder: pathlib.Path,
+  others: Iterable[Callback],
 ) -> list[Callback]:
-  """Returns the callbacks of every run, in their order: check, log, evaluate, save."""
-  schedule, every = experiment.schedule, _log_periods(experiment)
+  """Returns the callbacks of a run in their order: check, log, evaluate, save, `others`."""
+  evaluation, saving = experiment.schedule.eval_period, experiment.schedule.checkpoint_period
+  every = float(experiment.config.log_every_steps), evaluation, saving
+
+  def begin_window(progress: Progress) -> None:
+    progress.window = Window(progress.step, progress.window.skipped_in_a_row())
+
   return [
     Callback(lambda progress: logger.advance(progress.step), (1.0,)),
     Callback(lambda progress: check_finite(progress, logger, folder), every, on_shutdown=True),
     Callback(lambda progress: log_training(progress, logger), every, on_shutdown=True),
-    Callback(lambda progress: log_evaluation(progress, logger), (schedule.eval_period,)),
-    Callback(
-      lambda progress: save(progress, manager, logger), (schedule.checkpoint_period,), on_shutdown=True
-    ),
+    Callback(lambda progress: log_evaluation(progress, logger), (evaluation,)),
+    Callback(lambda progress: save(progress, manager, logger), (saving,), on_shutdown=True),
+    *others,
+    Callback(begin_window, every, on_shutdown=True),
   ]
-
-
-def window_callback(experiment: Experiment) -> Callback:
-  """Returns the callback that begins the next window of measurements, to be called after all others."""
-  return Callback(begin_window, _log_periods(experiment), on_shutdown=True)
-
-
-def _log_periods(experiment: Experiment) -> tuple[float, ...]:
-  schedule = experiment.schedule
-  return float(experiment.config.log_every_steps), schedule.eval_period, schedule.checkpoint_period
 
 
 def profiler(count: int, first_step: int, last_step: int, folder: pathlib.Path) -> list[Callback]:
@@ -158,18 +136,16 @@ def profiler(count: int, first_step: int, last_step: int, folder: pathlib.Path) 
   if start >= end:
     return []
 
-  def begin(progress: Progress | None = None) -> None:
-    del progress
+  def begin(*progress: Progress) -> None:
     jax.profiler.start_trace(folder / 'profile')
 
   def finish(progress: Progress) -> None:
     jax.block_until_ready(progress.state)
     jax.profiler.stop_trace()
 
-  if start > first_step:
-    return [Callback(begin, steps=(start,)), Callback(finish, steps=(end,))]
-  begin()
-  return [Callback(finish, steps=(end,))]
+  if start == first_step:
+    begin()
+  return [Callback(begin, steps=(start,)), Callback(finish, steps=(end,))]
 
 
 def evaluate(experiment: Experiment, state: TrainState) -> Metrics:
@@ -190,17 +166,17 @@ def check_finite(progress: Progress, logger: Logger, folder: pathlib.Path) -> No
     DivergedError: An update was not finite, and the configuration does not skip it.
   """
   window, step = progress.window, progress.step
-  failed = window.first_failure()
+  skipped, row = window.skipped(), window.skipped_in_a_row()
+  if not skipped:
+    return
   if progress.experiment.config.on_nonfinite == 'skip':
-    count, row = window.skipped(), window.skipped_in_a_row()
-    if count:
-      logger.say(f'steps {window.first_step} to {step}: {count} updates were not finite and were left out')
+    first, count = window.first_step, len(skipped)
+    logger.say(f'steps {first} to {step}: {count} updates were not finite and were left out')
     if row < _MAX_SKIPPED_IN_A_ROW:
       return
     failed, what = step, f'{row} updates in a row were not finite'
-  elif failed is None:
-    return
   else:
+    failed = skipped[0]
     loss = float(window.metrics[failed - window.first_step]['loss'])
     what = f'the loss is {loss}' if not math.isfinite(loss) else 'the update is not finite'
   try:
@@ -211,14 +187,7 @@ def check_finite(progress: Progress, logger: Logger, folder: pathlib.Path) -> No
 
 
 def record_failure(progress: Progress, step: int, what: str, folder: pathlib.Path) -> pathlib.Path:
-  """Writes `folder`/failures/STEP: `state/` (Orbax), and `batch.json` with the step and its examples.
-
-  Args:
-    progress: Its state is that before the step.
-    step: The step that failed.
-    what: What was found.
-    folder: The run's folder.
-  """
+  """Writes `folder`/failures/STEP: `state/` (Orbax; before the step), and `batch.json` with its examples."""
   config, source = progress.experiment.config, progress.experiment.data.train
   chosen = sampling.batch_indices(config.seed, step - 1, config.data.batch_size, source.num_examples)
   place = (folder / 'failures' / str(step)).resolve()
@@ -226,7 +195,7 @@ def record_failure(progress: Progress, step: int, what: str, folder: pathlib.Pat
     checkpointer.save(place / 'state', checkpoint.saved_tree(progress.state), force=True)
   if jax.process_index() == 0:
     names = [example.name for example in source.read(chosen)]
-    examples = [{'index': index, 'name': name} for index, name in zip(chosen.tolist(), names, strict=True)]
+    examples = [{'index': int(index), 'name': name} for index, name in zip(chosen, names, strict=True)]
     rate = float(progress.experiment.learner.learning_rate(step - 1))
     found = {'step': step, 'what': what, 'learning_rate': rate, 'data': source.name, 'examples': examples}
     (place / 'batch.json').write_text(json.dumps(found, indent=1) + '\n')
@@ -241,7 +210,7 @@ def log_training(progress: Progress, logger: Logger) -> None:
     return
   others = {'learning_rate': float(experiment.learner.learning_rate(step - 1))}
   if experiment.config.on_nonfinite == 'skip':
-    others['skipped_steps'] = float(window.skipped())
+    others['skipped_steps'] = float(len(window.skipped()))
   others['images_per_second'] = float(total.images) / (time.monotonic() - window.start)
   logger.show(step, 'train', logger.write(step, 'train', total, **others))
 
@@ -267,10 +236,8 @@ def save(progress: Progress, manager: ocp.CheckpointManager, logger: Logger) -> 
   """Begins to save the state, with its scores if it has just been evaluated."""
   finish_save(manager, progress.experiment, logger)  # if the save before did not succeed, this one still may
   scores = progress.values if progress.evaluated_step == progress.step else None
-  try:
+  with _save_errors(progress.experiment, logger):
     checkpoint.save(manager, progress.state, scores)
-  except SaveError as error:
-    _on_save_error(error, progress.experiment, logger)
 
 
 def finish_save(manager: ocp.CheckpointManager, experiment: Experiment, logger: Logger) -> None:
@@ -279,27 +246,25 @@ def finish_save(manager: ocp.CheckpointManager, experiment: Experiment, logger: 
   Raises:
     UsageError: It failed, and the configuration does not continue then.
   """
-  try:
+  with _save_errors(experiment, logger):
     checkpoint.finish(manager)
+
+
+@contextlib.contextmanager
+def _save_errors(experiment: Experiment, logger: Logger) -> Iterator[None]:
+  try:
+    yield
   except SaveError as error:
-    _on_save_error(error, experiment, logger)
-
-
-def begin_window(progress: Progress) -> None:
-  """Begins the next window of measurements."""
-  progress.window = Window(progress.step, progress.window.skipped_in_a_row())
-
-
-def _on_save_error(error: SaveError, experiment: Experiment, logger: Logger) -> None:
-  # Of several processes the others would wait for a save that never ends.
-  if experiment.config.on_save_error == 'stop' or jax.process_count() > 1:
-    raise UsageError(f'{error}; make room and start again: the checkpoints before it are whole') from None
-  logger.say(f'warning: {error}; the run goes on, and the checkpoints before it are whole')
+    # Of several processes the others would wait for a save that never ends.
+    if experiment.config.on_save_error == 'stop' or jax.process_count() > 1:
+      message = f'{error}; make room and start again: the checkpoints before it are whole'
+      raise UsageError(message) from None
+    logger.say(f'warning: {error}; the run goes on, and the checkpoints before it are whole')
 
 
 def _diverged(what: str, step: int, experiment: Experiment, where: str = '') -> DivergedError:
-  rate: Any = experiment.learner.learning_rate(step - 1)
+  rate = float(experiment.learner.learning_rate(step - 1))
   return DivergedError(
-    f'{what} (learning rate {float(rate):.3g}){where}; lower optimizer.learning_rate, lengthen'
+    f'{what} (learning rate {rate:.3g}){where}; lower optimizer.learning_rate, lengthen'
     ' optimizer.warmup_epochs or set optimizer.clip_norm=1, and start again: the checkpoints are from before'
   )

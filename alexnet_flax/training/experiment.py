@@ -41,59 +41,36 @@ from alexnet_flax.training.distributed import first_process_first
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """The examples of a run and their views.
-
-  Attributes:
-    train, evaluated: The two splits.
-    train_view, eval_view: The views of their images.
-    bad: The policy for images that cannot be decoded, and their count.
-    features: The features of both splits, for a linear probe.
-  """
+  """The two splits of a run and the views of their images."""
 
   train: Source
   evaluated: Source
   train_view: TrainView
   eval_view: EvalView
-  bad: BadImages
-  features: tuple[linear_probe.FeatureSet, linear_probe.FeatureSet] | None = None
+  bad: BadImages  # the policy for images that cannot be decoded, and their count
+  features: tuple[linear_probe.FeatureSet, linear_probe.FeatureSet] | None = None  # for a linear probe
 
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-  """The model and its optimizer.
-
-  Attributes:
-    model: The network.
-    tx: The optimizer.
-    learning_rate: By step.
-    frozen: The layers whose parameters stay.
-    preprocess: From uint8 images to the network's input; None where it is trained on features.
-  """
+  """The model and its optimizer."""
 
   model: AlexNet
   tx: optax.GradientTransformation
-  learning_rate: optax.Schedule
-  frozen: tuple[str, ...]
-  preprocess: Preprocess | None
+  learning_rate: optax.Schedule  # by step
+  frozen: tuple[str, ...]  # the layers whose parameters stay
+  preprocess: Preprocess | None  # from uint8 images to the network's input; None if trained on features
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-  """The jitted functions, and the placement of their arrays.
+  """The jitted functions, and the placement of their arrays."""
 
-  Attributes:
-    init: Creates the state before the first step.
-    train: `steps.guarded(train_step)`.
-    evaluate: `eval_step`.
-    sharding: Of batches.
-    replicated: Of the state.
-  """
-
-  init: Callable[[], TrainState]
-  train: GuardedStep
+  init: Callable[[], TrainState]  # the state before the first step
+  train: GuardedStep  # `steps.guarded(train_step)`
   evaluate: Callable[[TrainState, Batch], Metrics]
-  sharding: NamedSharding
-  replicated: NamedSharding
+  sharding: NamedSharding  # of batches
+  replicated: NamedSharding  # of the state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +118,7 @@ def build_experiment(config: Config) -> Experiment:
       open_dataset(config.data.dataset, split, config.data.data_dir)
       for split in (config.data.train_split, config.data.eval_split)
     )
-  config = _resolve(config, train, jax.device_count())
+  config = _resolve(config, train)
   if config.data.examples_per_class is not None:
     train = few_per_class(train, config.data.examples_per_class, config.seed)
   schedule = _schedule(config, train)
@@ -178,14 +155,15 @@ def compile_train_step(experiment: Experiment, like: TrainState) -> Any:
   shape, dtype = (size, size, 3), jnp.uint8
   if experiment.learner.preprocess is None:
     shape, dtype = like.params[experiment.spec.head]['kernel'].shape[:1], jnp.float32
+  sharded = functools.partial(jax.ShapeDtypeStruct, sharding=steps.sharding)
   batch = {
-    'image': jax.ShapeDtypeStruct((count, *shape), dtype, sharding=steps.sharding),
-    'label': jax.ShapeDtypeStruct((count,), jnp.int32, sharding=steps.sharding),
-    'weight': jax.ShapeDtypeStruct((count,), jnp.float32, sharding=steps.sharding),
+    'image': sharded((count, *shape), dtype),
+    'label': sharded((count,), jnp.int32),
+    'weight': sharded((count,), jnp.float32),
   }
   key = jax.eval_shape(lambda: jax.random.key(0))
   going = jax.ShapeDtypeStruct((), jnp.bool_, sharding=steps.replicated)
-  stops = jax.ShapeDtypeStruct((jax.device_count(),), jnp.bool_, sharding=steps.sharding)
+  stops = sharded((jax.device_count(),), jnp.bool_)
   jitted: Any = steps.train
   return jitted.lower(like, batch, key, going, stops).compile()
 
@@ -201,11 +179,9 @@ def _schedule(config: Config, source: Source) -> Schedule:
 
 
 def _learner(config: Config, spec: Spec, schedule: Schedule, source: Source) -> Learner:
-  patterns = layer_patterns(config.transfer.freeze)
   is_probe = config.transfer.mode == 'linear_probe'
-  if is_probe:
-    patterns = [name for name, _ in spec.named_layers() if name != spec.head]
-  frozen = tuple(frozen_layers(spec, patterns))
+  below = [name for name, _ in spec.named_layers() if name != spec.head]
+  frozen = tuple(frozen_layers(spec, below if is_probe else layer_patterns(config.transfer.freeze)))
   norms = [name for name, layer in spec.named_layers() if isinstance(layer, BatchNorm) and name in frozen]
   try:
     rate = config.optimizer.rate_by_step(schedule.total_steps, schedule.steps_per_epoch)
@@ -263,43 +239,37 @@ def _steps(config: Config, learner: Learner) -> Steps:
     preprocess=learner.preprocess,
     accumulate_steps=config.optimizer.accumulate_steps,
   )
+  evaluate = functools.partial(eval_step, loss=loss, preprocess=learner.preprocess)
   # XLA then neither tries algorithms for their speed nor adds in the order of arrival.
   on_gpus = jax.default_backend() in ('gpu', 'cuda', 'rocm')
   options = {'xla_gpu_deterministic_ops': True} if config.deterministic and on_gpus else None
-  evaluate = functools.partial(eval_step, loss=loss, preprocess=learner.preprocess)
+  jit = functools.partial(jax.jit, out_shardings=replicated, compiler_options=options)
   return Steps(
-    init=jax.jit(init, out_shardings=replicated),
-    train=jax.jit(
-      guarded(step, config.on_nonfinite),
-      donate_argnums=0,
-      out_shardings=replicated,
-      compiler_options=options,
-    ),
-    evaluate=jax.jit(evaluate, out_shardings=replicated, compiler_options=options),
-    sharding=NamedSharding(mesh, PartitionSpec('data')),
-    replicated=replicated,
+    jax.jit(init, out_shardings=replicated),
+    jit(guarded(step, config.on_nonfinite), donate_argnums=0),
+    jit(evaluate),
+    NamedSharding(mesh, PartitionSpec('data')),
+    replicated,
   )
 
 
-def _resolve(config: Config, source: Source, num_devices: int) -> Config:
+def _resolve(config: Config, source: Source) -> Config:
   """Fills in the values that the configuration leaves to variant, data set and other keys."""
-  model, data = config.model, config.data
+  model, data, devices = config.model, config.data, jax.device_count()
   classes = len(source.class_names)
   num_classes = model.num_classes or classes
   if num_classes < classes:
     raise UsageError(
       f'model.num_classes (={num_classes}) is less than the {classes} classes of {source.name}'
     )
-  eval_batch_size = data.eval_batch_size or data.batch_size
-  for key, size in (('data.batch_size', data.batch_size), ('data.eval_batch_size', eval_batch_size)):
-    by, parts = f'the number of devices (={num_devices})', num_devices
-    if key == 'data.batch_size' and config.optimizer.accumulate_steps > 1:
-      by += f' times optimizer.accumulate_steps (={config.optimizer.accumulate_steps})'
-      parts *= config.optimizer.accumulate_steps
-    if size % parts:
-      nearest = max(round(size / parts), 1) * parts
-      raise UsageError(f'{key} (={size}) must be divisible by {by}; the nearest is {nearest}')
+  evaluated = data.eval_batch_size or data.batch_size
+  for key, size, micro in (
+    ('data.batch_size', data.batch_size, config.optimizer.accumulate_steps),
+    ('data.eval_batch_size', evaluated, 1),
+  ):
+    if size % (devices * micro):
+      by = f'devices (={devices})' + (f' times optimizer.accumulate_steps (={micro})' if micro > 1 else '')
+      nearest = max(round(size / (devices * micro)), 1) * devices * micro
+      raise UsageError(f'{key} (={size}) must be divisible by the number of {by}; the nearest is {nearest}')
   model = dataclasses.replace(model, image_size=build_spec(config).image_size, num_classes=num_classes)
-  return dataclasses.replace(
-    config, model=model, data=dataclasses.replace(data, eval_batch_size=eval_batch_size)
-  )
+  return dataclasses.replace(config, model=model, data=dataclasses.replace(data, eval_batch_size=evaluated))

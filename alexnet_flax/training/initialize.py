@@ -2,7 +2,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.pretrained import load_pretrained
 from alexnet_flax.steps import TrainState
 from alexnet_flax.training.experiment import Experiment
-from alexnet_flax.training.transfer import count, graft
+from alexnet_flax.training.transfer import graft
 from alexnet_flax.weights import open_weights
 
 RANDOM = 'random'  # a source that loads nothing, to compare with
@@ -28,11 +29,11 @@ def initial_state(experiment: Experiment) -> tuple[TrainState, list[str]]:
   state, transfer = experiment.steps.init(), experiment.config.transfer
   if transfer.source in (None, RANDOM):
     return state, [] if transfer.source is None else ['loaded nothing: the parameters are random']
-  spec = experiment.spec
+  whole = base_spec(experiment.config)
+  # Files of other programs are mostly for the variant's own image size, whatever that of this run.
+  published = dataclasses.replace(whole, image_size=VARIANTS[whole.name].image_size)
+  fresh = {'params': state.params, 'batch_stats': state.batch_stats}
   try:
-    whole = base_spec(experiment.config)
-    # Files of other programs are mostly for the variant's own image size, whatever that of this run.
-    published = dataclasses.replace(whole, image_size=VARIANTS[whole.name].image_size)
     is_run = pathlib.Path(transfer.source).expanduser().is_dir()
     source = transfer.source if is_run else open_weights(transfer.source)
     try:
@@ -41,38 +42,34 @@ def initial_state(experiment: Experiment) -> tuple[TrainState, list[str]]:
       if whole == published:
         raise
       loaded = load_pretrained(source, whole)
-    theirs, pretrained = loaded.spec, loaded.variables
-    fresh = {'params': state.params, 'batch_stats': state.batch_stats}
-    grafted = graft(fresh, spec, pretrained, theirs, new_head=transfer.new_head)
+    grafted = graft(fresh, experiment.spec, loaded.variables, loaded.spec, new_head=transfer.new_head)
   except UsageError as error:
     raise UsageError(f'transfer.source={transfer.source}: {error}') from None
   variables = jax.device_put(grafted.variables, jax.tree.map(lambda leaf: leaf.sharding, fresh))
   ema = None if state.ema is None else jax.tree.map(jnp.copy, variables)
-  state = dataclasses.replace(
-    state, params=variables['params'], batch_stats=variables.get('batch_stats', {}), ema=ema
-  )
-  lines = [
-    f'loaded from {transfer.source}: {_named(grafted.loaded, count(variables, grafted.loaded))}',
-    f'left out of it: {_named(grafted.left_out, count(pretrained, grafted.left_out))}',
-    f'new: {_named(grafted.new, count(variables, grafted.new))}',
+  return dataclasses.replace(state, **variables, ema=ema), [
+    f'loaded from {transfer.source}: {_named(grafted.loaded, variables)}',
+    f'left out of it: {_named(grafted.left_out, loaded.variables)}',
+    f'new: {_named(grafted.new, variables)}',
   ]
-  return state, lines
 
 
 def training_lines(experiment: Experiment, state: TrainState) -> list[str]:
   """Returns lines that say what is trained and what is frozen."""
-  learner = experiment.learner
+  learner, variables = experiment.learner, {'params': state.params}
   if not learner.frozen and experiment.config.transfer.source is None:
     return []
   names = [name for name, _ in experiment.spec.named_layers()]
   trained = [name for name in names if name in state.params and name not in learner.frozen]
-  variables = {'params': state.params}
   statistics = ', their statistics too' if learner.model.fixed_norms else ''
   return [
-    f'trained: {_named(trained, count(variables, trained))}',
-    f'frozen: {_named(learner.frozen, count(variables, learner.frozen))}{statistics}',
+    f'trained: {_named(trained, variables)}',
+    f'frozen: {_named(learner.frozen, variables)}{statistics}',
   ]
 
 
-def _named(layers: Sequence[str], parameters: int) -> str:
-  return f'{", ".join(layers)} ({parameters:,} parameters)' if layers else 'nothing'
+def _named(layers: Sequence[str], variables: Mapping[str, Any]) -> str:
+  if not layers:
+    return 'nothing'
+  leaves = jax.tree.leaves([variables['params'].get(name, {}) for name in layers])
+  return f'{", ".join(layers)} ({sum(leaf.size for leaf in leaves):,} parameters)'

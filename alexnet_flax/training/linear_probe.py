@@ -1,7 +1,7 @@
 """A linear probe: computes the features of every image once, and trains the head alone on them."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -9,21 +9,15 @@ import numpy as np
 from flax import linen as nn
 from jax.experimental import multihost_utils
 
-from alexnet_flax.data import sampling
 from alexnet_flax.data.augment import normalize
 from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.steps import Batch
 
 
 class Head(nn.Module):
-  """A network's head alone, on features [B, D]; it takes the variables of the whole network.
+  """A network's head alone, on features [B, D]; it takes the variables of the whole network."""
 
-  Attributes:
-    head: The head's name, such as 'fc8'.
-    num_classes: The length of the logits.
-  """
-
-  head: str
+  head: str  # its name, such as 'fc8'
   num_classes: int
 
   @nn.compact
@@ -39,15 +33,14 @@ class FeatureSet:
   features: np.ndarray
   labels: np.ndarray
 
+  def batch(self, chosen: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the batch of some examples."""
+    image, label = self.features[chosen], self.labels[chosen]
+    return {'image': image, 'label': label, 'weight': weight, 'index': chosen}
+
 
 def compute_features(model: AlexNet, variables: Any, batches: Iterable[Batch]) -> FeatureSet:
-  """Computes the head's input for each image, in evaluation mode.
-
-  Args:
-    model: The network.
-    variables: Its variables.
-    batches: 'image' uint8 [B, S, S, 3], 'label' [B], and 'weight' [B], 0 for padding.
-  """
+  """Computes the head's input for each image, uint8 [B, S, S, 3], in evaluation mode; weight 0 is padding."""
   last = model.spec.named_layers()[-2][0]
 
   @jax.jit
@@ -62,29 +55,3 @@ def compute_features(model: AlexNet, variables: Any, batches: Iterable[Batch]) -
     features.append(rows[weights > 0])
     labels.append(classes[weights > 0])
   return FeatureSet(np.concatenate(features), np.concatenate(labels))
-
-
-def train_batches(
-  feature_set: FeatureSet, *, seed: int, batch_size: int, first_step: int, last_step: int
-) -> Iterator[dict[str, np.ndarray]]:
-  """Yields the batches of steps `first_step` ... `last_step` - 1, in the order of all training."""
-  for step in range(first_step, last_step):
-    chosen = sampling.batch_indices(seed, step, batch_size, len(feature_set.labels))
-    yield _batch(feature_set, chosen, np.ones(batch_size, np.float32))
-
-
-def eval_batches(feature_set: FeatureSet, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-  """Yields every example once; the last batch is padded with examples of weight 0."""
-  count = len(feature_set.labels)
-  for start in range(0, count, batch_size):
-    numbers = np.arange(start, start + batch_size)
-    yield _batch(feature_set, np.minimum(numbers, count - 1), (numbers < count).astype(np.float32))
-
-
-def _batch(feature_set: FeatureSet, chosen: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
-  return {
-    'image': feature_set.features[chosen],
-    'label': feature_set.labels[chosen],
-    'weight': weight,
-    'index': chosen,
-  }

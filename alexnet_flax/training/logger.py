@@ -18,12 +18,7 @@ class Logger:
   """
 
   def __init__(
-    self,
-    folder: pathlib.Path,
-    first_step: int,
-    total_steps: int,
-    steps_per_epoch: float,
-    is_writer: bool = True,
+    self, folder: pathlib.Path, first_step: int, total_steps: int, steps_per_epoch: float, is_writer: bool
   ):
     """Continues the folder's log after `first_step`; later lines are removed.
 
@@ -32,35 +27,30 @@ class Logger:
     import tensorboardX
     from tqdm import tqdm
 
-    self._is_writer = is_writer
+    self._is_writer, self._pending = is_writer, b''
     lines = [line for line in read_metrics(folder) if line['step'] <= first_step]
     if is_writer:
       rewrite_lines(folder / 'metrics.jsonl', lines)
       # Without a bound: its thread ends when the disk is full, and a bounded queue would block us then.
       self._events = tensorboardX.SummaryWriter(str(folder), purge_step=first_step + 1, max_queue=0)
       self._file = (folder / 'metrics.jsonl').open('ab', buffering=0)
-    self._pending = b''
-    self._steps_per_epoch = steps_per_epoch
-    self._total_steps = total_steps
-    self._first_step = first_step
+    self._first_step, self._total_steps, self._steps_per_epoch = first_step, total_steps, steps_per_epoch
     self._start = time.monotonic()
     self._seconds_before = max((line['seconds'] for line in lines), default=0.0)
-    self._bar = tqdm(
-      total=total_steps, initial=first_step, unit='step', disable=not (is_writer and sys.stderr.isatty())
-    )
+    disable = not (is_writer and sys.stderr.isatty())
+    self._bar = tqdm(total=total_steps, initial=first_step, unit='step', disable=disable)
 
   def write(self, step: int, split: str, metrics: Metrics, **others: float) -> dict[str, float]:
     """Logs the means of `metrics` and `others` at a step; returns them all."""
     values = metrics.means() | others
     if not self._is_writer:
       return values
-    images = int(metrics.images)
     seconds = round(self._seconds_before + time.monotonic() - self._start, 3)
-    epoch = round(step / self._steps_per_epoch, 4)
+    before = {'step': step, 'epoch': round(step / self._steps_per_epoch, 4), 'split': split}
+    after = {'seconds': seconds, 'images': int(metrics.images)}
     for name, value in values.items():
-      line = {'step': step, 'epoch': epoch, 'split': split, 'name': name, 'value': value}
-      text = json.dumps(line | {'seconds': seconds, 'images': images}, allow_nan=False) + '\n'
-      self._pending += text.encode()
+      line = before | {'name': name, 'value': value} | after
+      self._pending += json.dumps(line, allow_nan=False).encode() + b'\n'
       self._events.add_scalar(f'{split}/{name}', value, step)
     self._flush()
     return values
@@ -71,9 +61,8 @@ class Logger:
       while self._pending:
         self._pending = self._pending[self._file.write(self._pending) :]
     except OSError as error:
-      self.say(
-        f'warning: cannot write {self._file.name}: {error.strerror}; its last lines are kept in memory'
-      )
+      why = f'cannot write {self._file.name}: {error.strerror}'
+      self.say(f'warning: {why}; its last lines are kept in memory')
 
   def advance(self, step: int) -> None:
     """Moves the progress bar to a step."""
@@ -117,14 +106,7 @@ def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 def format_values(values: dict[str, float]) -> str:
   """Formats metrics for people: loss 0.123, top1 97.53 %, 1,234 images/s."""
-  shown = []
-  for name, value in values.items():
-    if name in ('top1', 'top5'):
-      shown.append(f'{name} {value:.2%}'.replace('%', ' %'))
-    elif name == 'images_per_second':
-      shown.append(f'{value:,.0f} images/s')
-    elif name == 'learning_rate':
-      shown.append(f'rate {value:.3g}')
-    else:
-      shown.append(f'{name} {value:.4f}')
-  return ', '.join(shown)
+  formats = {'top1': 'top1 {:.2%}', 'top5': 'top5 {:.2%}', 'learning_rate': 'rate {:.3g}'}
+  formats['images_per_second'] = '{:,.0f} images/s'
+  shown = [formats.get(name, f'{name} {{:.4f}}').format(value) for name, value in values.items()]
+  return ', '.join(shown).replace('%', ' %')

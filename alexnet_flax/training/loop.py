@@ -19,17 +19,10 @@ def run_steps(
   callbacks: Sequence[Callback],
   shutdown: GracefulShutdown,
 ) -> tuple[Progress, bool]:
-  """Makes all steps from `state.step` to the last.
-
-  Args:
-    experiment: Its `steps.train` is compiled.
-    state: Before the first of these steps.
-    batches: Of these steps.
-    callbacks: Called after a step in this order, where they are due.
-    shutdown: Whether to end early.
+  """Makes the steps from `state` to the last, one for each of `batches`, with a compiled `steps.train`.
 
   Returns:
-    The progress after the last step made, and whether the run was asked to end before its last step.
+    The progress after the last step made, and whether `shutdown` was requested before the run's last step.
   """
   steps, last = experiment.steps, experiment.schedule.total_steps
   progress = Progress(experiment, state, int(state.step), Window(int(state.step)))

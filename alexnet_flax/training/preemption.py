@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -12,11 +12,7 @@ _SAME_SECONDS = 1.0  # schedulers send a signal to a process and to its group
 
 
 class GracefulShutdown:
-  """A context in which SIGTERM and SIGINT request the end of training instead of ending the process.
-
-  Attributes:
-    requested: Whether a signal has come.
-  """
+  """A context in which SIGTERM and SIGINT request the end of training instead of ending the process."""
 
   def __init__(self) -> None:
     self.requested: bool = False
@@ -28,17 +24,14 @@ class GracefulShutdown:
       self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
     return self
 
-  def __exit__(
-    self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-  ) -> None:
+  def __exit__(self, *error: object) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)  # type: ignore[arg-type]
 
   def _handle(self, number: int, frame: FrameType | None) -> None:
     del frame
-    now = time.monotonic()
-    if self.requested and now - self._since > _SAME_SECONDS:
-      os._exit(128 + number)  # as a shell reports the signal
     if not self.requested:
-      self.requested, self._since = True, now
+      self.requested, self._since = True, time.monotonic()
       os.write(2, f'{signal.Signals(number).name}: finishing the step; once more ends at once\n'.encode())
+    elif time.monotonic() - self._since > _SAME_SECONDS:
+      os._exit(128 + number)  # as a shell reports the signal

@@ -13,7 +13,6 @@ import jax
 from alexnet_flax import checkpoint
 from alexnet_flax.config import Config, from_dict, to_dict
 from alexnet_flax.errors import PreemptedError, UsageError
-from alexnet_flax.pretrained import write_names
 from alexnet_flax.training import callbacks as builtin
 from alexnet_flax.training.batches import train_batches, with_features
 from alexnet_flax.training.callbacks import Callback
@@ -22,7 +21,7 @@ from alexnet_flax.training.initialize import initial_state, training_lines
 from alexnet_flax.training.logger import Logger, format_values, read_metrics
 from alexnet_flax.training.loop import run_steps
 from alexnet_flax.training.preemption import GracefulShutdown
-from alexnet_flax.training.workdir import make_folder, sole_writer, write_config, write_environment
+from alexnet_flax.training.workdir import make_folder, sole_writer, write_records
 
 
 def train(
@@ -49,8 +48,11 @@ def train(
   config = from_dict(to_dict(config))  # checked, wherever it comes from
   folder = pathlib.Path(workdir).expanduser()
   try:
-    with GracefulShutdown() as shutdown, contextlib.ExitStack() as stack:
-      return _train(config, folder, callbacks, shutdown, stack)
+    with GracefulShutdown() as shutdown:
+      experiment = build_experiment(config)
+      make_folder(folder)
+      with contextlib.nullcontext() if jax.process_index() else sole_writer(folder):
+        return _train(experiment, folder, callbacks, shutdown)
   except OSError as error:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
       raise
@@ -58,18 +60,9 @@ def train(
 
 
 def _train(
-  config: Config,
-  folder: pathlib.Path,
-  callbacks: Sequence[Callback],
-  shutdown: GracefulShutdown,
-  stack: contextlib.ExitStack,
+  experiment: Experiment, folder: pathlib.Path, callbacks: Sequence[Callback], shutdown: GracefulShutdown
 ) -> dict[str, float]:
-  experiment = build_experiment(config)
-  last = experiment.schedule.total_steps
-  make_folder(folder)
-  is_writer = jax.process_index() == 0
-  if is_writer:
-    stack.enter_context(sole_writer(folder))
+  config, last, is_writer = experiment.config, experiment.schedule.total_steps, jax.process_index() == 0
   latest = checkpoint.latest_whole(folder / 'checkpoints', folder / 'damaged', print)
   if latest is not None and latest > last:
     raise UsageError(
@@ -93,22 +86,15 @@ def _train(
   batches = train_batches(experiment, first_step, folder=folder)
   first = list(itertools.islice(batches, 1))  # before the folder's files are touched
   if is_writer:
-    write_config(folder, experiment.config, resumed=latest is not None)
-    write_names(folder, experiment.data.train.class_names)
-    write_environment(folder)
+    write_records(folder, config, experiment.data.train.class_names, resumed=latest is not None)
   logger = Logger(folder, first_step, last, experiment.schedule.steps_per_epoch, is_writer)
   bad = experiment.data.bad
   bad.say = logger.say if is_writer else print
   try:
-    opening = _opening_line(experiment, first_step, folder)
-    for line in [opening, *lines, *training_lines(experiment, state)]:
+    for line in [_opening_line(experiment, first_step, folder), *lines, *training_lines(experiment, state)]:
       logger.say(line)
-    due = [
-      *builtin.profiler(config.profile_steps, first_step, last, folder),
-      *builtin.default_callbacks(experiment, manager, logger, folder),
-      *callbacks,
-      builtin.window_callback(experiment),
-    ]
+    due = builtin.profiler(config.profile_steps, first_step, last, folder)
+    due += builtin.all_callbacks(experiment, manager, logger, folder, callbacks)
     progress, stopped = run_steps(experiment, state, itertools.chain(first, batches), due, shutdown)
     builtin.finish_save(manager, experiment, logger)
     if stopped:
@@ -143,11 +129,11 @@ def _opening_line(experiment: Experiment, step: int, folder: pathlib.Path) -> st
 
 def _closing_line(experiment: Experiment, values: dict[str, float], folder: pathlib.Path) -> str:
   split, schedule, lines = experiment.eval_split, experiment.schedule, read_metrics(folder)
-  top1 = {line['step']: line['value'] for line in lines if (line['split'], line['name']) == (split, 'top1')}
-  best = max(top1, key=lambda step: top1[step], default=None)
+  seconds = lines[-1]['seconds'] if lines else 0
+  scores = [(x['value'], -x['step']) for x in lines if (x['split'], x['name']) == (split, 'top1')]
+  top1, step = max(scores, default=(0, 0))
+  best = f' best top1 {top1:.2%} at step {-step};' if scores else ''
   return (
     f'done: {schedule.total_steps} steps ({schedule.total_steps / schedule.steps_per_epoch:.1f} epochs) in'
-    f' {lines[-1]["seconds"] if lines else 0:.0f} s; {split}: {format_values(values)};'
-    + ('' if best is None else f' best top1 {top1[best]:.2%} at step {best};')
-    + f' {folder}'
+    f' {seconds:.0f} s; {split}: {format_values(values)};{best} {folder}'
   )

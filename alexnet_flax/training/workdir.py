@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -17,6 +17,7 @@ import jax
 from alexnet_flax.config import Config, all_keys, from_dict, to_dict, value_of, with_values
 from alexnet_flax.errors import UsageError
 from alexnet_flax.files import write_text
+from alexnet_flax.pretrained import write_names
 
 _ROOM = 1 << 16  # bytes without which nothing can begin
 
@@ -28,8 +29,7 @@ def make_folder(folder: pathlib.Path) -> None:
     UsageError: It is not writable.
   """
   try:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'checkpoints').mkdir(exist_ok=True)
+    (folder / 'checkpoints').mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as probe:
       probe.write(bytes(_ROOM))
   except OSError as error:
@@ -59,8 +59,8 @@ def sole_writer(folder: pathlib.Path) -> Iterator[None]:
     lock.release()
 
 
-def write_config(folder: pathlib.Path, config: Config, resumed: bool) -> None:
-  """Writes config.json; when resuming, says first which keys differ from the run so far."""
+def write_records(folder: pathlib.Path, config: Config, class_names: Sequence[str], resumed: bool) -> None:
+  """Writes config.json, classes.txt and environment.json; says which keys differ from the run so far."""
   path = folder / 'config.json'
   new = _without_private(config)
   if resumed and path.exists():
@@ -74,6 +74,8 @@ def write_config(folder: pathlib.Path, config: Config, resumed: bool) -> None:
         if was != now:
           print(f'note: {key} was {was!r} in this run so far, and is {now!r} from here on')
   write_text(path, json.dumps(to_dict(new), indent=2) + '\n')
+  write_names(folder, class_names)
+  write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + '\n')
 
 
 def _without_private(config: Config) -> Config:
@@ -85,10 +87,7 @@ def _without_private(config: Config) -> Config:
 
 
 ENVIRONMENT = 'environment.json'
-_PACKAGES = (
-  'alexnet_flax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'chex', 'tensorflow-datasets',
-  'numpy',
-)  # fmt: skip
+_PACKAGES = 'alexnet_flax jax jaxlib flax optax orbax-checkpoint chex tensorflow-datasets numpy'
 
 
 def public(place: str) -> str:
@@ -113,17 +112,15 @@ def public_command(argv: list[str]) -> str:
   >>> public_command(['/home/ada/train.py', '--config=configs/digits.py', '--workdir=/home/ada/runs/a'])
   'python train.py --config=configs/digits.py --workdir=.../a'
   """
-  shown = [
-    f'{name}={public(value)}' if equals else public(name)
-    for name, equals, value in (argument.partition('=') for argument in argv[1:])
-  ]
+  parts = [argument.partition('=') for argument in argv[1:]]
+  shown = [f'{name}={public(value)}' if equals else public(name) for name, equals, value in parts]
   return ' '.join(['python', pathlib.PurePath(argv[0]).name, *shown])
 
 
 def versions() -> dict[str, str]:
   """Returns the versions of Python and of the packages that a run's figures may depend on."""
   found = {'python': platform.python_version()}
-  for package in _PACKAGES:
+  for package in _PACKAGES.split():
     try:
       found[package] = metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -132,7 +129,7 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-  """Returns versions, devices, commit and command of this process."""
+  """Returns versions, devices, commit and command of this process, as environment.json holds them."""
   devices = jax.devices()
   return {
     'command': public_command(sys.argv),
@@ -141,11 +138,6 @@ def environment() -> dict[str, Any]:
     'platform': f'{platform.system()} {platform.machine()}',
     'versions': versions(),
   }
-
-
-def write_environment(folder: pathlib.Path) -> None:
-  """Writes environment.json."""
-  write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + '\n')
 
 
 def read_environment(folder: pathlib.Path) -> dict[str, Any]:

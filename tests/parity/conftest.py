@@ -34,7 +34,8 @@ def agree(request):
 
   def check(program: str, what: str, errors: dict[str, float]) -> None:
     worst = max(errors, key=lambda name: errors[name])
-    _ROWS.append(f'| {program} | {what}{"" if FULL_SIZE else ", width 1/4"} | {len(errors)} | {errors[worst]:.1e} | {worst} |')
+    size = '' if FULL_SIZE else ', width 1/4'
+    _ROWS.append(f'| {program} | {what}{size} | {len(errors)} | {errors[worst]:.1e} | {worst} |')
     too_great = {name: error for name, error in errors.items() if not error <= TOLERANCE}
     assert not too_great
 

@@ -96,7 +96,7 @@ def test_lines_beyond_the_checkpoint_are_written_anew(tmp_path):
   lines = [{'step': step, 'split': 'train', 'name': 'loss', 'seconds': step / 2} for step in (1, 2, 3)]
   text = ''.join(json.dumps(line) + '\n' for line in lines) + '{"step": 4, "cut sho'
   (tmp_path / 'metrics.jsonl').write_text(text)
-  log = logger.Logger(tmp_path, first_step=2, total_steps=5, steps_per_epoch=1)
+  log = logger.Logger(tmp_path, first_step=2, total_steps=5, steps_per_epoch=1, is_writer=True)
   log.write(3, 'train', Metrics({'loss': np.float32(6.0)}, np.float32(4.0)))
   log.close()
   read = logger.read_metrics(tmp_path)
