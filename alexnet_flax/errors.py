@@ -71,6 +71,5 @@ def needs_extra(what: str) -> Iterator[None]:
       raise
     checkout = pathlib.Path(__file__).resolve().parents[1]
     package = f"-e '{checkout}" if (checkout / 'pyproject.toml').is_file() else "'alexnet_flax"
-    raise UsageError(
-      f"{what} needs {module}, which is not installed: pip install {package}[{extra}]'"
-    ) from None
+    command = f"pip install {package}[{extra}]'"
+    raise UsageError(f'{what} needs {module}, which is not installed: {command}') from None

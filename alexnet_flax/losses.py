@@ -43,10 +43,8 @@ def target_distribution(logits: jax.Array, labels: jax.Array) -> jax.Array:
   if labels.shape == logits.shape:
     return labels.astype(logits.dtype)
   if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-    raise ValueError(
-      f'labels (of shape {labels.shape}, {labels.dtype}) must be integers of shape'
-      f' {logits.shape[:-1]} or distributions of shape {logits.shape}'
-    )
+    expected = f'integers of shape {logits.shape[:-1]} or distributions of shape {logits.shape}'
+    raise ValueError(f'labels (of shape {labels.shape}, {labels.dtype}) must be {expected}')
   return jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
 
 

@@ -51,8 +51,9 @@ def measure(logits: jax.Array, labels: jax.Array, losses: jax.Array, weight: jax
   _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
   hits = best == label[:, None]
   values = {'loss': losses, 'top1': hits[:, 0], 'top5': jnp.any(hits, axis=-1)}
-  # In the sums a weight of 0 silences its example even where the value is not finite.
-  weighted = {
-    name: jnp.where(weight > 0, value.astype(weight.dtype) * weight, 0.0) for name, value in values.items()
-  }
-  return Metrics(jax.tree.map(jnp.sum, weighted), jnp.sum(weight))
+
+  def total(value: jax.Array) -> jax.Array:
+    # A weight of 0 silences its example even where the value is not finite.
+    return jnp.sum(jnp.where(weight > 0, value.astype(weight.dtype) * weight, 0.0))
+
+  return Metrics(jax.tree.map(total, values), jnp.sum(weight))

@@ -65,7 +65,7 @@ def greatest_error(state, reference):
 
 
 # As users compile: rounding then differs inside of fusions, where a derivative once got lost (`layers.py`).
-AS_USERS = {'xla_backend_optimization_level': 3}
+AS_USERS = {'xla_backend_optimization_level': 3, 'xla_cpu_use_fusion_emitters': True}
 
 
 def mesh(name='data'):

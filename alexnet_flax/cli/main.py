@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from types import ModuleType
 from typing import NoReturn
 
 from alexnet_flax.cli import (
@@ -22,9 +21,7 @@ from alexnet_flax.errors import UsageError, needs_extra
 # Each module has HELP, DESCRIPTION, `add_arguments`, and `run`, which returns the exit code (None for 0) and
 # imports what it needs.
 _MODULES = (prepare, evaluate, predict, report, demo, features, convert, verify_resume, doctor)
-VERBS: dict[str, ModuleType] = {
-  module.__name__.rpartition('.')[2].replace('_', '-'): module for module in _MODULES
-}
+VERBS = {module.__name__.rpartition('.')[2].replace('_', '-'): module for module in _MODULES}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -68,7 +68,6 @@ def data_uri(image: np.ndarray, *, exact: bool = False) -> str:
 
 def page_template(name: str) -> jinja2.Template:
   """Loads one of the package's templates; an undefined value is an error."""
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('alexnet_flax.viz'), autoescape=True, undefined=jinja2.StrictUndefined
-  )
+  loader = jinja2.PackageLoader('alexnet_flax.viz')
+  environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
   return environment.get_template(name)
