@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
+from alexnet_flax.data.images import MAX_PIXELS
 from alexnet_flax.errors import UsageError
 
 Policy = Literal['error', 'skip']
@@ -11,11 +12,12 @@ Policy = Literal['error', 'skip']
 
 @dataclasses.dataclass
 class BadImages:
-  """Handles images that cannot be decoded."""
+  """What is a bad image, and what to do with one: it cannot be decoded, or has more than `max_pixels`."""
 
   policy: Policy = 'error'
   say: Callable[[str], None] = print  # receives a line when an image is first skipped
   option: str = 'data.on_bad_image=skip'  # which an error names
+  max_pixels: int = MAX_PIXELS
   skipped: int = 0  # how often an image was skipped
   reasons: dict[str, str] = dataclasses.field(default_factory=dict)  # by the image's name
 

@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow_datasets as tfds
 
+from alexnet_flax.data.source import rank_in_class
+
 NAME = 'digits'
 _EVERY = 5
 
@@ -38,13 +40,5 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     scans, labels = load_digits(return_X_y=True)
     images = np.round(scans.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
-    for index in np.flatnonzero(in_test_split(labels) == test):
+    for index in np.flatnonzero((rank_in_class(labels) % _EVERY == 0) == test):
       yield int(index), {'image': images[index], 'label': int(labels[index]), 'index': int(index)}
-
-
-def in_test_split(labels: np.ndarray) -> np.ndarray:
-  """Returns which examples belong to the test split, bool [N], with the same share of each class."""
-  rank = np.empty(len(labels), np.int64)  # position of each example within its class
-  order = np.argsort(labels, kind='stable')
-  rank[order] = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
-  return rank % _EVERY == 0

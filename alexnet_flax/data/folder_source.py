@@ -1,77 +1,186 @@
-"""Opens folders of images, SPLIT/CLASS/image, through TFDS's ImageFolder."""
+"""Opens folders of images, SPLIT/CLASS/image or CLASS/image.
 
+A class is a folder that holds images. Hidden files and folders are left out, and links are followed, as in
+`predict` and `features` (`images.walk_files`).
+"""
+
+import collections
+import functools
 import hashlib
 import os
+import random
+import sys
+import unicodedata
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from alexnet_flax.data.source import Example, Source
+from alexnet_flax.data.images import IMAGE_SUFFIXES, is_image_file, printable, walk_files
+from alexnet_flax.data.source import Example, Source, rank_in_class, read_file
 from alexnet_flax.errors import UsageError, unknown_name
+
+_EVERY = 5  # of a folder without splits, the share of images that is held out
+
+
+class _Image(NamedTuple):
+  path: str
+  label: str
+
+
+class _Folder(NamedTuple):
+  """The images of each split, in a fixed order that mixes the classes, and the files that are not used."""
+
+  root: str
+  splits: dict[str, list[_Image]]
+  is_divided: bool  # into folders of its own, SPLIT/CLASS/image
+  unused: list[str]
 
 
 def open_folder(split: str, data_dir: str | None) -> Source:
   """Opens a split of a folder of images, in an order that mixes the classes.
 
+  Its classes are the folders with images in this split and in all splits that share a class with it. A folder
+  of CLASS/image is divided by a fixed rule: of each class, by name, every fifth image belongs to 'validation'
+  and the others to 'train'.
+
   Raises:
-    UsageError: There is no such folder or split, or fewer than two classes.
+    UsageError: There is no such folder or split, there are fewer than two classes, or two names of classes
+      differ in case alone.
   """
-  builder = _builder(data_dir)
-  images = builder._split_examples  # in a fixed shuffled order; TFDS has no public access to the files
-  names = builder.info.features['label'].names
+  folder = _scan(data_dir)
+  splits = folder.splits
+  infos = {
+    name: tfds.core.SplitInfo(name=name, shard_lengths=[len(splits[name])], num_bytes=0) for name in splits
+  }
   try:
-    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
-  except (KeyError, ValueError):
-    hint = '' if split not in images else "; in TFDS, split names consist of letters, digits, '_' and '-'"
-    raise UsageError(f'{data_dir}: {unknown_name("split", split, sorted(images))}{hint}') from None
-  chosen = [example for part in parts for example in images[part.splitname][part.from_ : part.to]]
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+  except (KeyError, ValueError, NotImplementedError):
+    hint = '' if split not in splits else "; in TFDS, split names consist of letters, digits, '_' and '-'"
+    if os.path.isdir(os.path.join(folder.root, split)) and split not in splits:
+      hint = f'; the folder {split} holds no CLASS/image'
+    raise UsageError(f'{data_dir}: {unknown_name("split", split, sorted(splits))}{hint}') from None
+  chosen = [image for part in parts for image in splits[part.splitname][part.from_ : part.to]]
   if not chosen:
     raise UsageError(f'{data_dir}: the split {split!r} has no images')
+  names = _class_names(folder, {part.splitname for part in parts})
+  if len(names) < 2:
+    raise UsageError(f'{data_dir} has one class ({names[0]!r}); a classifier needs at least two')
+  _report(folder, f'{data_dir}:{split}', {part.splitname for part in parts}, chosen, names)
+
   number_of = {name: number for number, name in enumerate(names)}
-  labels = [number_of[example.label] for example in chosen]
-  paths = [os.fspath(example.image_path) for example in chosen]
-  for part in sorted({part.splitname for part in parts}):
-    _report_unused(builder, part, {os.fspath(example.image_path) for example in images[part]})
+  labels, paths = [number_of[image.label] for image in chosen], [image.path for image in chosen]
+
+  def scan(numbers: np.ndarray) -> list[Example]:
+    return [Example(b'', labels[number], printable(paths[number])) for number in numbers.tolist()]
 
   def read(numbers: np.ndarray) -> list[Example]:
-    return [_read_file(paths[number], labels[number]) for number in numbers.tolist()]
+    contents = [read_file(paths[number]) for number in numbers.tolist()]
+    return [example._replace(image=one) for example, one in zip(scan(numbers), contents, strict=True)]
 
-  digest = hashlib.sha256('\0'.join(os.path.relpath(path, builder._data_dir) for path in paths).encode())
-  return Source(f'{data_dir}:{split}', len(paths), tuple(names), read, str(data_dir), digest.hexdigest())
-
-
-def _read_file(path: str, label: int) -> Example:
-  try:
-    with open(path, 'rb') as file:
-      return Example(file.read(), label, path)
-  except OSError:  # missing or unreadable: treated as an empty file
-    return Example(b'', label, path)
-
-
-def _report_unused(builder: tfds.folder_dataset.ImageFolder, split: str, used: set[str]) -> None:
-  """Prints which files TFDS ignores: all but .jpg, .jpeg and .png directly below a class."""
-  root = os.path.join(builder._data_dir, split)
-  below = [os.path.join(folder, name) for folder, _, files in os.walk(root) for name in files]
-  unused = sorted(path for path in below if path not in used and not os.path.basename(path).startswith('.'))
-  if unused:
-    print(
-      f'note: {len(unused)} files below {root} are not used (the first: {os.path.relpath(unused[0], root)});'
-      ' images are CLASS/NAME.jpg, .jpeg or .png'
-    )
+  digest = hashlib.sha256(
+    b'\0'.join(os.fsencode(os.path.relpath(path, folder.root)) for path in paths)
+  ).hexdigest()
+  return Source(printable(f'{data_dir}:{split}'), len(paths), names, read, scan, str(data_dir), digest)
 
 
 def folder_splits(data_dir: str | None) -> list[str]:
   """Returns the splits of a folder of images; raises the errors of `open_folder`."""
-  return sorted(_builder(data_dir).info.splits)
+  return sorted(_scan(data_dir).splits)
 
 
-def _builder(data_dir: str | None) -> tfds.folder_dataset.ImageFolder:
-  if data_dir is None or not os.path.isdir(os.path.expanduser(data_dir)):
-    raise UsageError(f'image_folder: data_dir (={data_dir}) must be a folder of SPLIT/CLASS/image')
-  builder = tfds.folder_dataset.ImageFolder(os.path.expanduser(data_dir))
-  if not builder.info.splits.total_num_examples:
-    raise UsageError(f'no images in {data_dir}; it must contain SPLIT/CLASS/image.jpg (or .jpeg, .png)')
-  names = builder.info.features['label'].names
-  if len(names) < 2:
-    raise UsageError(f'{data_dir} has one class ({names[0]!r}); a classifier needs at least two')
-  return builder
+def count_images(data_dir: str | None) -> dict[str, dict[str, int]]:
+  """Counts the images of each class in each split of a folder, without reading them.
+
+  Returns:
+    {'train': {'ants': 98, 'bees': 97}, 'validation': {...}}.
+
+  Raises:
+    UsageError: There is no such folder, or no image in it.
+  """
+  splits = _scan(data_dir).splits
+  return {split: _counts(images) for split, images in splits.items()}
+
+
+def _scan(data_dir: str | None) -> _Folder:
+  root = os.path.expanduser(data_dir or '')
+  if not os.path.isdir(root):
+    raise UsageError(
+      f'image_folder: data_dir (={data_dir}) must be a folder of SPLIT/CLASS/image or CLASS/image'
+    )
+  files = {path: os.path.relpath(path, root).split(os.sep) for path in walk_files(root)}
+  deep, flat = (
+    {p: parts for p, parts in files.items() if is_image_file(p) and len(parts) == n} for n in (3, 2)
+  )
+  if not deep and not flat:
+    suffixes = ', '.join(IMAGE_SUFFIXES)
+    raise UsageError(
+      f'no images in {data_dir}; it must contain SPLIT/CLASS/image or CLASS/image ({suffixes})'
+    )
+  used = flat if len(flat) > len(deep) else deep
+  splits: dict[str, list[_Image]] = {}
+  order = sorted(used.items(), key=lambda item: item[1])
+  if used is deep:
+    for path, (split, label, _) in order:
+      splits.setdefault(split, []).append(_Image(path, label))
+  else:
+    labels = np.unique([label for _, (label, _) in order], return_inverse=True)[1]
+    for (path, (label, _)), rank in zip(order, rank_in_class(labels).tolist(), strict=True):
+      split = 'validation' if rank % _EVERY == _EVERY - 1 else 'train'
+      splits.setdefault(split, []).append(_Image(path, label))
+  for split, images in splits.items():
+    random.Random(split).shuffle(images)  # as TFDS's ImageFolder does
+  return _Folder(root, splits, used is deep, sorted(files.keys() - used.keys()))
+
+
+def _class_names(folder: _Folder, opened: set[str]) -> tuple[str, ...]:
+  """Returns the classes of the splits that are opened and of those that belong to them, sorted by name."""
+  keys = {split: {_key(image.label) for image in images} for split, images in folder.splits.items()}
+  used, before = opened, set[str]()
+  while used != before:
+    before, shared = used, set.union(*(keys[split] for split in used))
+    used = {split for split in keys if keys[split] & shared}
+  counts = _counts([image for split in used for image in folder.splits[split]])
+  alike: dict[str, list[str]] = {}
+  for name in sorted(counts):
+    if printable(name) != name:
+      raise UsageError(
+        f'{folder.root}: the name of the class {printable(name)!r} is not UTF-8; rename its folder'
+      )
+    alike.setdefault(_key(name), []).append(name)
+  for same in alike.values():
+    if len(same) > 1:
+      found = ' and '.join(f'{name!r} ({counts[name]} images)' for name in same)
+      raise UsageError(f'{folder.root}: {found} differ in case or encoding alone; give the folders one name')
+  return tuple(counts)
+
+
+def _key(name: str) -> str:
+  """The same for names that file systems or readers do not tell apart."""
+  return unicodedata.normalize('NFC', name).casefold()
+
+
+def _counts(images: list[_Image]) -> dict[str, int]:
+  """Returns the number of images of each class, by sorted name."""
+  return dict(sorted(collections.Counter(image.label for image in images).items()))
+
+
+def _report(
+  folder: _Folder, name: str, opened: set[str], chosen: list[_Image], names: tuple[str, ...]
+) -> None:
+  """Says what may not be as it was meant."""
+  counts = _counts(chosen)
+  if not folder.is_divided:
+    rule = "of each class, every fifth image by name is in 'validation', the others are in 'train'"
+    _note(f'{name}: {len(chosen)} images; {rule}')
+  if few := [f'{one} ({counts.get(one, 0)})' for one in names if counts.get(one, 0) < 2]:
+    _note(f'{name} has classes with one image or none: {", ".join(few)}')
+  where = [os.path.join(folder.root, split, '') for split in opened] if folder.is_divided else [folder.root]
+  if unused := [path for path in folder.unused if path.startswith(tuple(where))]:
+    first, place = os.path.relpath(unused[0], folder.root), ' and '.join(where)
+    _note(f'{len(unused)} files below {place} are not used (the first: {first}); images are CLASS/NAME.jpg')
+
+
+@functools.cache  # a run opens its splits several times
+def _note(text: str) -> None:
+  print(f'note: {printable(text)}', file=sys.stderr)

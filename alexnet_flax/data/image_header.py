@@ -1,7 +1,7 @@
 """Encoded images: reads size and format from the header, and converts unusual formats to PNG.
 
 The fast decoders take plain JPEG and PNG. Everything else that Pillow reads (GIF, BMP, WebP, TIFF, CMYK, and
-images that EXIF rotates) is converted to PNG first.
+images whose metadata turn them) is converted to PNG first.
 """
 
 import io
@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from alexnet_flax.data.images import MAX_PIXELS, read_image
+from alexnet_flax.data.images import MAX_PIXELS, UnreadableError, open_image, orientation, read_image
 
 Kind = Literal['jpeg', 'png', 'raw']
 
@@ -24,87 +24,96 @@ class Encoded(NamedTuple):
   frame: int = 0  # where a JPEG's frame header begins: a marker, a length, a byte, the height and the width
 
 
-def read_header(content: bytes | memoryview) -> Encoded | None:
-  """Reads the header of a plain JPEG or PNG; returns None if the image needs `convert_to_png`."""
-  if bytes(content[:8]) == b'\x89PNG\r\n\x1a\n' and len(content) > 24:
-    width, height = (int.from_bytes(content[start : start + 4], 'big') for start in (16, 20))
-    return None if _has_exif(content) else _within_limit(Encoded(content, 'png', height, width))
-  if bytes(content[:3]) == b'\xff\xd8\xff':
-    return _read_jpeg_header(content)
-  return None
+Stored = bytes | memoryview | Encoded | UnreadableError  # an image as it is stored, or why it cannot be read
 
 
-def decode_pixels(image: bytes | memoryview | Encoded) -> np.ndarray:
-  """Decodes a stored image with Pillow into uint8 RGB [H, W, 3].
+def read_header(
+  content: bytes | memoryview, turn: bool = True, max_pixels: int = MAX_PIXELS
+) -> Encoded | None:
+  """Reads the header of a plain JPEG or PNG; returns None if the image needs `convert_to_png`.
+
+  It needs that if it must be turned, unless `turn` is False, and if it has more than `max_pixels`.
+  """
+  magic, found = bytes(content[:3]), None
+  if magic == b'\xff\xd8\xff':
+    found = _read_jpeg(content)
+  elif magic == b'\x89PN':
+    found = _read_png(content)
+  if found is None:
+    return None
+  encoded, has_metadata = found
+  if not 0 < encoded.height * encoded.width <= max_pixels:
+    return None
+  return None if turn and has_metadata and not _is_upright(content) else encoded
+
+
+def decode_pixels(image: Stored) -> np.ndarray:
+  """Decodes a stored image with Pillow into uint8 RGB [H, W, 3]; turns it, unless its header has been read.
 
   Raises:
     UnreadableError: It is not an image, is damaged, or is larger than `MAX_PIXELS`.
   """
-  if isinstance(image, Encoded) and image.kind == 'raw':
+  if isinstance(image, UnreadableError):
+    raise image
+  if not isinstance(image, Encoded):
+    return read_image(io.BytesIO(image))
+  if image.kind != 'raw':
+    return read_image(io.BytesIO(image.content), turn=False, max_pixels=image.height * image.width)
+  try:
     return np.frombuffer(image.content, np.uint8).reshape(image.height, image.width, 3)
-  return read_image(io.BytesIO(image.content if isinstance(image, Encoded) else image))
+  except ValueError:
+    raise UnreadableError(f'{len(image.content)} bytes are not {image.height}x{image.width} pixels') from None
 
 
-def convert_to_png(content: bytes | memoryview) -> Encoded:
-  """Converts an image to an upright RGB PNG.
-
-  Raises:
-    UnreadableError: It is not an image, is damaged, or is larger than `MAX_PIXELS`.
-  """
+def convert_to_png(content: bytes | memoryview, turn: bool = True, max_pixels: int = MAX_PIXELS) -> Encoded:
+  """Converts an image to an RGB PNG; see `read_image` for arguments and errors."""
   from PIL import Image
 
-  image = Image.fromarray(read_image(io.BytesIO(content)))
+  image = Image.fromarray(read_image(io.BytesIO(content), turn=turn, max_pixels=max_pixels))
   buffer = io.BytesIO()
   image.save(buffer, 'PNG', compress_level=1)
   return Encoded(buffer.getvalue(), 'png', image.height, image.width)
 
 
-def _has_exif(content: bytes | memoryview) -> bool:
-  """Whether a PNG has EXIF before its pixels. A chunk is a length, a type, data and a checksum."""
-  position = 8
-  while position + 12 <= len(content):
-    kind = bytes(content[position + 4 : position + 8])
-    if kind in (b'IDAT', b'eXIf'):
-      return kind == b'eXIf'
-    position += 12 + int.from_bytes(content[position : position + 4], 'big')
-  return False
-
-
-_APP1 = 0xE1
+_TEXTS = (b'tEXt', b'zTXt', b'iTXt')
+_PROFILES = (b'exif\0', b'xmp\0', b'Raw profile type exif\0', b'XML:com.adobe.xmp\0')  # as Pillow reads them
+_APP1, _SCAN = 0xE1, 0xDA
 _FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: all that libjpeg-turbo reads
-_ORIENTATION = 0x0112
 
 
-def _read_jpeg_header(content: bytes | memoryview) -> Encoded | None:
-  """Walks the segments (marker, length, content) up to the frame header (ITU-T T.81, annex B)."""
-  position = 2
+def _read_png(content: bytes | memoryview) -> tuple[Encoded, bool] | None:
+  """Walks the chunks (length, type, content, checksum); also returns whether metadata may turn the image."""
+  width, height = (int.from_bytes(content[start : start + 4], 'big') for start in (16, 20))
+  position, has_metadata = 8, False
+  while position + 12 <= len(content) and not has_metadata:
+    kind, start = bytes(content[position + 4 : position + 8]), bytes(content[position + 8 : position + 40])
+    has_metadata = kind == b'eXIf' or (kind in _TEXTS and start.startswith(_PROFILES))
+    position += 12 + int.from_bytes(content[position : position + 4], 'big')
+  return Encoded(content, 'png', height, width), has_metadata
+
+
+def _read_jpeg(content: bytes | memoryview) -> tuple[Encoded, bool] | None:
+  """Walks the segments (marker, length, content) up to the pixels (ITU-T T.81, annex B), as `_read_png`."""
+  position, encoded, has_metadata = 2, None, False
   while position + 10 <= len(content):
     marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], 'big')
+    if marker == _SCAN and encoded:
+      return encoded, has_metadata
     if content[position] != 0xFF or length < 2:
-      return None
-    if marker == _APP1 and not _upright(content[position + 4 : position + 2 + length]):
       return None
     if marker in _FRAMES:
       height, width = (int.from_bytes(content[position + i : position + i + 2], 'big') for i in (5, 7))
-      plain = content[position + 9] in (1, 3)  # components: grey or colour; CMYK has four
-      return _within_limit(Encoded(content, 'jpeg', height, width, position)) if plain else None
+      if content[position + 9] not in (1, 3):  # components: grey or colour; CMYK has four
+        return None
+      encoded = Encoded(content, 'jpeg', height, width, position)
+    has_metadata |= marker == _APP1
     position += 2 + length
   return None
 
 
-def _upright(segment: bytes | memoryview) -> bool:
-  """Whether an APP1 segment leaves the image's orientation as it is."""
-  if bytes(segment[:6]) != b'Exif\0\0':
-    return True
-  from PIL import Image
-
-  exif = Image.Exif()
+def _is_upright(content: bytes | memoryview) -> bool:
   try:
-    exif.load(bytes(segment))
-    return exif.get(_ORIENTATION, 1) in (0, 1)
-  except Exception:  # Pillow parses it as a TIFF file and raises anything; decoders ignore broken EXIF
-    return True
-
-
-def _within_limit(encoded: Encoded) -> Encoded | None:
-  return encoded if 0 < encoded.height * encoded.width <= MAX_PIXELS else None
+    with open_image(io.BytesIO(content)) as opened:
+      return orientation(opened) == 1
+  except Exception:  # Pillow's parsers raise anything for damaged files
+    return False

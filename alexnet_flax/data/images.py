@@ -3,10 +3,10 @@
 import concurrent.futures
 import glob
 import os
-import pathlib
+import threading
 import typing
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -17,20 +17,54 @@ from alexnet_flax.models.spec import Spec
 if typing.TYPE_CHECKING:
   from PIL import Image
 
-MAX_PIXELS = 100_000_000  # larger images are more likely an attack or an accident
-_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm')
+MAX_PIXELS = 200_000_000  # as phones take them; larger images are more likely an attack or an accident
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm')
+_FORMER = ('FLIP_LEFT_RIGHT', 'ROTATE_180', 'FLIP_TOP_BOTTOM')  # by Pillow's names
+_TURNS = dict(
+  enumerate((*_FORMER, 'TRANSPOSE', 'ROTATE_270', 'TRANSVERSE', 'ROTATE_90'), start=2)
+)  # as in EXIF
+_opening = threading.Lock()
 
 
 class UnreadableError(Exception):
   """A file is not an image, or is damaged."""
 
 
+def walk_files(folder: str) -> Iterator[str]:
+  """Yields the files below a folder, sorted. Links to folders are followed, hidden folders are left out.
+
+  Raises:
+    UsageError: A folder cannot be read.
+  """
+
+  def refuse(error: OSError) -> None:
+    raise UsageError(f'cannot read the folder {printable(error.filename)}: {error.strerror}')
+
+  around = {folder: {os.path.realpath(folder)}}  # of each folder, those on the way to it
+  for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+    inside = {name: os.path.realpath(os.path.join(place, name)) for name in folders}
+    # A link to a folder on the way would lead in a circle.
+    folders[:] = sorted(name for name in folders if name[0] != '.' and inside[name] not in around[place])
+    around |= {os.path.join(place, name): around[place] | {inside[name]} for name in folders}
+    yield from (os.path.join(place, name) for name in sorted(files))
+
+
+def is_image_file(path: str) -> bool:
+  """Whether a file's name is that of an image, and not hidden: '._x.jpg' is what macOS knows about x.jpg."""
+  return path.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(path).startswith('.')
+
+
+def printable(name: str) -> str:
+  """A path as text: bytes of it that are not UTF-8 become escapes."""
+  return os.fsencode(name).decode('utf-8', 'backslashreplace')
+
+
 def image_files(paths: Sequence[str]) -> list[str]:
   """Expands paths to image files, in the order given.
 
   Args:
-    paths: Files; folders, whose images are sorted by name; and patterns ('photos/*.jpg'), for shells that
-      do not expand them.
+    paths: Files; folders, whose images are sorted by name (`walk_files`); and patterns ('photos/*.jpg'), for
+      shells that do not expand them.
 
   Raises:
     UsageError: A folder contains no images, or a pattern matches none.
@@ -38,7 +72,7 @@ def image_files(paths: Sequence[str]) -> list[str]:
   files: list[str] = []
   for path in paths:
     if os.path.isdir(path):
-      found = [str(p) for p in sorted(pathlib.Path(path).rglob('*')) if p.suffix.lower() in _SUFFIXES]
+      found = sorted(filter(is_image_file, walk_files(path)), key=lambda file: file.split(os.sep))
     elif not os.path.exists(path) and glob.has_magic(path):
       found = sorted(glob.glob(path, recursive=True))
     else:
@@ -49,26 +83,59 @@ def image_files(paths: Sequence[str]) -> list[str]:
   return files
 
 
-def read_image(file: str | os.PathLike[str] | BinaryIO, formats: tuple[str, ...] | None = None) -> np.ndarray:
-  """Reads an image as upright uint8 RGB [H, W, 3].
+def orientation(image: 'Image.Image') -> int:
+  """Returns how viewers turn an image, 1 ... 8 as in EXIF; 1, as it is stored, if it does not say.
 
-  Grey, CMYK and transparent images are converted. EXIF orientation is applied, as viewers do. Transparent
-  pixels keep their stored colour. Of 16-bit values the upper eight bits are used.
+  Pillow looks into EXIF, then XMP; of a PNG also into its text profiles. Broken metadata turn nothing.
+  """
+  try:
+    value = image.getexif().get(0x0112, 1)
+  except Exception:  # Pillow parses EXIF as a TIFF file and raises anything
+    return 1
+  return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def open_image(file: Any, formats: tuple[str, ...] | None = None) -> 'Image.Image':
+  """Opens an image with Pillow, but without its own limit of pixels, which warns and cannot be passed."""
+  from PIL import Image
+
+  with _opening:
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+      return Image.open(file, formats=formats)
+    finally:
+      Image.MAX_IMAGE_PIXELS = limit
+
+
+def read_image(
+  file: str | os.PathLike[str] | BinaryIO,
+  formats: tuple[str, ...] | None = None,
+  turn: bool = True,
+  max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+  """Reads an image as uint8 RGB [H, W, 3].
+
+  Grey, CMYK and transparent images are converted. Transparent pixels keep their stored colour. Of 16-bit
+  values the upper eight bits are used.
 
   Args:
     file: A path or an open file.
     formats: The accepted formats, by Pillow's names; all if None.
+    turn: Turn the image as its metadata say (`orientation`), as viewers do.
+    max_pixels: The most pixels that it may have.
 
   Raises:
-    UnreadableError: The file is missing, damaged, not an image, or has more than `MAX_PIXELS`.
+    UnreadableError: The file is missing, damaged, not an image, or has too many pixels.
   """
-  from PIL import Image, ImageOps, UnidentifiedImageError
+  from PIL import Image, UnidentifiedImageError
 
   try:
-    with Image.open(file, formats=formats) as opened:
-      if opened.width * opened.height > MAX_PIXELS:
-        raise UnreadableError(f'{opened.width}x{opened.height} are more than {MAX_PIXELS:,} pixels')
-      return np.asarray(_eight_bits(ImageOps.exif_transpose(opened)).convert('RGB'))
+    with open_image(file, formats) as opened:
+      if opened.width * opened.height > max_pixels:
+        raise UnreadableError(f'{opened.width}x{opened.height} are more than {max_pixels:,} pixels')
+      opened.load()  # which turns TIFF files
+      image, turned = _eight_bits(opened).convert('RGB'), orientation(opened) if turn else 1
+      return np.asarray(image if turned == 1 else image.transpose(Image.Transpose[_TURNS[turned]]))
   except UnidentifiedImageError:
     raise UnreadableError('not an image') from None
   except UnreadableError:

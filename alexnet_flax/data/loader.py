@@ -21,7 +21,7 @@ import numpy as np
 from alexnet_flax.data import sampling
 from alexnet_flax.data.bad_images import BadImages
 from alexnet_flax.data.decode import decode_eval, decode_train
-from alexnet_flax.data.image_header import Encoded, convert_to_png, read_header
+from alexnet_flax.data.image_header import Encoded, Stored, convert_to_png, read_header
 from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.views import VIEW_NUMBERS, EvalView, TrainView
@@ -97,7 +97,8 @@ def eval_batches(
 ) -> Iterator[HostBatch]:
   """Yields every example once, in order; the last batch is padded with examples of weight 0.
 
-  Otherwise as `train_batches`. 'image' is uint8 [b, 10, S, S, 3] for a ten-crop view.
+  So have examples without a label, -1. Otherwise as `train_batches`. 'image' is uint8 [b, 10, S, S, 3] for a
+  ten-crop view.
   """
 
   def plan(step: int) -> Plan:
@@ -105,8 +106,10 @@ def eval_batches(
     real = indices < source.num_examples
     return Plan(np.where(real, indices, 0), real.astype(np.float32), np.zeros((len(indices), 0)))
 
-  reader = Reader(source, functools.partial(decode_eval, view), bad or BadImages())
-  return reader.batches(plan, range(-(-source.num_examples // batch_size)), num_threads)
+  reader = Reader(source, functools.partial(decode_eval, view), bad or BadImages(), -1, view.turn)
+  for batch in reader.batches(plan, range(-(-source.num_examples // batch_size)), num_threads):
+    has_label = batch['label'] >= 0
+    yield batch | {'label': batch['label'] * has_label, 'weight': batch['weight'] * has_label}
 
 
 def to_devices(
@@ -145,6 +148,8 @@ class Reader:
   # Decodes B images, given the numbers of their views, float32 [B, N]; raises UnreadableError.
   decode: Callable[[Sequence[Encoded], np.ndarray], HostBatch]
   bad: BadImages
+  first_label: int = 0  # -1 where examples need no label
+  turn: bool = True  # images as their metadata say
   suspects: set[int] = dataclasses.field(default_factory=set)
 
   def batches(
@@ -186,9 +191,6 @@ class Reader:
     """Returns a plan's images, the rest of the batch, and (name, reason) of each skipped image."""
     examples = self.source.read(plan.indices)
     labels = np.array([example.label for example in examples], np.int64)
-    last = len(self.source.class_names) - 1
-    if wrong := [label for label in labels.tolist() if not 0 <= label <= last]:
-      raise UsageError(f'{self.source.name} contains the label {wrong[0]}; labels must be 0 ... {last}')
     images, skipped, weights = [], [], plan.weights.copy()
     for row, (number, example) in enumerate(zip(plan.indices.tolist(), examples, strict=True)):
       try:
@@ -202,12 +204,19 @@ class Reader:
         image, labels[row] = self._stand_in(number, plan.numbers[row], str(error))
         images.append(image)
         weights[row] = 0.0
+    last = len(self.source.class_names) - 1
+    if wrong := [label for label in labels.tolist() if not self.first_label <= label <= last]:
+      hint = ' (-1 stands for a secret label; train on another split)' if wrong[0] == -1 else ''
+      raise UsageError(f'{self.source.name} contains the label {wrong[0]}; labels must be 0 ... {last}{hint}')
     return images, {'label': labels.astype(np.int32), 'index': plan.indices, 'weight': weights}, skipped
 
-  def _image(self, image: Encoded | bytes | memoryview, suspected: bool, numbers: np.ndarray) -> Encoded:
-    encoded = image if isinstance(image, Encoded) else read_header(image)
+  def _image(self, image: Stored, suspected: bool, numbers: np.ndarray) -> Encoded:
+    if isinstance(image, UnreadableError):
+      raise image
+    limits = self.turn, self.bad.max_pixels
+    encoded = image if isinstance(image, Encoded) else read_header(image, *limits)
     if encoded is None or (suspected and not self._decodes(encoded, numbers)):
-      encoded = convert_to_png(image.content if isinstance(image, Encoded) else image)
+      encoded = convert_to_png(image.content if isinstance(image, Encoded) else image, *limits)
       if suspected:
         self.decode([encoded], numbers[None])  # also images that Pillow reads may not become a view
     return encoded

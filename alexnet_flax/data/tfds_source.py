@@ -15,17 +15,18 @@ import tensorflow_datasets as tfds
 from alexnet_flax.data import digits, tfrecord
 from alexnet_flax.data.folder_source import folder_splits, open_folder
 from alexnet_flax.data.image_header import Encoded
+from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.data.source import Example, Source
 from alexnet_flax.data.tfrecord import parse_example, read_integers
 from alexnet_flax.errors import UsageError, unknown_name
 
 IMAGE_FOLDER = 'image_folder'
-_Parse = Callable[[bytes | memoryview], Example]
+_Parse = Callable[[bytes | memoryview | UnreadableError], Example]
 # The features in which TFDS's builders store an image's file name.
 _NAMES = ('file_name', 'filename', 'image/filename', 'image/file_name', 'image_name', 'image_id', 'id')
 
 
-def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
+def open_dataset(name: str, split: str, data_dir: str | None = None, verify: bool = True) -> Source:
   """Opens a split of a prepared data set.
 
   Args:
@@ -33,9 +34,10 @@ def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
       (SPLIT/CLASS/image below `data_dir`, in an order that mixes the classes).
     split: A split or a slice of splits in TFDS's notation ('train', 'test[:50%]', 'train+test').
     data_dir: The folder of the data sets; TFDS's default if None.
+    verify: Compare the checksum of each record that is read. A damaged record is a bad image.
 
   Raises:
-    UsageError: The data set is unknown, not prepared or without images, or has no such split.
+    UsageError: The data set is unknown, not prepared, damaged or without images, or has no such split.
   """
   if name == IMAGE_FOLDER:
     return open_folder(split, data_dir)
@@ -43,19 +45,30 @@ def open_dataset(name: str, split: str, data_dir: str | None = None) -> Source:
   info = builder.info
   parse, class_names = _parser(name, dict(info.features), info.supervised_keys)
   if info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
-    reader = builder.as_data_source(split).data_source
-    fetch = lambda numbers: reader.__getitems__(numbers.tolist())  # noqa: E731
+    scan = read = functools.partial(_read_array_records, builder.as_data_source(split).data_source)
   else:
     index = tfrecord.record_index(_split_info(builder, split).file_instructions)
-    fetch = functools.partial(tfrecord.read_records, index)
+    scan = functools.partial(tfrecord.read_records, index)
+    read = functools.partial(tfrecord.read_records, index, verify=verify)
   return Source(
     name=f'{name}:{split}',
     num_examples=_split_info(builder, split).num_examples,
     class_names=class_names,
-    read=lambda numbers: [parse(record) for record in fetch(numbers)],
+    read=lambda numbers: [parse(record) for record in read(numbers)],
+    scan=lambda numbers: [parse(record) for record in scan(numbers)],
     folder=str(builder.data_dir),
     identity=f'{info.full_name}:{split}',
   )
+
+
+def _read_array_records(reader: Any, numbers: np.ndarray) -> list[Any]:
+  """Returns records, or the reasons why they cannot be read; ArrayRecord compares checksums itself."""
+  try:
+    return reader.__getitems__(numbers.tolist())
+  except (RuntimeError, ValueError, OSError) as error:
+    if len(numbers) > 1:
+      return [_read_array_records(reader, numbers[[row]])[0] for row in range(len(numbers))]
+    return [UnreadableError(' '.join(str(error).split()))]
 
 
 def split_names(name: str, data_dir: str | None = None) -> list[str]:
@@ -121,7 +134,7 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 def _split_info(builder: tfds.core.DatasetBuilder, split: str) -> Any:
   try:
     info = builder.info.splits[split]
-  except (KeyError, ValueError):
+  except (KeyError, ValueError, NotImplementedError):
     error = unknown_name('split', split, builder.info.splits)
     raise UsageError(f'{builder.name}: {error}; a slice is written train[:80%]') from None
   if info.num_examples <= 0:
@@ -134,33 +147,41 @@ def _parser(name: str, features: Mapping[str, Any], supervised_keys: Any) -> tup
   name_key = next((key for key in _NAMES if type(features.get(key)) is tfds.features.Text), None)
   correct_key = None
   match supervised_keys:
-    case (image_key, 'real_label') if _is_image(features[image_key]):  # ImageNet-ReaL
+    case (image_key, 'real_label') if _is_image(features.get(image_key)):  # ImageNet-ReaL
       label_key, correct_key = 'original_label', 'real_label'
-    case (image_key, label_key) if _is_image(features[image_key]) and isinstance(
-      features[label_key], tfds.features.ClassLabel
+    case (image_key, label_key) if _is_image(features.get(image_key)) and isinstance(
+      features.get(label_key), tfds.features.ClassLabel
     ):
       pass
     case _:
       raise UsageError(f'the data set {name!r} does not consist of images with one class each')
-  feature = features[image_key]
+  feature, class_names = features[image_key], features[label_key].names
+  if feature.np_dtype not in (np.uint8, np.uint16):
+    raise UsageError(f'the images of {name!r} are {np.dtype(feature.np_dtype)}; they must be uint8 or uint16')
+  if class_names is None:
+    raise UsageError(f'the data set {name!r} does not say how many classes it has')
 
-  def parse(record: bytes | memoryview) -> Example:
-    values = parse_example(record)
+  def parse(record: bytes | memoryview | UnreadableError) -> Example:
+    if isinstance(record, UnreadableError):
+      return Example(record, -1, '')
     image: memoryview | Encoded
-    if isinstance(feature, tfds.features.Image):
-      image = values[image_key]
-    elif None in feature.shape:  # TFDS then stores the shape beside the pixels
-      height, width, _ = read_integers(values[f'{image_key}/shape'])
-      image = Encoded(values[f'{image_key}/value'], 'raw', height, width)
-    else:
-      image = Encoded(values[image_key], 'raw', *feature.shape[:2])
-    (label,) = read_integers(values[label_key])
-    file_name = str(values[name_key], 'utf-8') if name_key else ''
-    return Example(
-      image, label, file_name, tuple(read_integers(values[correct_key])) if correct_key else None
-    )
+    try:
+      values = parse_example(record)
+      if isinstance(feature, tfds.features.Image):
+        image = values[image_key]
+      elif None in feature.shape:  # TFDS then stores the shape beside the pixels
+        height, width, _ = read_integers(values[f'{image_key}/shape'])
+        image = Encoded(values[f'{image_key}/value'], 'raw', height, width)
+      else:
+        image = Encoded(values[image_key], 'raw', *feature.shape[:2])
+      (label,) = read_integers(values[label_key])
+      file_name = str(values[name_key], 'utf-8', 'backslashreplace') if name_key else ''
+      correct = tuple(read_integers(values[correct_key])) if correct_key else None
+    except (KeyError, IndexError, ValueError, StopIteration):
+      return Example(UnreadableError('its record does not hold what the data set describes'), -1, '')
+    return Example(image, label, file_name, correct)
 
-  return parse, tuple(features[label_key].names)
+  return parse, tuple(class_names)
 
 
 def _is_image(feature: Any) -> bool:

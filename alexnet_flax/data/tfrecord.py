@@ -8,16 +8,19 @@ import concurrent.futures
 import functools
 import mmap
 import os
+import resource
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from alexnet_flax.errors import UsageError
+from alexnet_flax.data.images import UnreadableError
+from alexnet_flax.errors import UsageError, needs_extra
 
 # Paths, and (index of the path, offset, length) of each record, int64 [N, 3].
 RecordIndex = tuple[list[str], np.ndarray]
 _READERS = 32
+_CHECKSUM = 4  # bytes
 
 
 def record_index(file_instructions: list[Any]) -> RecordIndex:
@@ -27,7 +30,7 @@ def record_index(file_instructions: list[Any]) -> RecordIndex:
     file_instructions: TFDS's instructions of the split: files, and how many records to skip and take.
 
   Raises:
-    UsageError: A file ends within a record.
+    UsageError: A file is missing, damaged, or ends within a record.
   """
   files = [instruction.filename for instruction in file_instructions]
   # Most of the time is spent waiting for the disk, which serves many requests at once.
@@ -37,10 +40,29 @@ def record_index(file_instructions: list[Any]) -> RecordIndex:
   return files, np.concatenate([np.insert(part, 0, i, axis=1) for i, part in enumerate(chosen)])
 
 
-def read_records(index: RecordIndex, numbers: np.ndarray) -> list[memoryview]:
-  """Returns the records with the given indices, as views of the files."""
+def read_records(
+  index: RecordIndex, numbers: np.ndarray, verify: bool = False
+) -> list[memoryview | UnreadableError]:
+  """Returns the records with the given indices, as views of the files.
+
+  If `verify`, those whose checksum is wrong are replaced by the reason.
+  """
   paths, spans = index
-  return [_mapped(paths[path])[start : start + length] for path, start, length in spans[numbers].tolist()]
+  found: list[memoryview | UnreadableError] = []
+  for path, start, length in spans[numbers].tolist():
+    framed = _content(paths[path], start, start + length + _CHECKSUM)
+    is_intact = not verify or _checksum(framed[:length]) == bytes(framed[length:])
+    if not is_intact:
+      number = np.searchsorted(_record_spans(paths[path])[:, 0], start)
+      damage = UnreadableError(f'record {number} of {paths[path]} is damaged, by its checksum')
+    found.append(framed[:length] if is_intact else damage)
+  return found
+
+
+def write_record(file: BinaryIO, record: bytes) -> None:
+  """Appends a record to a TFRecord file."""
+  length = len(record).to_bytes(8, 'little')
+  file.write(length + _checksum(length) + record + _checksum(record))
 
 
 @functools.cache
@@ -50,19 +72,50 @@ def _record_spans(path: str) -> np.ndarray:
   A record is its length (uint64, little-endian), a checksum of the length, the data, and a checksum of the
   data (https://www.tensorflow.org/tutorials/load_data/tfrecord).
   """
-  spans, position, size = [], 0, os.path.getsize(path)
-  with open(path, 'rb', buffering=0) as file:  # not mapped: that would load a whole page for each header
-    while position + 12 <= size:
-      length = int.from_bytes(os.pread(file.fileno(), 8, position), 'little')
-      spans.append((position + 12, length))
-      position += 12 + length + 4
+  spans, position = [], 0
+  try:
+    with open(path, 'rb', buffering=0) as file:  # not mapped: that would load a whole page for each header
+      size = os.path.getsize(path)
+      while position + 12 <= size:
+        header = os.pread(file.fileno(), 12, position)
+        if _checksum(header[:8]) != header[8:]:
+          break
+        length = int.from_bytes(header[:8], 'little')
+        spans.append((position + 12, length))
+        position += 12 + length + _CHECKSUM
+  except OSError as error:
+    raise UsageError(f'cannot read {path}: {error.strerror}; prepare the data set again') from None
   if position != size:
-    raise UsageError(f'{path} is not a complete TFRecord file; prepare the data set again')
+    raise UsageError(
+      f'{path} is not a complete TFRecord file (record {len(spans)} is damaged); prepare the data set again'
+    )
   return np.array(spans, np.int64).reshape(-1, 2)
 
 
-@functools.lru_cache(maxsize=512)  # each keeps a file open, and the usual limit is 1,024
-def _mapped(path: str) -> memoryview:
+def _checksum(data: bytes | memoryview) -> bytes:
+  """CRC-32C of the data, masked as TFRecord files hold it."""
+  with needs_extra('reading TFRecord files'):
+    import google_crc32c
+
+  crc = google_crc32c.value(bytes(data))
+  return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(_CHECKSUM, 'little')
+
+
+def _content(path: str, start: int, end: int) -> memoryview:
+  if (mapped := _mapped(path)) is not None:
+    return mapped[start:end]
+  with open(path, 'rb', buffering=0) as file:
+    return memoryview(os.pread(file.fileno(), end - start, start))
+
+
+@functools.cache
+def _mapped(path: str) -> memoryview | None:
+  """Returns a file's content; None once half of the files are open that a process may open.
+
+  Each mapping keeps its file open.
+  """
+  if _mapped.cache_info().currsize >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2:
+    return None
   with open(path, 'rb') as file:
     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 

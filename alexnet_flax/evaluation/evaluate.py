@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from alexnet_flax.data.augment import normalize
 from alexnet_flax.data.bad_images import BadImages
-from alexnet_flax.data.source import Source
+from alexnet_flax.data.source import Example, Source
 from alexnet_flax.errors import UsageError
 from alexnet_flax.evaluation.protocols import Protocol
 from alexnet_flax.evaluation.scores import Predictions
@@ -23,8 +23,12 @@ _TOP = 5
 
 
 def correct_classes(source: Source) -> list[tuple[int, ...]]:
-  """The classes that count as correct for each example; empty for images without a label (ReaL)."""
-  return [(example.label,) if example.correct is None else example.correct for example in source.read_all()]
+  """The classes that count as correct for each example; empty for images without a label (ReaL, or -1)."""
+
+  def classes(example: Example) -> tuple[int, ...]:
+    return (example.label,) * (example.label >= 0) if example.correct is None else example.correct
+
+  return [classes(example) for example in source.scan_all()]
 
 
 def predict_dataset(

@@ -5,9 +5,7 @@ atomically, and the metadata that TFDS looks for comes last. An interrupted run 
 next shard, and an incomplete data set is never visible.
 """
 
-import contextlib
 import dataclasses
-import errno
 import functools
 import io
 import json
@@ -15,7 +13,7 @@ import os
 import pathlib
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import filelock
@@ -24,7 +22,6 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from alexnet_flax.data import import_tensorflow
 from alexnet_flax.data.bad_images import BadImages, Policy
 from alexnet_flax.data.image_header import Encoded, decode_pixels
 from alexnet_flax.data.images import UnreadableError, evaluation_crops, resize_short_side
@@ -32,11 +29,11 @@ from alexnet_flax.data.loader import Plan, Reader
 from alexnet_flax.data.prepare.color_pca import principal_components, write_components
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.tfds_source import IMAGE_FOLDER, open_dataset, split_names
+from alexnet_flax.data.tfrecord import write_record
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.files import atomic_path, write_text
 
-tf: Any = import_tensorflow()
 VERSION = '1.0.0'
 _SHARD_BYTES = 256 << 20
 _PLAN = 'prepared_from.json'  # source and options; a run only continues with the same ones
@@ -234,17 +231,17 @@ def write_shard(
   """
   chunks = np.split(indices, range(_CHUNK, len(indices), _CHUNK))
   plans = [Plan(chunk, np.ones(len(chunk), np.float32), np.zeros((len(chunk), 0))) for chunk in chunks]
-  reader = Reader(source, functools.partial(_encode, image_format), bad)
+  reader = Reader(source, functools.partial(_encode, image_format), bad, first_label=-1)
   features = image_format.features(source.class_names)
   images, pixels, sums, products = 0, 0, np.zeros(3), np.zeros((3, 3))
   with atomic_path(path) as partial:
-    with _system_errors(), tf.io.TFRecordWriter(str(partial)) as writer:
+    with partial.open('wb') as file:
       for batch in reader.batches(plans.__getitem__, range(len(plans)), None):
         names = [_short_name(one.name) for one in source.read(batch['index'])]
         kept = np.flatnonzero(batch['weight'])
         for row in kept:
           example = {'image': batch['image'][row], 'label': int(batch['label'][row]), 'file_name': names[row]}
-          writer.write(features.serialize_example(example))
+          write_record(file, features.serialize_example(example))
         images += len(kept)
         pixels += int(batch['pixels'][kept].sum())
         sums += batch['sums'][kept].sum(0)
@@ -252,16 +249,6 @@ def write_shard(
         bar.update(len(names))
     counts = {'images': images, 'left_out': len(indices) - images, 'pixels': pixels}
     write_text(statistics, json.dumps(counts | {'sums': sums.tolist(), 'products': products.tolist()}))
-
-
-@contextlib.contextmanager
-def _system_errors() -> Iterator[None]:
-  """Turns the errors of TensorFlow's writer into Python's OSError."""
-  try:
-    yield
-  except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError, tf.errors.UnknownError) as error:
-    full = os.strerror(errno.ENOSPC)
-    raise OSError(full if full in error.message else error.message) from None
 
 
 def _short_name(name: str) -> str:
