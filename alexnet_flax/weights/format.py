@@ -80,6 +80,18 @@ class Format:
   activations: 'Callable[[WeightsFile, Spec, int, Inputs], tuple[str, Activations]] | None' = None
 
 
+def check_inflated_size(size: int, content: bytes, source: str) -> None:
+  """Refuses, before they are read, parts of a file that would hold far more than the file.
+
+  Args:
+    size: The bytes that the parts claim to hold.
+    content: The file.
+    source: The file, for messages.
+  """
+  if size > 4 * len(content) + 2**30:
+    raise UsageError(f'{source}: refused: it has {len(content):,} bytes and claims to hold {size:,}')
+
+
 @dataclasses.dataclass(frozen=True)
 class WeightsFile:
   """A weights file that has been read, checked against its digest, and parsed.

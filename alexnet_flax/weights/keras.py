@@ -1,20 +1,22 @@
-"""Keras 3's files of a sequential network: `.weights.h5`, and `.keras` with the network's description.
+"""Keras's files of a sequential network: `.keras` and `.h5`, which describe it, and `.weights.h5`.
 
-Keras stores layers by the name of their class, numbered in order, and their variables by number:
-layers/conv2d_1/vars/0. Kernels have our layout. Neither file says how images were preprocessed; we assume
-RGB, scaled as the spec says. A `.keras` network with preprocessing layers is refused.
+Keras 3 stores layers by the name of their class, numbered in order, and their variables by number:
+layers/conv2d_1/vars/0. Earlier HDF5 files (`.h5`, with or without the network's description) store them by
+the names that users gave; `hdf5.py` renames them. Kernels have our layout. No file says how images were
+preprocessed; we assume RGB, scaled as the spec says. A network with preprocessing layers is refused.
 """
 
 import dataclasses
 import io
 import json
 import pathlib
+import re
 import shutil
 import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,75 +24,90 @@ import numpy as np
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models import spec as specs
 from alexnet_flax.models.spec import Layer, Spec
-from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile
+from alexnet_flax.weights import hdf5
+from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile, check_inflated_size
 from alexnet_flax.weights.layout import Tensors, check, in_order, match_input, pick
 
-_WEIGHT_LEAVES = ('params/{}/kernel', 'params/{}/bias')
-_LEAVES: dict[type, tuple[str, tuple[str, ...]]] = {  # Keras's name of the layer, and its variables in order
-  specs.Conv: ('conv2d', _WEIGHT_LEAVES),
-  specs.Dense: ('dense', _WEIGHT_LEAVES),
-  specs.BatchNorm: (
-    'batch_normalization',
-    ('params/{}/scale', 'params/{}/bias', 'batch_stats/{}/mean', 'batch_stats/{}/var'),
-  ),
-}
 # What zipfile raises for a damaged archive; the third for passwords and unknown compression methods.
 _BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, RuntimeError)
+_BROKEN_CONFIG = (KeyError, ValueError, TypeError, AttributeError, RecursionError)
 _WEIGHTS = 'model.weights.h5'  # inside a .keras archive
+# Layers that change nothing, or that may as well be an argument of the layer before them.
+_NEUTRAL = ('activation', 're_lu', 'softmax', 'dropout', 'flatten', 'input_layer')
+
+
+def stored_names(spec: Spec) -> dict[str, str]:
+  """Our layers' names -> their names in Keras 3's HDF5 files; UsageError if Keras has no such layer."""
+  names: dict[str, str] = {}
+  counts = Counter[str]()
+  for layer in keras_config(spec, 1)['config']['layers'][1:]:  # without the input
+    kind = re.sub(r'(?<=[a-z])(?=[A-Z])', '_', layer['class_name']).lower()
+    names[layer['config']['name']] = f'{kind}_{counts[kind]}' if counts[kind] else kind
+    counts[kind] += 1
+  return names
 
 
 def tensor_names(spec: Spec) -> dict[str, str]:
   """Our tensors' names -> Keras's paths."""
   names: dict[str, str] = {}
-  counts = Counter[str]()
+  layers = stored_names(spec)
   for name, layer in spec.named_layers():
-    if type(layer) in _LEAVES:
-      kind, leaves = _LEAVES[type(layer)]
-      stored = f'{kind}_{counts[kind]}' if counts[kind] else kind
-      counts[kind] += 1
-      names |= {leaf.format(name): f'layers/{stored}/vars/{number}' for number, leaf in enumerate(leaves)}
+    if isinstance(layer, specs.Conv | specs.Dense):
+      leaves = [f'params/{name}/kernel', f'params/{name}/bias']
+    elif isinstance(layer, specs.BatchNorm):
+      affine = [f'params/{name}/scale', f'params/{name}/bias'] if layer.affine else []
+      leaves = [*affine, f'batch_stats/{name}/mean', f'batch_stats/{name}/var']
+    else:
+      continue
+    names |= {leaf: f'layers/{layers[name]}/vars/{number}' for number, leaf in enumerate(leaves)}
   return names
 
 
-def parse_weights(content: bytes | bytearray, source: str) -> Parsed:
-  """The arrays of a `.weights.h5` file."""
-  import h5py
-
-  arrays = {}
-
-  def visit(path: str, item: Any) -> None:
-    if isinstance(item, h5py.Dataset) and not path.startswith(('optimizer/', 'metrics/')):
-      arrays[path.removeprefix('_layer_checkpoint_dependencies/')] = item[()]
-
+def parse_hdf5(content: bytes, source: str) -> Parsed:
+  """The arrays of an HDF5 file of Keras's, and its layers if it describes them."""
   try:
-    with h5py.File(io.BytesIO(content), 'r') as archive:
-      archive.visititems(visit)
-  except (OSError, KeyError, ValueError, RuntimeError) as error:
-    raise UsageError(f'{source}: broken: {" ".join(str(error).split())[:200]}') from None
-  return Parsed(arrays)
+    found = hdf5.read(content, source)
+    layers = described_layers(json.loads(found.config)) if found.config else None
+  except _BROKEN_CONFIG as error:
+    raise UsageError(f'{source}: broken, or not a sequential Keras network: {error}') from None
+  return Parsed(found, layers=layers)
 
 
 def parse_keras(content: bytes, source: str) -> Parsed:
   """The arrays and the layers of a `.keras` file, whose network must be a sequence of layers."""
   try:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
+      check_inflated_size(sum(member.file_size for member in archive.infolist()), content, source)
       layers = described_layers(json.loads(archive.read('config.json')))
       weights = archive.read(_WEIGHTS)
-  except (KeyError, ValueError, TypeError, AttributeError, EOFError, *_BROKEN_ARCHIVE) as error:
+  except (*_BROKEN_CONFIG, EOFError, *_BROKEN_ARCHIVE) as error:
     raise UsageError(f'{source}: broken, or not a sequential Keras network: {error}') from None
-  return Parsed(parse_weights(weights, source).stored, layers=layers)
+  return Parsed(hdf5.read(weights, source), layers=layers)
 
 
 def read(file: WeightsFile, spec: Spec) -> Tensors:
-  """The tensors of a `.weights.h5` or `.keras` file."""
+  """The tensors of a file of Keras's."""
   names, source = tensor_names(spec), str(file.path)
-  tensors = check(pick(file.stored, names, source), spec, source, names)
+  theirs, ours = (_kinds(layers) for layers in (file.stored.layers, stored_names(spec).values()))
+  wrong = {kind for kind in theirs | ours if theirs[kind] != ours[kind]} if theirs else set()
+  if file.stored.legacy:  # users name layers there, so that only what is found tells something
+    wrong = set(theirs) - set(ours)
+  if wrong:
+    kind = min(wrong)
+    difference = f'it has {theirs[kind]} layers of the kind {kind}, where {ours[kind]} must be'
+    raise UsageError(f'{source} is of another network than {spec.name}: {difference}')
+  tensors = check(pick(file.stored.arrays, names, source), spec, source, names)
   return match_input(tensors, spec, in_order('RGB', spec.preprocessing), source)
+
+
+def _kinds(layers: Iterable[str]) -> Counter[str]:
+  """How many layers there are of each kind that computes something, by their names in Keras 3's files."""
+  kinds = (re.sub(r'_\d+$', '', layer) for layer in layers)
+  return Counter(kind for kind in kinds if kind not in _NEUTRAL)
 
 
 def write_weights(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
   """Writes `.weights.h5`, for `model.load_weights` of a Keras network with the spec's layers."""
-  keras_config(spec, 1)  # refuses layers that Keras lacks
   path.write_bytes(_hdf5(tensors, spec))
 
 
@@ -111,8 +128,9 @@ def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs)
   import keras
 
   with tempfile.TemporaryDirectory() as folder:  # Keras insists on the ending
-    path = shutil.copy(file.path, pathlib.Path(folder, f'network{file.format.ending}'))
-    if file.format is KERAS:
+    ending = '.h5' if file.stored.legacy else file.format.ending
+    path = shutil.copy(file.path, pathlib.Path(folder, f'network{ending}'))
+    if file.layers is not None:
       model = keras.models.load_model(path, safe_mode=True)
     else:
       model = keras.Sequential.from_config(keras_config(spec, num_classes)['config'])
@@ -130,10 +148,12 @@ def keras_taps(model: Any, spec: Spec, images: np.ndarray) -> Activations:
 
   names = iter([name for name, layer in spec.named_layers() if not isinstance(layer, specs.Dropout)])
   x = keras.ops.convert_to_tensor(images)
-  taps = {}
+  taps: Activations = {}
   for layer in model.layers:
     if isinstance(layer, keras.layers.InputLayer | keras.layers.Dropout):
       continue
+    if spec.head in taps:  # a softmax
+      break
     inner = None
     if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
       inner, layer.activation = layer.activation, keras.activations.linear
@@ -148,19 +168,22 @@ def keras_taps(model: Any, spec: Spec, images: np.ndarray) -> Activations:
 def _hdf5(tensors: Tensors, spec: Spec) -> bytes:
   import h5py
 
+  names, layers, buffer = tensor_names(spec), stored_names(spec), io.BytesIO()
   tensors = match_input(tensors, spec, in_order('RGB', spec.preprocessing), "Keras's layout")
-  buffer = io.BytesIO()
   with h5py.File(buffer, 'w') as archive:
-    for ours, theirs in tensor_names(spec).items():
+    for layer in layers.values():  # those without variables too: they tell what the network is
+      archive.create_group(f'layers/{layer}/vars')
+    for ours, theirs in names.items():
       archive[theirs] = tensors[ours]
   return buffer.getvalue()
 
 
 # The settings of each kind of layer that must agree, and Keras's default for each.
-_CONV = {'strides': [1, 1], 'padding': 'valid', 'groups': 1, 'dilation_rate': [1, 1], 'use_bias': True}
-_POOL = {'pool_size': [2, 2], 'strides': None, 'padding': 'valid'}
+_WINDOW = {'padding': 'valid', 'data_format': 'channels_last'}
+_CONV = {'strides': [1, 1], 'groups': 1, 'dilation_rate': [1, 1], 'use_bias': True, **_WINDOW}
+_POOL = {'pool_size': [2, 2], 'strides': None, **_WINDOW}
 _SETTINGS: dict[str, dict[str, Any]] = {
-  'Conv2D': {'kernel_size': None, 'data_format': 'channels_last', **_CONV},
+  'Conv2D': {'kernel_size': None, **_CONV},
   'Dense': {'use_bias': True},
   'BatchNormalization': {'axis': [-1], 'epsilon': 1e-3, 'center': True, 'scale': True},
   'MaxPooling2D': _POOL,
@@ -208,8 +231,9 @@ def _keras_layer(name: str, layer: Layer, variant: str, classes: int) -> tuple[s
       kind = {'max': 'MaxPooling2D', 'avg': 'AveragePooling2D'}[layer.kind]
       sizes = {'pool_size': [layer.kernel_size] * 2, 'strides': [layer.strides] * 2}
       return kind, sizes | {'padding': str(layer.padding).lower()}
-    case specs.BatchNorm(affine=True):
-      return 'BatchNormalization', {'momentum': layer.momentum, 'epsilon': layer.epsilon}
+    case specs.BatchNorm():
+      affine = {'center': layer.affine, 'scale': layer.affine}
+      return 'BatchNormalization', {'momentum': layer.momentum, 'epsilon': layer.epsilon, **affine}
     case specs.Dropout():
       return 'Dropout', {'rate': layer.rate}
     case specs.Flatten():
@@ -223,18 +247,22 @@ def described_layers(config: dict[str, Any]) -> list[tuple[str, str]]:
 
   Dropout, input layers and a final softmax are left out.
   """
-  found = []
-  for layer in config['config']['layers']:
+  found, network = [], config['config']
+  for layer in network if isinstance(network, list) else network['layers']:  # Keras 2.0's is a list
     kind, settings = layer['class_name'], layer['config']
     if kind in ('InputLayer', 'Dropout'):
       continue
     name = str(settings.get('name', kind))
     if kind == 'ReLU' and not any(settings.get(key) for key in ('max_value', 'negative_slope', 'threshold')):
       kind, settings = 'Activation', {'activation': 'relu'}
+    if kind == 'Softmax':
+      kind, settings = 'Activation', {'activation': 'softmax'}
+    if kind == 'LeakyReLU' and 'alpha' in settings:  # Keras 2's name
+      settings = {'negative_slope': settings['alpha']}
     chosen = {key: settings.get(key, value) for key, value in _SETTINGS.get(kind, {}).items()}
     if chosen.get('axis') in (3, -1, [3]):
       chosen['axis'] = [-1]
-    plain = (f'{key}={list(value) if isinstance(value, tuple) else value}' for key, value in chosen.items())
+    plain = (f'{key}={f"{value:g}" if isinstance(value, float) else value}' for key, value in chosen.items())
     found.append((name, ' '.join([kind, *plain])))
     if kind in ('Conv2D', 'Dense') and settings.get('activation', 'linear') not in (None, 'linear'):
       found.append((name, f'Activation activation={settings["activation"]}'))
@@ -257,7 +285,7 @@ KERAS_WEIGHTS: Format = Format(
   name='keras_weights',
   ending='.weights.h5',
   recognize=lambda content, path: content.startswith(b'\x89HDF\r\n\x1a\n'),
-  parse=parse_weights,
+  parse=parse_hdf5,
   read=read,
   write=write_weights,
   variants=('batchnorm',),

@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import safetensors
 import safetensors.numpy
 
@@ -18,6 +20,10 @@ from alexnet_flax.weights.format import Format, Parsed, WeightsFile
 from alexnet_flax.weights.layout import Tensors, check, match_input, variable_shapes
 
 NAME = 'alexnet_flax'  # in the file's metadata
+_TYPES: dict[str, Any] = {
+  'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'BF16': jnp.bfloat16, 'I64': '<i8', 'I32': '<i4', 'I16': '<i2',
+  'I8': 'i1', 'U8': 'u1', 'BOOL': '?',
+}  # fmt: skip
 
 
 def parse(content: bytes, source: str) -> Parsed:
@@ -52,17 +58,22 @@ def is_safetensors(content: bytes) -> bool:
 
 
 def parse_safetensors(content: bytes, source: str) -> Tensors:
-  """The arrays of any safetensors file, by its own names.
+  """The arrays of any safetensors file, by its own names; bfloat16 as float32.
 
   Raises:
     UsageError: The file is broken, or holds a type that NumPy lacks.
   """
+  arrays = {}
   try:
-    return safetensors.numpy.load(content)
-  except KeyError as error:
-    raise UsageError(f'{source}: broken: it holds {error.args[0]}; save its tensors as float32') from None
+    for name, stored in safetensors.deserialize(content):
+      kind = stored['dtype']
+      if kind not in _TYPES:
+        raise UsageError(f'{source}: tensor {name} holds {kind}; save it as float32')
+      array = np.frombuffer(stored['data'], _TYPES[kind]).reshape(stored['shape'])
+      arrays[name] = array.astype(np.float32) if kind == 'BF16' else array
   except (safetensors.SafetensorError, ValueError) as error:
     raise UsageError(f'{source}: broken: {" ".join(str(error).split())}') from None
+  return arrays
 
 
 def _metadata(content: bytes, source: str) -> dict[str, str]:

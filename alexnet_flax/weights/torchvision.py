@@ -5,10 +5,7 @@ same rule names any network without norms; torchvision's own has the names of th
 """
 
 import dataclasses
-import io
 import pathlib
-import pickle
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,8 +18,11 @@ from alexnet_flax.weights.channels_first import channels_last, from_channels_fir
 from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile
 from alexnet_flax.weights.layout import Tensors, check, match_input, pick, weight_layers
 from alexnet_flax.weights.native import is_safetensors, parse_safetensors
+from alexnet_flax.weights.pth import dump_state_dict, parse_state_dict
 
 PREPROCESSING = Preprocessing()  # torchvision's weights are all for its ImageNet mean and std
+# DataParallel's (around the whole network or its parts), torch.compile's, and common names of attributes.
+_WRAPPERS = ('module', '_orig_mod', 'model', 'net', 'network', 'backbone', 'alexnet')
 
 
 def layer_names(spec: Spec) -> dict[str, str]:
@@ -60,48 +60,14 @@ def read(file: WeightsFile, spec: Spec) -> Tensors:
 
 def to_state_dict(tensors: Tensors, spec: Spec) -> dict[str, np.ndarray]:
   """Tensors in torchvision's names and layout."""
+  names = tensor_names(spec)
   tensors = match_input(tensors, spec, PREPROCESSING, "torchvision's layout")
-  return {theirs: to_channels_first(ours, tensors[ours], spec) for ours, theirs in tensor_names(spec).items()}
-
-
-def parse_pth(content: bytes, source: str) -> Parsed:
-  """The state dictionary in a `.pth` file, by PyTorch's safe loader: tensors only, no code is run."""
-  import torch
-
-  try:
-    with warnings.catch_warnings():  # of a file that PyTorch did not write; it is refused below
-      warnings.simplefilter('ignore', UserWarning)
-      loaded = torch.load(io.BytesIO(content), map_location='cpu', weights_only=True)
-  except pickle.UnpicklingError as error:
-    reason = ' '.join(str(error).split())
-    unsafe = 'Weights only load failed' in reason and 'GLOBAL' in reason
-    why = 'refused, for it holds code, not only tensors' if unsafe else 'broken, or not a state dictionary'
-    raise UsageError(f'{source}: {why}; save model.state_dict() alone') from None
-  except Exception as error:  # PyTorch's loader raises errors of many kinds for a broken file
-    reason = ' '.join(str(error).split())[:200] or type(error).__name__
-    raise UsageError(f'{source}: broken: {reason}') from None
-  for key in ('state_dict', 'model'):
-    if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-      loaded = loaded[key]
-  arrays = {}
-  for name, tensor in loaded.items() if isinstance(loaded, dict) else [(None, None)]:
-    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-      raise UsageError(f'{source}: not a state dictionary; save model.state_dict()')
-    if tensor.layout != torch.strided or tensor.is_quantized:
-      raise UsageError(f'{source}: tensor {name} is not a dense one; save it as float32')
-    arrays[name] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
-  return Parsed(_without_prefix(arrays))
+  return {theirs: to_channels_first(ours, tensors[ours], spec) for ours, theirs in names.items()}
 
 
 def write_pth(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
   """Writes a state dictionary that `torchvision.models.alexnet().load_state_dict` takes."""
-  import torch
-
-  # Copies: PyTorch warns of read-only arrays, as JAX's are.
-  state_dict = {name: torch.tensor(array) for name, array in to_state_dict(tensors, spec).items()}
-  buffer = io.BytesIO()
-  torch.save(state_dict, buffer)  # to a path it would raise errors of its own
-  path.write_bytes(buffer.getbuffer())
+  path.write_bytes(dump_state_dict(to_state_dict(tensors, spec)))
 
 
 def write_safetensors(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
@@ -149,16 +115,21 @@ def torch_taps(model: Any, spec: Spec, images: Any) -> Activations:
   return taps
 
 
-def _without_prefix(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The state dictionary without the prefix of PyTorch's DataParallel."""
-  return {name.removeprefix('module.'): array for name, array in state_dict.items()}
+def _unwrapped(state_dict: Mapping[str, np.ndarray], source: str) -> Parsed:
+  """The state dictionary without the names of modules that training programs wrap around a network."""
+  names = {name: '.'.join(part for part in name.split('.') if part not in _WRAPPERS) for name in state_dict}
+  by_inner = {inner: name for name, inner in names.items()}
+  for name, inner in names.items():
+    if by_inner[inner] != name:
+      raise UsageError(f'{source}: holds two networks: {name} and {by_inner[inner]}; save one of them')
+  return Parsed({names[name]: array for name, array in state_dict.items()})
 
 
 SAFETENSORS: Format = Format(
   name='torchvision',
   ending='.safetensors',
   recognize=lambda content, path: is_safetensors(content),
-  parse=lambda content, source: Parsed(_without_prefix(parse_safetensors(content, source))),
+  parse=lambda content, source: _unwrapped(parse_safetensors(content, source), source),
   read=read,
   write=write_safetensors,
   variants=('torchvision',),
@@ -173,7 +144,7 @@ PTH: Format = dataclasses.replace(
   recognize=lambda content, path: (
     content.startswith((b'PK\x03\x04', b'\x80')) or path.suffix in ('.pth', '.pt')
   ),
-  parse=parse_pth,
+  parse=lambda content, source: _unwrapped(parse_state_dict(content, source), source),
   write=write_pth,
   layer_names=None,
 )

@@ -1,0 +1,114 @@
+"""Keras's HDF5 files, read without leaving the file, and with layers named as Keras 3 names them."""
+
+import io
+import re
+from collections import Counter
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from alexnet_flax.errors import UsageError
+from alexnet_flax.weights.format import check_inflated_size
+
+# Names that Keras gives to layers without variables; a user may give others.
+_TELLING = (
+  'average_pooling2d', 'cropping2d', 'elu', 'global_average_pooling2d', 'global_max_pooling2d', 'lambda',
+  'leaky_re_lu', 'max_pooling2d', 'rescaling', 'thresholded_re_lu', 'up_sampling2d', 'zero_padding2d',
+)  # fmt: skip
+_LAYERS = '(?:layers|_layer_checkpoint_dependencies)'
+
+
+class Content(NamedTuple):
+  """What a file of Keras's holds.
+
+  Attributes:
+    arrays: Arrays by Keras 3's paths, 'layers/conv2d_1/vars/0'.
+    layers: Names of layers that tell their kinds, with those that have no variables; empty if they do not.
+    config: The network's description as JSON; None if there is none.
+    legacy: Whether this is the format of Keras 1 and 2.
+  """
+
+  arrays: dict[str, np.ndarray]
+  layers: tuple[str, ...]
+  config: str | None
+  legacy: bool
+
+
+def read(content: bytes, source: str) -> Content:
+  """Reads an HDF5 file of Keras's.
+
+  Raises:
+    UsageError: It is damaged, leads out of the file, or claims to hold far more than it does.
+  """
+  import h5py
+
+  try:
+    with h5py.File(io.BytesIO(content), 'r') as file:
+      groups, arrays = _contents(file, content, source)
+      root = 'model_weights/' if 'model_weights' in groups else ''
+      names = file[root or '/'].attrs.get('layer_names')
+      if names is not None:
+        weights = {_text(name): file[f'{root}{_text(name)}'].attrs.get('weight_names', ()) for name in names}
+        config = file.attrs.get('model_config')
+        arrays = {path.removeprefix(root): array for path, array in arrays.items()}
+        return Content(*_by_class(arrays, weights), None if config is None else _text(config), legacy=True)
+  except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    raise UsageError(f'{source}: broken: {" ".join(str(error).split())[:200]}') from None
+  # Keras 2.12 to 2.15 had another name for layers/.
+  arrays = {re.sub(f'^{_LAYERS}/', 'layers/', path): array for path, array in arrays.items()}
+  layers = tuple(group.rpartition('/')[2] for group in groups if re.fullmatch(f'{_LAYERS}/[^/]+', group))
+  tell = len(layers) > len({path.split('/')[1] for path in arrays if path.startswith('layers/')})
+  return Content(arrays, layers if tell else (), None, legacy=False)
+
+
+def _contents(file: Any, content: bytes, source: str) -> tuple[list[str], dict[str, np.ndarray]]:
+  """The groups and the arrays of a file by their paths, but for the state of an optimizer."""
+  import h5py
+
+  groups, datasets = [], {}
+
+  def check_link(path: str, link: Any) -> None:
+    if not isinstance(link, h5py.HardLink):
+      raise UsageError(f'{source}: refused: {path} is a link, which may lead out of the file')
+
+  def collect(path: str, item: Any) -> None:
+    if isinstance(item, h5py.Group):
+      groups.append(path)
+    elif isinstance(item, h5py.Dataset) and not path.startswith(('optimizer', 'metrics/')):
+      if item.external or item.is_virtual:
+        raise UsageError(f'{source}: refused: the numbers of {path} lie in another file')
+      if item.shape is not None and item.dtype.kind in 'fiuV':
+        datasets[path] = item
+
+  file.visititems_links(check_link)
+  file.visititems(collect)
+  check_inflated_size(sum(item.size * item.dtype.itemsize for item in datasets.values()), content, source)
+  return groups, {path: _numbers(item[()]) for path, item in datasets.items()}
+
+
+def _numbers(array: Any) -> np.ndarray:
+  """HDF5 has no bfloat16: Keras stores it as two bytes without a type."""
+  array = np.asarray(array)
+  return array.view(jnp.bfloat16).astype(np.float32) if array.dtype == 'V2' else array
+
+
+def _by_class(
+  arrays: dict[str, np.ndarray], weights: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+  """The arrays of earlier files as Keras 3 names them, and the names of layers that tell their kind."""
+  renamed: dict[str, np.ndarray] = {}
+  counts = Counter[str]()
+  for layer, names in weights.items():
+    of_layer = [arrays[f'{layer}/{_text(name)}'] for name in names]
+    if not of_layer:
+      continue
+    kind = {4: 'conv2d', 2: 'dense', 1: 'batch_normalization'}.get(of_layer[0].ndim, layer)
+    stored = f'{kind}_{counts[kind]}' if counts[kind] else kind
+    counts[kind] += 1
+    renamed |= {f'layers/{stored}/vars/{number}': array for number, array in enumerate(of_layer)}
+  return renamed, tuple(layer for layer in weights if re.sub(r'_\d+$', '', layer) in _TELLING)
+
+
+def _text(value: Any) -> str:
+  return value.decode() if isinstance(value, bytes) else str(value)
