@@ -53,31 +53,42 @@ def convert(
   Raises:
     UsageError: Source, destination or images do not allow it.
   """
-  shown = _images(images) if verify else []
   path, is_run = pathlib.Path(destination), pathlib.Path(source).expanduser().is_dir()
   if verify and is_run:
     raise UsageError(f'{source} is our own: there is no other program to compare with')
   if not path.name.endswith(_ENDINGS):
     raise UsageError(f'{destination}: unknown ending; choose from {", ".join(_ENDINGS)}')
-  file = source if is_run else open_weights(source)
-  network = load_pretrained(file, variant=variant, width=width, image_size=image_size)
-  spec = network.spec
-  if isinstance(file, WeightsFile) and verify:
-    program, errors = parity.compare(file, spec, network.variables, shown)
-  del file  # or its tensors would stay in memory beside the network's
+  if names is not None and path.suffix != '.safetensors':
+    raise UsageError(f'--names={names}: only for .safetensors, not for {path.suffix}')
   if stated := stated_digests(path):
     advice = 'choose another, or remove the .sha256 beside it'
     raise UsageError(f'{destination}: a file of this name must have the digest {stated[0]}; {advice}')
-  written, agreement = _write(path, network, names)
-  print(f'{source}: {spec.name}, {network.num_parameters:,} parameters, {spec.image_size}x{spec.image_size}')
-  card = pathlib.Path(f'{path}.md')
-  write_card(card, written, network)
+  shown = _images(images) if verify else []
+  file = source if is_run else open_weights(source)
+  if verify and isinstance(file, WeightsFile) and file.format.activations is None:
+    raise UsageError(f'{file.path} is our own file: there is no other program to compare with')
+  network = load_pretrained(file, variant=variant, width=width, image_size=image_size)
+  spec = network.spec
+  other = file if verify and isinstance(file, WeightsFile) else None
+  del file  # or its tensors would stay in memory beside the network's
+  try:  # Writing refuses what the format cannot hold; nothing gets its name before all is done.
+    with tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as folder:
+      files, agreement = _write(pathlib.Path(folder, path.name), network, names)
+      if other is not None:
+        program, errors = parity.compare(other, spec, network.variables, shown)
+      card = pathlib.Path(folder, f'{path.name}.md')
+      write_card(card, files, network)
+      *written, card = (file.replace(path.with_name(file.name)) for file in (*files, card))
+  except OSError as error:
+    raise UsageError(f'cannot write {path}: {error.strerror or error}') from None
+  size = f'{spec.image_size}x{spec.image_size}'
+  print(f'{network.source}: {spec.name}, {network.num_parameters:,} parameters, {size}')
   print(f'wrote {" and ".join(map(str, written))}; {agreement}\n{card} describes it')
-  if not verify:
+  if other is None:
     return True
   print(f'{program}, {len(shown)} images, greatest |a - b| / greatest |b|:')
-  for name, error in errors.items():
-    print(f'  {name:10} {error:.1e}')
+  for name, greatest in errors.items():
+    print(f'  {name:10} {greatest:.1e}')
   worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
   agrees = errors[worst] <= TOLERANCE  # False for NaN
   print(f'{"the same" if agrees else "NOT the same"} within {TOLERANCE:g}: {errors[worst]:.1e} at {worst}')
@@ -94,21 +105,14 @@ def _write(path: pathlib.Path, network: PretrainedModel, names: str | None) -> t
       if not np.array_equal(again[name], tensor):
         raise AssertionError(f'{written[0]} does not hold what was written: {name}')
     return written, 'read back, it is the same to the bit'
-  if names is not None:
-    raise UsageError(f'--names={names}: only for .safetensors, not for {path.suffix}')
-  views = np.stack([evaluation_view(image, spec) for image in _images(())])
-  ours = network.logits(views)
-  try:
-    with needs_extra(path.suffix), tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as folder:
-      program = importlib.import_module(_PROGRAMS[path.suffix])
-      files = program.write(pathlib.Path(folder, path.name), spec, variables, network.class_names)
-      theirs = program.run(files[0], views)
-      difference = parity.greatest_error(theirs, ours)
-      if not difference <= TOLERANCE:
-        raise AssertionError(f'{path} does not compute what it should: its logits differ by {difference:.1e}')
-      written = [file.replace(path.with_name(file.name)) for file in files]
-  except OSError as error:
-    raise UsageError(f'cannot write {path}: {error.strerror or error}') from None
+  with needs_extra(path.suffix):
+    program = importlib.import_module(_PROGRAMS[path.suffix])
+    written = program.write(path, spec, variables, network.class_names)
+    views = np.stack([evaluation_view(image, spec) for image in _images(())])
+    theirs = program.run(written[0], views)
+  difference = parity.greatest_error(theirs, network.logits(views))
+  if not difference <= TOLERANCE:
+    raise AssertionError(f'{path} does not compute what it should: its logits differ by {difference:.1e}')
   return written, f'run on {len(views)} images, its logits differ by {difference:.1e} of the greatest'
 
 

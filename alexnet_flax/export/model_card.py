@@ -1,6 +1,7 @@
 """Model cards: what a weights file holds, how it was trained, and how well it scores."""
 
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,15 +20,15 @@ def write_card(path: pathlib.Path, files: Sequence[pathlib.Path], network: Pretr
   short = round(spec.image_size / pre.center_crop_share)
   shown = ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
   lines = [
-    f'# {path.name.removesuffix(".md")}',
+    f'# {_text(path.name.removesuffix(".md"))}',
     '',
-    f'An AlexNet, in {" and ".join(f"`{file.name}`" for file in files)}.',
+    f'An AlexNet, in {" and ".join(_code(file.name) for file in files)}.',
     '',
     '| | |',
     '|---|---|',
-    f'| variant | `{spec.name}`: {spec.source} |',
+    f'| variant | {_code(spec.name)}: {_text(spec.source)} |',
     f'| parameters | {network.num_parameters:,} |',
-    f'| classes | {len(names):,}: {shown} |',
+    f'| classes | {len(names):,}: {_text(shown)} |',
     f'| image | RGB, short side to {short} (bilinear, antialiased), central square of {spec.image_size} |',
     f'| preprocessing | (pixel * {_number(pre.scale)} - mean) / std, in the order {pre.channel_order};'
     f' mean {_numbers(pre.mean)}, std {_numbers(pre.std)} |',
@@ -43,7 +44,7 @@ def _origin(source: str) -> list[str]:
   """Training data, protocol and accuracy, if known."""
   folder = pathlib.Path(source).expanduser()
   if not folder.is_dir():
-    return [f'| weights from | {public(source)} |', '| accuracy | not measured by this program |']
+    return [f'| weights from | {_text(public(source))} |', '| accuracy | not measured by this program |']
   config, metrics, environment = run_config(source), read_metrics(folder), read_environment(folder)
   data = config.data
   evaluated = [line for line in metrics if line['split'] != 'train' and line['name'] in ('top1', 'top5')]
@@ -52,14 +53,29 @@ def _origin(source: str) -> list[str]:
   accuracy = ', '.join(f'{line["name"]} {line["value"]:.2%}'.replace('%', ' %') for line in last)
   steps = metrics[-1]['step'] if metrics else 0
   return [
-    f'| trained on | `{data.dataset}`, split `{data.train_split}`, {steps:,} steps of {data.batch_size} |',
-    f'| protocol | `{data.dataset}`, split `{data.eval_split}`, {crops}, resized bilinearly'
+    f'| trained on | {_code(data.dataset)}, split {_code(data.train_split)}, {steps:,} steps of'
+    f' {data.batch_size} |',
+    f'| protocol | {_code(data.dataset)}, split {_code(data.eval_split)}, {crops}, resized bilinearly'
     f' {"with" if data.eval_view.resize == "pil" else "without"} antialiasing |',
     f'| accuracy | {accuracy}, over {last[0]["images"]:,} images at step {last[0]["step"]:,} |'
     if last
     else '| accuracy | not measured |',
-    *(f'| {key} | `{environment[key]}` |' for key in ('command', 'commit') if environment.get(key)),
+    *(f'| {key} | {_code(environment[key])} |' for key in ('command', 'commit') if environment.get(key)),
   ]
+
+
+def _text(text: str) -> str:
+  """Text for a cell of a Markdown table, of which nothing is markup, HTML or a control character."""
+  return re.sub(r'([\\`*_{}\[\]()<>#|~&!])', r'\\\1', _visible(text))
+
+
+def _code(text: str) -> str:
+  """Text for a code span in such a cell."""
+  return '`' + _visible(text).replace('`', "'").replace('|', r'\|') + '`'
+
+
+def _visible(text: str) -> str:
+  return ''.join(letter if letter.isprintable() else ' ' for letter in text)
 
 
 def _number(value: float) -> str:

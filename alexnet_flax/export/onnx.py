@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from alexnet_flax.errors import UsageError
+from alexnet_flax.files import atomic_path
 from alexnet_flax.models import spec as specs
 from alexnet_flax.models.spec import Spec, output_side, window_padding
 from alexnet_flax.weights.layout import tensors_of
@@ -36,7 +37,8 @@ def write(
   model = helper.make_model(onnx_graph, producer_name='alexnet_flax', **versions)
   helper.set_model_props(model, {'variant': spec.name, 'class_names': json.dumps(list(class_names))})
   onnx.checker.check_model(model, full_check=True)
-  path.write_bytes(model.SerializeToString())
+  with atomic_path(path) as partial:
+    partial.write_bytes(model.SerializeToString())
   return [path]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from alexnet_flax.data.augment import normalize
 from alexnet_flax.data.images import evaluation_view
-from alexnet_flax.errors import UsageError, needs_extra
+from alexnet_flax.errors import needs_extra
 from alexnet_flax.inference.features import features
 from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.models.spec import Spec
@@ -27,17 +27,16 @@ def compare(
   """Compares the input and every layer with a weights file's own program.
 
   Args:
-    file, spec, variables: The weights file, its network, and what was loaded from the file.
+    file, spec, variables: A weights file of another program, its network, and what was loaded from the file.
     images: uint8 RGB [H, W, 3], of any sizes.
 
   Returns:
     The other program with its version, and layer -> greatest error, 'input' first.
 
   Raises:
-    UsageError: The program is not installed, or the file is our own.
+    UsageError: The program is not installed.
   """
-  if file.format.activations is None:
-    raise UsageError(f'{file.path} is our own file: there is no other program to compare with')
+  assert file.format.activations is not None
   num_classes = variables['params'][spec.head]['bias'].shape[0]
   inputs = network_inputs(spec, images)
   with needs_extra('--verify'):

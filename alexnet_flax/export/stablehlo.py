@@ -16,6 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from alexnet_flax.data.augment import normalize
+from alexnet_flax.files import atomic_path
 from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.models.spec import Spec
 from alexnet_flax.weights import save_weights
@@ -39,7 +40,8 @@ def write(
   weights = {name: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
   images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
   exported = jax.export.export(jax.jit(logits), platforms=PLATFORMS)(weights, images)
-  path.write_bytes(exported.serialize())
+  with atomic_path(path) as partial:
+    partial.write_bytes(exported.serialize())
   return [path, *save_weights(f'{path}.safetensors', spec, variables, class_names=class_names)]
 
 

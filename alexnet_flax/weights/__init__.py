@@ -4,6 +4,7 @@ variables = load_weights('alexnet-owt-7be5be79.pth', VARIANTS['torchvision'])
 logits = model.apply(variables, images, train=False)
 """
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from alexnet_flax.errors import UsageError, needs_extra
 from alexnet_flax.files import atomic_path
 from alexnet_flax.models.spec import Spec
 from alexnet_flax.weights import caffe, keras, native, torchvision
-from alexnet_flax.weights.download import local_path, verify_digest
+from alexnet_flax.weights.download import local_path, verify_digest, without_credentials
 from alexnet_flax.weights.format import Format, WeightsFile
 from alexnet_flax.weights.layout import check, tensors_of
 
@@ -52,19 +53,20 @@ def open_weights(source: str | os.PathLike[str]) -> WeightsFile:
   if format is None:
     raise UsageError(f'{path}: not a weights file; known are {", ".join(WRITABLE_ENDINGS)}')
   with needs_extra(f'a {format.ending} file'):
-    return WeightsFile(os.fspath(source), path, format, *format.parse(content, str(path)))
+    shown = without_credentials(os.fspath(source))
+    return WeightsFile(shown, path, format, *format.parse(content, str(path)))
 
 
 def load_weights(source: str | os.PathLike[str], spec: Spec) -> dict[str, Any]:
   """Returns a network's variables from a weights file.
 
-  The format is recognised by the file's content. If the name ends in -DIGEST, as PyTorch's hub writes it, or
-  FILE.sha256 lies beside the file, the file must have that digest.
+  The format is recognised by the file's content. If the name ends in -DIGEST.pth, as PyTorch's hub writes it,
+  or FILE.sha256 lies beside the file, the file must have that digest.
 
   Args:
-    source: A path, a URL, or a name in `PUBLISHED`; of PyTorch's `.pth` (tensors only; needs PyTorch),
-      safetensors in torchvision's names, Caffe's `.caffemodel`, Keras's `.weights.h5` and `.keras`, or our
-      own `.safetensors`. Downloads are kept in $ALEXNET_FLAX_CACHE, or ~/.cache/alexnet_flax.
+    source: A path, a URL, or a name in `PUBLISHED`; of PyTorch's `.pth` (only tensors are read), safetensors
+      in torchvision's names, Caffe's `.caffemodel`, Keras's `.keras`, `.h5` and `.weights.h5`, or our own
+      `.safetensors`. Downloads are kept in $ALEXNET_FLAX_CACHE, or ~/.cache/alexnet_flax.
     spec: The network. Its preprocessing must be that of the weights, except for the order of the colours:
       another order is met by reversing the input channels of conv1.
 
@@ -114,10 +116,10 @@ def save_weights(
   tensors = check(tensors_of(variables), spec, 'the variables')
   files = {path: format.write}
   files |= {path.with_suffix(ending): write for ending, write in format.companions.items()}
-  for file, write in files.items():
-    try:
-      with needs_extra(f'a {format.ending} file'), atomic_path(file) as partial:
-        write(partial, tensors, spec, class_names)
-    except OSError as error:
-      raise UsageError(f'cannot write {file}: {error.strerror or error}') from None
+  try:
+    with needs_extra(f'a {format.ending} file'), contextlib.ExitStack() as stack:  # all of them, or none
+      for file, write in files.items():
+        write(stack.enter_context(atomic_path(file)), tensors, spec, class_names)
+  except OSError as error:
+    raise UsageError(f'cannot write {path}: {error.strerror or error}') from None
   return list(files)

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import sys
+import time
 from typing import Any
 
 from alexnet_flax.errors import UsageError, needs_extra, unknown_name
@@ -28,6 +29,9 @@ PUBLISHED: dict[str, tuple[str, str]] = {
   ),
 }
 
+_TIMEOUT = 30.0  # seconds without a byte
+_MAX_SECONDS, _MAX_BYTES = 4 * 3600.0, 4 * 2**30
+
 
 def local_path(source: str | os.PathLike[str]) -> pathlib.Path:
   """Returns the file of a path, a URL or a published name; downloads it unless it is in the cache.
@@ -44,7 +48,8 @@ def local_path(source: str | os.PathLike[str]) -> pathlib.Path:
   if re.match(r'https?://', text):
     return _downloaded(text, None)
   if path.suffix or os.sep in text:
-    raise UsageError(f'{text}: {"a folder, not a weights file" if path.is_dir() else "no such file"}')
+    what = 'a folder, not a weights file' if path.is_dir() else 'not a regular file'
+    raise UsageError(f'{text}: {what if path.exists() else "no such file"}')
   raise unknown_name('weights', text, PUBLISHED, adjective='no file and no published')
 
 
@@ -78,41 +83,81 @@ def _check_digests(content: bytes, digests: list[str], source: str) -> None:
     kind = 'sha1' if len(digest) == 40 else 'sha256'
     found = hashlib.new(kind, content).hexdigest()[: len(digest)]
     if found != digest:
-      raise UsageError(f'{source}: wrong digest: its {kind} is {found}, not {digest}; download it again')
+      advice = 'download it again, or give it another name if the number in the name is no digest'
+      raise UsageError(f'{source}: wrong digest: its {kind} is {found}, not {digest}; {advice}')
 
 
 def _digests_in_name(name: str) -> list[str]:
   """The digest in 'alexnet-owt-7be5be79.pth', as PyTorch's hub writes it; not a date or another number."""
-  return re.findall(r'-(?!\d+\.)([0-9a-f]{8,64})\.[a-z0-9.]+$', name)
+  return re.findall(r'-(?!\d+\.)([0-9a-f]{8,64})\.pth?$', name)
+
+
+def without_credentials(source: str) -> str:
+  """Returns a URL without user, password and query, which often is a signature; any other text as it is."""
+  if not re.match(r'https?://', source):
+    return source
+  scheme, _, rest = source.partition('://')
+  host, slash, path = re.split('[?#]', rest)[0].partition('/')
+  return f'{scheme}://{host.rpartition("@")[2]}{slash}{path}'
 
 
 def _downloaded(url: str, digest: str | None) -> pathlib.Path:
   """The file in the cache; pooch moves it there when all of it has come and the digest is right."""
   cache = pathlib.Path(os.environ.get('ALEXNET_FLAX_CACHE', '~/.cache/alexnet_flax')).expanduser()
   folder = cache / hashlib.sha256(url.encode()).hexdigest()[:8]  # two hosts may have files of one name
-  path = folder / pathlib.PurePosixPath(url.partition('?')[0]).name
+  shown = without_credentials(url)
+  path = folder / (pathlib.PurePosixPath(shown.split('/', 3)[-1]).name.lstrip('.') or 'weights')
   if path.is_file():
     return path
-  with needs_extra(f'downloading {url}'):
+  with needs_extra(f'downloading {shown}'):
     import pooch
     import requests
+    import urllib3
 
-  fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=1 << 20)
+  stated = [digest] if digest else _digests_in_name(path.name)  # often a prefix, which pooch cannot check
 
-  def fetch_and_check(url: str, partial: str, owner: Any) -> None:
-    fetch(url, partial, owner)
-    stated = [digest] if digest else _digests_in_name(path.name)  # often a prefix, which pooch cannot check
-    _check_digests(pathlib.Path(partial).read_bytes(), stated, url)
+  def fetch(url: str, partial: str, _: Any) -> None:
+    _fetch(url, pathlib.Path(partial), length_needed=not stated)
+    _check_digests(pathlib.Path(partial).read_bytes(), stated, shown)
 
   pooch.get_logger().setLevel(logging.WARNING)
   try:
-    pooch.retrieve(url, None, fname=path.name, path=folder, downloader=fetch_and_check)
-  except (requests.RequestException, ValueError) as error:
+    pooch.retrieve(url, None, fname=path.name, path=folder, downloader=fetch)
+  except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+    reason = _reason(error).replace(url, shown)
+    if '@' in reason:  # a part of the URL
+      reason = type(error).__name__
     advice = 'download it by hand and give its path'
-    raise UsageError(f'cannot download {url}: {_reason(error)}; {advice}') from None
+    raise UsageError(f'cannot download {shown}: {reason}; {advice}') from None
   except OSError as error:
-    raise UsageError(f'cannot download {url} to {cache}: {error}') from None
+    raise UsageError(f'cannot download {shown} to {cache}: {error.strerror or error}') from None
   return path
+
+
+def _fetch(url: str, path: pathlib.Path, length_needed: bool) -> None:
+  """Downloads a file; ValueError if it is too large, too slow, cut short, or may be cut short unnoticed."""
+  import requests
+  from tqdm import tqdm
+
+  start, plain = time.monotonic(), {'Accept-Encoding': 'identity'}
+  with requests.get(url, stream=True, timeout=_TIMEOUT, headers=plain) as response, path.open('wb') as file:
+    if response.status_code != 200:
+      raise ValueError(f'{response.status_code} {response.reason}')
+    length, encoding = (response.headers.get(name) for name in ('Content-Length', 'Transfer-Encoding'))
+    if length is None and encoding is None and length_needed:
+      raise ValueError(
+        'the server does not state its length, so that a part could not be told from the whole'
+      )
+    total, hidden = length and int(length), not sys.stderr.isatty()
+    with tqdm(total=total, unit='B', unit_scale=True, disable=hidden) as bar:
+      # read1 returns what has come, so that a slow server cannot hold this loop; urllib3 compares the length.
+      while block := response.raw.read1(1 << 20, decode_content=True):
+        file.write(block)
+        bar.update(len(block))
+        if file.tell() > _MAX_BYTES:
+          raise ValueError(f'it has more than {_MAX_BYTES:,} bytes')
+        if time.monotonic() - start > _MAX_SECONDS:
+          raise ValueError(f'it takes more than {_MAX_SECONDS / 3600:g} hours')
 
 
 def _reason(error: BaseException) -> str:

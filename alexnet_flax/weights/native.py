@@ -79,13 +79,13 @@ def parse_safetensors(content: bytes, source: str) -> Tensors:
 def _metadata(content: bytes, source: str) -> dict[str, str]:
   try:
     metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')]).get('__metadata__')
-  except ValueError as error:
+  except (ValueError, AttributeError, RecursionError) as error:
     raise UsageError(f'{source}: broken: {error}') from None
   return metadata if isinstance(metadata, dict) else {}
 
 
 def _class_names(metadata: dict[str, str], source: str) -> tuple[str, ...]:
-  with contextlib.suppress(ValueError):
+  with contextlib.suppress(ValueError, RecursionError):
     names = json.loads(metadata.get('class_names', '[]'))
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
       return tuple(names)
@@ -96,11 +96,14 @@ def _spec(metadata: dict[str, str], source: str) -> Spec:
   try:
     spec = _decode(json.loads(metadata['spec']))
     variable_shapes(spec)  # JAX can trace a valid network at its image size, so damage shows here
+    if not (spec.name.isprintable() and spec.source.isprintable()):
+      raise ValueError('unprintable names')
     if spec.preprocessing.channel_order not in ('RGB', 'BGR') or not spec.preprocessing.center_crop_share > 0:
       raise ValueError('invalid preprocessing')
     return spec
-  except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError) as error:
-    raise UsageError(f'{source}: its description of the network cannot be read: {error}') from None
+  except Exception as error:  # JAX raises errors of many kinds for networks that cannot be
+    reason = ' '.join(str(error).split())[:200] or type(error).__name__
+    raise UsageError(f'{source}: its description of the network cannot be read: {reason}') from None
 
 
 def _encode(value: Any) -> Any:

@@ -118,11 +118,12 @@ def torch_taps(model: Any, spec: Spec, images: Any) -> Activations:
 def _unwrapped(state_dict: Mapping[str, np.ndarray], source: str) -> Parsed:
   """The state dictionary without the names of modules that training programs wrap around a network."""
   names = {name: '.'.join(part for part in name.split('.') if part not in _WRAPPERS) for name in state_dict}
+  names.pop('n_averaged', None)  # AveragedModel's counter
   by_inner = {inner: name for name, inner in names.items()}
   for name, inner in names.items():
     if by_inner[inner] != name:
       raise UsageError(f'{source}: holds two networks: {name} and {by_inner[inner]}; save one of them')
-  return Parsed({names[name]: array for name, array in state_dict.items()})
+  return Parsed({inner: state_dict[name] for name, inner in names.items()})
 
 
 SAFETENSORS: Format = Format(

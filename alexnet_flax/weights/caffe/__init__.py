@@ -18,16 +18,21 @@ from alexnet_flax.weights.layout import Tensors, check, match_input, pick, varia
 
 # The settings of each computing kind of layer that must agree, and Caffe's default for each.
 _DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
-  'Convolution': ('convolution_param', {'kernel_size': [], 'stride': [1], 'pad': [0], 'group': 1}),
+  'Convolution': (
+    'convolution_param',
+    {'kernel_size': [], 'stride': [1], 'pad': [0], 'group': 1, 'dilation': [1]},
+  ),
   'InnerProduct': ('inner_product_param', {}),
   'ReLU': ('relu_param', {'negative_slope': 0.0}),
   'TanH': ('', {}),
   'Sigmoid': ('', {}),
   'LRN': ('lrn_param', {'local_size': 5, 'alpha': 1.0, 'beta': 0.75, 'norm_region': 0, 'k': 1.0}),
-  'Pooling': ('pooling_param', {'pool': 0, 'kernel_size': 0, 'stride': 1, 'pad': 0}),
+  'Pooling': ('pooling_param', {'pool': 0, 'kernel_size': 0, 'stride': 1, 'pad': 0, 'round_mode': 0}),
   'BatchNorm': ('batch_norm_param', {'eps': 1e-5}),
   'Scale': ('', {}),
 }
+_WITH_WEIGHTS = ('Convolution', 'InnerProduct', 'BatchNorm', 'Scale')
+_NEUTRAL = ('Input', 'Dropout', 'Split', 'Flatten', 'Softmax', 'Accuracy', 'ArgMax', 'Silence')
 
 
 def parse(content: bytes, source: str) -> Parsed:
@@ -49,29 +54,36 @@ def parse(content: bytes, source: str) -> Parsed:
 def read(file: WeightsFile, spec: Spec) -> Tensors:
   """The tensors of a caffemodel."""
   layers, source = file.stored, str(file.path)
-  stored = {f'{layer.name}.{i}': blob for layer in layers for i, blob in enumerate(layer.blobs)}
-  blobs = {name: _array(blob, f'{source}: tensor {name}') for name, blob in stored.items()}
+  theirs, ours = (
+    [layer for layer in some if _kind(layer) in _WITH_WEIGHTS] for some in (layers, build_net(spec, 1).layer)
+  )
+  # By order: whoever trains a network further gives its head another name.
+  blobs = {
+    f'{layer.name}.{number}': _array(blob, f'{source}: tensor {their.name}.{number}')
+    for layer, their in zip(ours, theirs, strict=True)
+    for number, blob in enumerate(their.blobs)
+  }
   # Caffe's BatchNorm stores sums of moments, and their divisor.
   divisors = {name: blobs.pop(f'{name}.2', np.ones(1)).ravel()[0] or 1.0 for name in norm_layers(spec)}
   names, shapes = _tensor_names(spec), variable_shapes(spec)
   tensors = pick(blobs, names, source)
-  for ours, theirs in names.items():
-    array = tensors[ours]
-    extra = array.ndim - len(shapes[ours])
+  for name, stored in names.items():
+    array = tensors[name]
+    extra = array.ndim - len(shapes[name])
     if set(array.shape[:extra]) == {1}:  # blobs formerly had four axes always: [1, 1, O, I] for [O, I]
       array = array.reshape(array.shape[extra:])
-    if ours.startswith('batch_stats/'):
-      array = array / np.float32(divisors[theirs.rpartition('.')[0]])
-    tensors[ours] = from_channels_first(ours, array, spec)
+    if name.startswith('batch_stats/'):
+      array = array / np.float32(divisors[stored.rpartition('.')[0]])
+    tensors[name] = from_channels_first(name, array, spec)
   tensors = check(tensors, spec, source, names)
   return match_input(tensors, spec, _stored_input(layers, spec, source), source)
 
 
 def write(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
   """Writes a caffemodel of Caffe's current layers."""
+  net = build_net(spec, tensors[f'params/{spec.head}/bias'].shape[0])
   theirs = caffe_input(spec, "Caffe's layout")
   tensors = match_input(tensors, spec, theirs, "Caffe's layout")
-  net = build_net(spec, tensors[f'params/{spec.head}/bias'].shape[0])
   blobs: dict[str, list[np.ndarray]] = {}
   for ours, name in _tensor_names(spec).items():
     blobs.setdefault(name.rpartition('.')[0], []).append(to_channels_first(ours, tensors[ours], spec))
@@ -88,7 +100,7 @@ def write(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequenc
 
 def write_prototxt(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
   """Writes the text from which Caffe builds the network."""
-  path.write_text(prototxt(spec, tensors[f'params/{spec.head}/bias'].shape[0]))
+  path.write_text(prototxt(spec, tensors[f'params/{spec.head}/bias'].shape[0]), encoding='utf-8')
 
 
 def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs) -> tuple[str, Activations]:
@@ -116,10 +128,10 @@ def _described(layers: Iterable[Any]) -> list[tuple[str, str]]:
   """Names of the computing layers, and their kinds with their settings."""
   described = []
   for layer in layers:
-    kind = layer.type if isinstance(layer.type, str) else V1_TYPES.get(layer.type)
-    if kind not in _DEFAULTS:
+    kind = _kind(layer)
+    if kind in _NEUTRAL or kind.endswith(('Data', 'Loss')):
       continue
-    field, defaults = _DEFAULTS[kind]
+    field, defaults = _DEFAULTS.get(kind, ('', {}))  # a kind that we do not know is none of ours
     settings: dict[str, Any] = {}
     for name, default in defaults.items():
       parameters = getattr(layer, field)
@@ -132,10 +144,14 @@ def _described(layers: Iterable[Any]) -> list[tuple[str, str]]:
   return described
 
 
+def _kind(layer: Any) -> str:
+  return layer.type if isinstance(layer.type, str) else V1_TYPES.get(layer.type, f'type {layer.type}')
+
+
 def _array(blob: Any, what: str) -> np.ndarray:
   shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
   content, kind = (blob.data, '<f4') if blob.data else (blob.double_data, '<f8')
-  if len(content) != math.prod(shape) * int(kind[-1]):
+  if min(shape) < 0 or len(content) != math.prod(shape) * int(kind[-1]):
     raise UsageError(f'{what} is cut short: {len(content):,} bytes for the shape {shape}')
   return np.frombuffer(content, kind).reshape(shape).astype(np.float32)
 

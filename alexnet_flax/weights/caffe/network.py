@@ -39,7 +39,8 @@ def prototxt(spec: Spec, num_classes: int) -> str:
   from google.protobuf import text_format
 
   mean = caffe_input(spec, 'a .prototxt').mean
-  head = f'# {spec.name}: {spec.source}\n# Input: BGR, 0..255, less the mean {mean}.\n'
+  title = ' '.join(f'{spec.name}: {spec.source}'.split())  # in one line, or the rest would not be a comment
+  head = f'# {title}\n# Input: BGR, 0..255, less the mean {mean}.\n'
   return head + text_format.MessageToString(build_net(spec, num_classes))
 
 

@@ -19,10 +19,11 @@ ParamSpec: float lr_mult = 3, float decay_mult = 4
 InputParameter: BlobShape* shape = 1
 TransformationParameter: float scale = 1, string mean_file = 4, float* mean_value = 5
 ConvolutionParameter: uint32 num_output = 1, bool bias_term = 2, uint32* pad = 3, uint32* kernel_size = 4,
-  uint32 group = 5, uint32* stride = 6
+  uint32 group = 5, uint32* stride = 6, uint32* dilation = 18
 InnerProductParameter: uint32 num_output = 1, bool bias_term = 2
 LRNParameter: uint32 local_size = 1, float alpha = 2, float beta = 3, NormRegion norm_region = 4, float k = 5
-PoolingParameter: PoolMethod pool = 1, uint32 kernel_size = 2, uint32 stride = 3, uint32 pad = 4
+PoolingParameter: PoolMethod pool = 1, uint32 kernel_size = 2, uint32 stride = 3, uint32 pad = 4,
+  RoundMode round_mode = 13
 ReLUParameter: float negative_slope = 1
 DropoutParameter: float dropout_ratio = 1
 BatchNormParameter: bool use_global_stats = 1, float moving_average_fraction = 2, float eps = 3
@@ -45,11 +46,15 @@ NetParameter: string name = 1, V1LayerParameter* layers = 2, LayerParameter* lay
 _ENUMS: dict[str, tuple[str, ...]] = {
   'NormRegion': ('ACROSS_CHANNELS', 'WITHIN_CHANNEL'),
   'PoolMethod': ('MAX', 'AVE'),
+  'RoundMode': ('CEIL', 'FLOOR'),
 }
 # V1's numbers for the kinds of layers that matter here; the others are named by their numbers.
 V1_TYPES: dict[int, str] = {
-  1: 'Accuracy', 4: 'Convolution', 5: 'Data', 6: 'Dropout', 12: 'ImageData', 14: 'InnerProduct', 15: 'LRN',
-  17: 'Pooling', 18: 'ReLU', 20: 'Softmax', 21: 'SoftmaxWithLoss', 22: 'Split', 29: 'MemoryData',
+  1: 'Accuracy', 4: 'Convolution', 5: 'Data', 6: 'Dropout', 7: 'EuclideanLoss', 8: 'Flatten', 9: 'HDF5Data',
+  12: 'ImageData', 13: 'InfogainLoss', 14: 'InnerProduct', 15: 'LRN', 16: 'MultinomialLogisticLoss',
+  17: 'Pooling', 18: 'ReLU', 19: 'Sigmoid', 20: 'Softmax', 21: 'SoftmaxWithLoss', 22: 'Split', 23: 'TanH',
+  24: 'WindowData', 27: 'SigmoidCrossEntropyLoss', 28: 'HingeLoss', 29: 'MemoryData', 30: 'ArgMax',
+  32: 'DummyData', 36: 'Silence',
 }  # fmt: skip
 
 
