@@ -1,5 +1,7 @@
 """The embedded data set: scikit-learn's 1,797 handwritten digits as a TFDS builder."""
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -9,7 +11,7 @@ NAME = 'digits'
 _EVERY = 5
 
 
-class Digits(tfds.core.GeneratorBasedBuilder):
+class _Digits(tfds.core.GeneratorBasedBuilder):
   """8x8 grey scans of handwritten digits in a fixed, stratified split: 1,433 for training, 364 for testing.
 
   Scikit-learn ships the test part of UCI's 'Optical Recognition of Handwritten Digits' with values 0 ... 16;
@@ -42,3 +44,6 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     images = np.round(scans.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     for index in np.flatnonzero((rank_in_class(labels) % _EVERY == 0) == test):
       yield int(index), {'image': images[index], 'label': int(labels[index]), 'index': int(index)}
+
+
+digits_builder: Callable[..., tfds.core.DatasetBuilder] = _Digits

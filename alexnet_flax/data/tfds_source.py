@@ -121,7 +121,7 @@ def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuild
 def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   data_dir = data_dir and os.path.expanduser(data_dir)
   if name == digits.NAME:
-    return digits.Digits(data_dir=data_dir)
+    return digits.digits_builder(data_dir=data_dir)
   try:
     return tfds.builder(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError:

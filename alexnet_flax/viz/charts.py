@@ -14,13 +14,7 @@ _SERIES = tuple(f'#0102{number:02x}' for number in range(8))
 
 
 class Series(NamedTuple):
-  """A curve.
-
-  Attributes:
-    label: The label in the legend.
-    xs, ys: The points.
-    color: The number of the page's colour, from 0.
-  """
+  """A curve: its label in the legend, its points, and the number of the page's colour, from 0."""
 
   label: str
   xs: Sequence[float]

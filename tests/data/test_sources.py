@@ -33,7 +33,7 @@ def contents(source, count=None):
 
 def test_no_digit_is_in_both_splits(data_dir):
   open_dataset('digits', 'train', data_dir)  # prepares it
-  builder = digits.Digits(data_dir=data_dir)
+  builder = digits.digits_builder(data_dir=data_dir)
   indices = {
     split: {int(example['index']) for example in tfds.as_numpy(builder.as_dataset(split=split))}
     for split in ('train', 'test')
@@ -52,7 +52,7 @@ def test_no_digit_is_in_both_splits(data_dir):
 
 def test_digits_equal_scikit_learn(data_dir):
   source = open_dataset('digits', 'test', data_dir)
-  builder = digits.Digits(data_dir=data_dir)
+  builder = digits.digits_builder(data_dir=data_dir)
   images, labels = load_digits(return_X_y=True)
   seen = {}
   for example in tfds.as_numpy(builder.as_dataset(split='test')):
@@ -67,14 +67,14 @@ def test_digits_equal_scikit_learn(data_dir):
 @pytest.mark.parametrize('split', ['test', 'test[10:20]', 'test[:10%]', 'test[300:]+train[:5]', 'train[-7:]'])
 def test_records_equal_tfds_in_its_order(data_dir, split):
   source = open_dataset('digits', split, data_dir)
-  builder = digits.Digits(data_dir=data_dir)
+  builder = digits.digits_builder(data_dir=data_dir)
   expected = tfds_contents(builder, split)
   assert source.num_examples == len(expected)
   assert list(contents(source)) == expected
 
 
 def test_array_record(data_dir, tmp_path):
-  builder = digits.Digits(data_dir=tmp_path, file_format='array_record')
+  builder = digits.digits_builder(data_dir=tmp_path, file_format='array_record')
   builder.download_and_prepare()
   source = open_dataset('digits', 'test[5:25]', str(tmp_path))
   reference = builder.as_data_source('test[5:25]')
@@ -83,7 +83,7 @@ def test_array_record(data_dir, tmp_path):
 
 
 def test_several_shards(tmp_path):
-  builder = digits.Digits(data_dir=tmp_path)
+  builder = digits.digits_builder(data_dir=tmp_path)
   shards = tfds.download.DownloadConfig(num_shards=4)
   builder.download_and_prepare(download_config=shards)
   source = open_dataset('digits', 'train[100:1200]', str(tmp_path))
