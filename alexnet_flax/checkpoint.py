@@ -1,5 +1,6 @@
 """Saves and restores training states with Orbax, and digests of every file: Orbax restores a flipped byte."""
 
+import atexit
 import contextlib
 import dataclasses
 import errno
@@ -12,8 +13,10 @@ import logging
 import operator
 import os
 import pathlib
+import re
 import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,7 +33,12 @@ from alexnet_flax.steps import TrainState
 
 PARTIAL = '.orbax-checkpoint-tmp'
 MANIFEST = 'manifest.json'
+_ITEM = 'default'  # Orbax's name for a checkpoint's only item
+_NEEDED = (f'{_ITEM}/_METADATA', f'{_ITEM}/manifest.ocdbt')  # without them nothing can be restored
 _UNLISTED = (MANIFEST, '_CHECKPOINT_METADATA', 'commit_success.txt')  # Orbax writes these last
+# Orbax takes *, ? and [ in a folder's path for patterns and /gs/... for a bucket; TensorStore makes / of a
+# backslash and refuses bytes that are not UTF-8.
+_UNSAFE = re.compile(r'[*?\[\\\ud800-\udfff]|^/(gs|s3|az|hf)(/|$)')
 
 # Orbax logs a traceback of all that it raises, and needless warnings.
 logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
@@ -47,7 +55,7 @@ def checkpoint_manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager
   whole, with a manifest of its files' digests inside.
   """
   _mute_echoes()
-  folder, score = folder.resolve(), operator.itemgetter('top1')
+  folder, score = _safe(folder), operator.itemgetter('top1')
   # `max_to_keep` with `best_fn` would drop the latest, from which a run resumes.
   best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
   options = ocp.CheckpointManagerOptions(
@@ -62,6 +70,24 @@ def checkpoint_manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager
   return ocp.CheckpointManager(folder, options=options, item_handlers=ocp.StandardCheckpointHandler())
 
 
+@functools.cache
+def _safe(folder: pathlib.Path) -> pathlib.Path:
+  """Returns a path of the folder that Orbax and TensorStore take literally: a link, where its own is not.
+
+  Raises:
+    UsageError: The folder of temporary files has such a path itself.
+  """
+  folder = folder.resolve()
+  if not _UNSAFE.search(str(folder)):
+    return folder
+  temporary = pathlib.Path(tempfile.mkdtemp(prefix='alexnet-flax-')).resolve()
+  atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+  if _UNSAFE.search(str(temporary)):
+    raise UsageError(f'Orbax cannot write to {folder}, nor to {temporary}; use another --workdir or TMPDIR')
+  (temporary / 'folder').symlink_to(folder)
+  return temporary / 'folder'
+
+
 def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, float] | None = None) -> None:
   """Begins to save the state as the checkpoint of its step, with its scores if they are known.
 
@@ -71,7 +97,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, f
     SaveError: The save cannot begin.
   """
   with _failures(manager, step := int(state.step)):
-    manager.save(step, args=ocp.args.StandardSave(saved_tree(state)), metrics=metrics)
+    manager.save(step, args=ocp.args.StandardSave(_saved_tree(state)), metrics=metrics)
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
@@ -95,12 +121,12 @@ def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Trai
   Raises:
     UsageError: The checkpoint is of another network or optimizer; the message names what differs.
   """
-  target = saved_tree(like)
+  target = _saved_tree(like)
   theirs, ours = _shapes(manager.item_metadata(step)), _shapes(target)
   for name in sorted({*ours, *theirs}, key=lambda name: (not name.startswith('params'), name)):
     if ours.get(name) != theirs.get(name):
       raise UsageError(
-        f'the checkpoint {manager.directory / str(step)} is of another run: {name} is'
+        f'the checkpoint {pathlib.Path(manager.directory / str(step)).resolve()} is of another run: {name} is'
         f' {theirs.get(name, "absent")} there and {ours.get(name, "absent")} in this configuration; use'
         ' another --workdir, or the configuration that wrote it'
       )
@@ -127,7 +153,7 @@ def load_arrays(folder: pathlib.Path, step: int) -> dict[str, np.ndarray]:
 
 
 def _restore_on_one_device(folder: pathlib.Path, step: int) -> dict[str, Any]:
-  place = folder.resolve() / str(step) / 'default'  # of a checkpoint of one item
+  place = _safe(folder) / str(step) / _ITEM
   on_one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   with ocp.StandardCheckpointer() as checkpointer:
     target = jax.tree.map(
@@ -192,7 +218,7 @@ def _failures(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None
   try:
     yield
   except (OSError, ValueError) as error:  # TensorStore's errors are ValueErrors
-    for path in pathlib.Path(manager.directory).glob(f'*{PARTIAL}'):
+    for path in pathlib.Path(manager.directory).resolve().glob(f'*{PARTIAL}'):
       shutil.rmtree(path, ignore_errors=True)
     manager.reload()
     text = ' '.join(str(error).split())
@@ -200,7 +226,19 @@ def _failures(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None
     raise SaveError(f'the checkpoint of step {step} cannot be written: {reason}') from None
 
 
-def saved_tree(state: TrainState) -> dict[str, Any]:
+def save_alone(place: pathlib.Path, state: TrainState) -> None:
+  """Saves a state to a folder of its own.
+
+  Raises:
+    OSError, ValueError: It cannot be written.
+  """
+  place.parent.mkdir(parents=True, exist_ok=True)
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(_safe(place.parent) / place.name, _saved_tree(state), force=True)
+  _check_arrays(_safe(place.parent) / place.name)
+
+
+def _saved_tree(state: TrainState) -> dict[str, Any]:
   """Returns what is saved of a state: all but its static fields."""
   names = ('step', 'params', 'batch_stats', 'opt_state', *(() if state.ema is None else ('ema',)))
   return {name: getattr(state, name) for name in names}
@@ -222,9 +260,9 @@ def damage(checkpoint: pathlib.Path, which: str = '*') -> str | None:
     listed = dict(json.loads((checkpoint / MANIFEST).read_text())['files'])
   except (OSError, ValueError, KeyError, TypeError):
     return f'no readable {MANIFEST}'
-  for name in fnmatch.filter(listed, which):
+  for name in fnmatch.filter({*_NEEDED, *listed}, which):
     try:
-      if _digest(checkpoint / name) != listed[name]:
+      if _digest(checkpoint / name) != listed.get(name):
         return f'{name} has changed'
     except FileNotFoundError:
       return f'{name} is missing'
@@ -233,9 +271,19 @@ def damage(checkpoint: pathlib.Path, which: str = '*') -> str | None:
   return None
 
 
+def _check_arrays(item: pathlib.Path) -> None:
+  """Raises ValueError where an array that Orbax should have written is not there."""
+  ocp.StandardCheckpointHandler().metadata(item)  # opens each of them
+
+
 def _write_manifests(folder: pathlib.Path) -> None:
-  """Writes the digests of all files of the checkpoint that is being written beside them."""
+  """Writes the digests of all files of the checkpoint that is being written beside them.
+
+  Raises:
+    ValueError: Not all arrays are there.
+  """
   for checkpoint in folder.glob(f'*{PARTIAL}') if jax.process_index() == 0 else ():
+    _check_arrays(checkpoint / _ITEM)
     paths = [path for path in sorted(checkpoint.rglob('*')) if path.is_file() and path.name not in _UNLISTED]
     files = {path.relative_to(checkpoint).as_posix(): _digest(path) for path in paths}
     write_text(checkpoint / MANIFEST, json.dumps({'files': files}, indent=1))

@@ -190,16 +190,15 @@ def record_failure(progress: Progress, step: int, what: str, folder: pathlib.Pat
   """Writes `folder`/failures/STEP: `state/` (Orbax; before the step), and `batch.json` with its examples."""
   config, source = progress.experiment.config, progress.experiment.data.train
   chosen = sampling.batch_indices(config.seed, step - 1, config.data.batch_size, source.num_examples)
-  place = (folder / 'failures' / str(step)).resolve()
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(place / 'state', checkpoint.saved_tree(progress.state), force=True)
+  place = folder / 'failures' / str(step)
+  checkpoint.save_alone(place / 'state', progress.state)
   if jax.process_index() == 0:
     names = [example.name for example in source.read(chosen)]
     examples = [{'index': int(index), 'name': name} for index, name in zip(chosen, names, strict=True)]
     rate = float(progress.experiment.learner.learning_rate(step - 1))
     found = {'step': step, 'what': what, 'learning_rate': rate, 'data': source.name, 'examples': examples}
     (place / 'batch.json').write_text(json.dumps(found, indent=1) + '\n')
-  return folder / 'failures' / str(step)
+  return place
 
 
 def log_training(progress: Progress, logger: Logger) -> None:
