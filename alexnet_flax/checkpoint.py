@@ -7,8 +7,6 @@ import errno
 import fnmatch
 import functools
 import hashlib
-import itertools
-import json
 import logging
 import operator
 import os
@@ -28,7 +26,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.files import write_text
+from alexnet_flax.files import read_json, set_aside, write_json
 from alexnet_flax.steps import TrainState
 
 PARTIAL = '.orbax-checkpoint-tmp'
@@ -167,7 +165,7 @@ def _restore_on_one_device(folder: pathlib.Path, step: int) -> dict[str, Any]:
 def steps_in(folder: pathlib.Path) -> list[int]:
   """Returns the steps of the checkpoints in a folder, latest first."""
   names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-  return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+  return sorted((int(name) for name in names if re.fullmatch('0|[1-9][0-9]*', name)), reverse=True)
 
 
 def latest_whole(folder: pathlib.Path, damaged: pathlib.Path, say: Callable[[str], None]) -> int | None:
@@ -185,10 +183,7 @@ def latest_whole(folder: pathlib.Path, damaged: pathlib.Path, say: Callable[[str
     if wrong is None:
       latest = latest or step
       continue
-    damaged.mkdir(exist_ok=True)
-    taken = (damaged / f'{step}-{number}' for number in itertools.count(1))
-    aside = next(path for path in taken if not path.exists())
-    (folder / str(step)).rename(aside)
+    aside = set_aside(folder / str(step), damaged)
     say(f'warning: the checkpoint of step {step} is damaged ({wrong}); it is set aside as {aside}')
   agreed = int(multihost_utils.broadcast_one_to_all(-1 if latest is None else latest))
   return None if agreed < 0 else agreed
@@ -257,8 +252,10 @@ def damage(checkpoint: pathlib.Path, which: str = '*') -> str | None:
     which: A pattern, to check some of its files alone.
   """
   try:
-    listed = dict(json.loads((checkpoint / MANIFEST).read_text())['files'])
-  except (OSError, ValueError, KeyError, TypeError):
+    listed = (read_json(checkpoint / MANIFEST) or {}).get('files')
+  except UsageError:
+    listed = None
+  if not isinstance(listed, dict):
     return f'no readable {MANIFEST}'
   for name in fnmatch.filter({*_NEEDED, *listed}, which):
     try:
@@ -266,8 +263,8 @@ def damage(checkpoint: pathlib.Path, which: str = '*') -> str | None:
         return f'{name} has changed'
     except FileNotFoundError:
       return f'{name} is missing'
-    except OSError as error:
-      return f'{name} cannot be read: {error.strerror}'
+    except (OSError, ValueError) as error:  # ValueError: no name of a file
+      return f'{name} cannot be read: {error}'
   return None
 
 
@@ -286,7 +283,7 @@ def _write_manifests(folder: pathlib.Path) -> None:
     _check_arrays(checkpoint / _ITEM)
     paths = [path for path in sorted(checkpoint.rglob('*')) if path.is_file() and path.name not in _UNLISTED]
     files = {path.relative_to(checkpoint).as_posix(): _digest(path) for path in paths}
-    write_text(checkpoint / MANIFEST, json.dumps({'files': files}, indent=1))
+    write_json(checkpoint / MANIFEST, {'files': files})
 
 
 def _digest(path: pathlib.Path) -> str:

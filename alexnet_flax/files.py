@@ -1,10 +1,11 @@
-"""Files that are written whole or not at all, and files of JSON lines."""
+"""Files that are written whole or not at all; errors of reading them say what to do."""
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from alexnet_flax.errors import UsageError
@@ -18,7 +19,12 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
   Args:
     path: The file to write. The temporary one has the same ending.
+
+  Raises:
+    UsageError: There is a folder of that name.
   """
+  if path.is_dir():
+    raise UsageError(f'cannot write {path}: it is a folder; move it away')
   partial = path.with_name(f'.partial-{os.getpid()}-{path.name}')
   try:
     yield partial
@@ -36,24 +42,84 @@ def write_text(path: pathlib.Path, text: str) -> None:
     os.fsync(file.fileno())
 
 
-def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the objects of a file of JSON lines; a last line that a kill cut short is left out.
-
-  Raises:
-    UsageError: Another line is broken.
-  """
-  if not path.exists():
-    return []
-  lines = []
-  for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(keepends=True), start=1):
-    if line[-1] == '\n':
-      try:
-        lines.append(json.loads(line))
-      except ValueError:
-        raise UsageError(f'line {number} of {path} is broken; remove it, and nothing else is lost') from None
-  return lines
+def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+  """Writes a JSON object atomically."""
+  write_text(path, json.dumps(content, indent=2) + '\n')
 
 
-def rewrite_lines(path: pathlib.Path, lines: Iterable[dict[str, Any]]) -> None:
+def rewrite_lines(path: pathlib.Path, lines: Iterable[Mapping[str, Any]]) -> None:
   """Replaces a file of JSON lines."""
   write_text(path, ''.join(json.dumps(line) + '\n' for line in lines))
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any] | None:
+  """Returns the JSON object in a file; None if there is no file.
+
+  Raises:
+    UsageError: It cannot be read, or holds something else.
+  """
+  content = _read(path)
+  found = None if content is None else _json_object(content)
+  if content is not None and found is None:
+    raise UsageError(f'{path} is broken: it holds no JSON object; remove it, or put it back from a copy')
+  return found
+
+
+def read_lines(
+  path: pathlib.Path, fields: Mapping[str, Any], say: Callable[[str], None] | None = None
+) -> list[dict[str, Any]]:
+  """Returns the objects of a file of JSON lines, of which a kill may have cut the last one short.
+
+  Args:
+    path: The file; none is the same as an empty one.
+    fields: The fields that each object must have, with the types of `isinstance`.
+    say: Called with a line if the last one is left out.
+
+  Raises:
+    UsageError: The file cannot be read, or another line is broken.
+  """
+  found = []
+  lines = (_read(path) or b'').split(b'\n')
+  for number, text in enumerate(lines, start=1):
+    line = _json_object(text)
+    if line is not None and all(isinstance(line.get(name), kind) for name, kind in fields.items()):
+      found.append(line)
+    elif number < len(lines):
+      raise UsageError(f'line {number} of {path} is broken; remove it, and nothing else is lost')
+    elif text and say:
+      say(f'note: the last line of {path} was cut short and is left out')
+  return found
+
+
+def set_aside(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+  """Moves a damaged file or folder into `folder`, under a name that is free there; returns the new path.
+
+  Raises:
+    UsageError: It cannot be moved.
+  """
+  try:
+    folder.mkdir(exist_ok=True)
+    names = (folder / f'{path.name}-{number}' for number in itertools.count(1))
+    aside = next(free for free in names if not os.path.lexists(free))
+    path.rename(aside)
+  except OSError as error:
+    raise UsageError(f'cannot move {path}, which is damaged, to {folder}: {error.strerror}') from None
+  return aside
+
+
+def _read(path: pathlib.Path) -> bytes | None:
+  try:
+    return path.read_bytes()
+  except FileNotFoundError:
+    return None
+  except OSError as error:  # a folder, no permission
+    raise UsageError(f'cannot read {path}: {error.strerror}; it must be a readable file') from None
+
+
+def _json_object(text: bytes) -> dict[str, Any] | None:
+  """Returns the object in JSON of UTF-8; None if it holds something else."""
+  try:
+    found = json.loads(text.decode('utf-8'))
+  except (ValueError, RecursionError):
+    return None
+  return found if isinstance(found, dict) else None

@@ -18,7 +18,7 @@ import scipy.special
 from alexnet_flax.data.augment import normalize
 from alexnet_flax.data.images import evaluation_view
 from alexnet_flax.errors import UsageError, needs_extra, unknown_name
-from alexnet_flax.files import write_text
+from alexnet_flax.files import read_json, write_text
 from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.models.spec import Spec
 from alexnet_flax.models.variants import VARIANTS
@@ -155,10 +155,10 @@ def run_config(folder: str | os.PathLike[str]) -> 'Config':
   from alexnet_flax.config import from_dict
 
   path = pathlib.Path(folder).expanduser() / 'config.json'
-  try:
-    return from_dict(json.loads(path.read_text()))
-  except (OSError, ValueError) as error:
-    raise UsageError(f"{folder} is not a run's folder: {path.name}: {error}") from None
+  stored = read_json(path)
+  if stored is None:
+    raise UsageError(f"{folder} is not a run's folder: it has no {path.name}")
+  return from_dict(stored)
 
 
 def _load_run(source: str, folder: pathlib.Path) -> PretrainedModel:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 from alexnet_flax import checkpoint
 from alexnet_flax.errors import UsageError
-from alexnet_flax.files import read_lines
+from alexnet_flax.training.batches import read_examples
 from alexnet_flax.training.logger import read_metrics
 
 # Defaults, unless given on the command line: enough steps for several checkpoints and evaluations.
@@ -132,7 +132,7 @@ def _kill(
   Returns otherwise whether an unfinished checkpoint is left.
   """
   partial, log = _partial(folder), _examples_inode(folder)  # as the previous kill left them
-  steps = len(read_lines(whole / _EXAMPLES))
+  steps = len(read_examples(whole / _EXAMPLES))
   first = next(iter(_steps(folder)), 0) + 1
   last = min(first + steps // _KILLS_PER_RUN, steps)
   step, seconds = rng.randint(min(first, last), last), rng.uniform(0, 5)
@@ -146,7 +146,7 @@ def _kill(
       return bool(_partial(folder) - partial)
     if kind == 'start':
       return time.monotonic() - begin > seconds
-    return _examples_inode(folder) != log and len(read_lines(folder / _EXAMPLES)) >= step
+    return _examples_inode(folder) != log and len(read_examples(folder / _EXAMPLES)) >= step
 
   with subprocess.Popen(
     [*command, f'--workdir={folder}'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -214,7 +214,7 @@ def _compare(whole: pathlib.Path, folder: pathlib.Path, result: Verification) ->
     wrong.append('metrics.jsonl')
   if len({line[:3] for line in metrics[1]}) < len(metrics[1]):
     wrong.append('metrics.jsonl contains a value twice')
-  examples = [read_lines(place / _EXAMPLES) for place in (whole, folder)]
+  examples = [read_examples(place / _EXAMPLES) for place in (whole, folder)]
   if examples[0] != examples[1]:
     wrong.append("the steps' examples")
   result.compared.update(checkpoints=len(steps), metrics=len(metrics[1]), steps=len(examples[1]))

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -84,12 +84,17 @@ def _reading(experiment: Experiment) -> dict[str, Any]:
   }
 
 
+def read_examples(path: pathlib.Path, say: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+  """Returns the lines of an examples-PROCESS.jsonl; arguments and errors as of `files.read_lines`."""
+  return read_lines(path, {'step': int, 'examples': list}, say)
+
+
 def _recorded(
   batches: Iterator[dict[str, np.ndarray]], path: pathlib.Path, first_step: int
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields the same batches, and writes a line for each when it is taken: {'step', 'examples'}."""
-  rewrite_lines(path, [line for line in read_lines(path) if line['step'] <= first_step])
-  with path.open('a', buffering=1) as file:
+  rewrite_lines(path, [line for line in read_examples(path, print) if line['step'] <= first_step])
+  with path.open('a', buffering=1, encoding='utf-8') as file:
     for step, batch in enumerate(batches, start=first_step + 1):
       file.write(json.dumps({'step': step, 'examples': batch['index'].tolist()}) + '\n')
       yield batch

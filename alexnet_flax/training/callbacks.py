@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 import time
@@ -15,6 +14,7 @@ from alexnet_flax import checkpoint
 from alexnet_flax.checkpoint import SaveError
 from alexnet_flax.data import sampling
 from alexnet_flax.errors import DivergedError, UsageError
+from alexnet_flax.files import write_json
 from alexnet_flax.metrics import Metrics
 from alexnet_flax.steps import TrainState
 from alexnet_flax.training.batches import eval_batches
@@ -197,7 +197,7 @@ def record_failure(progress: Progress, step: int, what: str, folder: pathlib.Pat
     examples = [{'index': int(index), 'name': name} for index, name in zip(chosen, names, strict=True)]
     rate = float(progress.experiment.learner.learning_rate(step - 1))
     found = {'step': step, 'what': what, 'learning_rate': rate, 'data': source.name, 'examples': examples}
-    (place / 'batch.json').write_text(json.dumps(found, indent=1) + '\n')
+    write_json(place / 'batch.json', found)
   return place
 
 

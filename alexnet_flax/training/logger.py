@@ -4,6 +4,7 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from alexnet_flax.files import read_lines, rewrite_lines
@@ -28,8 +29,11 @@ class Logger:
     from tqdm import tqdm
 
     self._is_writer, self._pending = is_writer, b''
-    lines = [line for line in read_metrics(folder) if line['step'] <= first_step]
+    lines = read_metrics(folder, print if is_writer else None)
+    lines = [line for line in lines if line['step'] <= first_step]
     if is_writer:
+      if (last := max((line['step'] for line in lines), default=0)) < first_step:
+        print(f'note: metrics.jsonl ends at step {last}, and the run goes on after step {first_step}')
       rewrite_lines(folder / 'metrics.jsonl', lines)
       # Without a bound: its thread ends when the disk is full, and a bounded queue would block us then.
       self._events = tensorboardX.SummaryWriter(str(folder), purge_step=first_step + 1, max_queue=0)
@@ -99,9 +103,19 @@ class Logger:
       self._file.close()
 
 
-def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the lines of a run's metrics.jsonl."""
-  return read_lines(folder / 'metrics.jsonl')
+_FIELDS = {
+  'step': int,
+  'split': str,
+  'name': str,
+  'value': int | float,
+  'seconds': int | float,
+  'images': int,
+}
+
+
+def read_metrics(folder: pathlib.Path, say: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+  """Returns the lines of a run's metrics.jsonl; arguments and errors as of `files.read_lines`."""
+  return read_lines(folder / 'metrics.jsonl', _FIELDS, say)
 
 
 def format_values(values: dict[str, float]) -> str:

@@ -54,9 +54,11 @@ def train(
       with contextlib.nullcontext() if jax.process_index() else sole_writer(folder):
         return _train(experiment, folder, callbacks, shutdown)
   except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-      raise
-    raise UsageError(f'no room in {folder}: {error.strerror}; make some, and start again') from None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+      raise UsageError(f'no room in {folder}: {error.strerror}; make some, and start again') from None
+    if str(error.filename).startswith(str(folder)):  # of another owner, read-only, a file for a folder
+      raise UsageError(f'cannot write {error.filename}: {error.strerror}') from None
+    raise
 
 
 def _train(

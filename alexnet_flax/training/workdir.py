@@ -1,7 +1,6 @@
 """The folder of a run: its lock, config.json and environment.json (versions, devices, commit, command)."""
 
 import contextlib
-import json
 import pathlib
 import platform
 import subprocess
@@ -16,7 +15,7 @@ import jax
 
 from alexnet_flax.config import Config, all_keys, from_dict, to_dict, value_of, with_values
 from alexnet_flax.errors import UsageError
-from alexnet_flax.files import write_text
+from alexnet_flax.files import read_json, set_aside, write_json
 from alexnet_flax.pretrained import write_names
 
 _ROOM = 1 << 16  # bytes without which nothing can begin
@@ -33,15 +32,15 @@ def make_folder(folder: pathlib.Path) -> None:
     with tempfile.TemporaryFile(dir=folder) as probe:
       probe.write(bytes(_ROOM))
   except OSError as error:
-    raise UsageError(f'cannot write to --workdir={folder}: {error.strerror}') from None
+    raise UsageError(f'cannot write to --workdir={folder}: {error.filename}: {error.strerror}') from None
 
 
 @contextlib.contextmanager
 def sole_writer(folder: pathlib.Path) -> Iterator[None]:
-  """Locks the folder against a second run; a kill frees it.
+  """Locks the folder against a second run; a kill frees it. Warns where the file system has no locks.
 
   Raises:
-    UsageError: Another process trains in it.
+    UsageError: Another process trains in it, or its `.lock` is a folder.
   """
   import filelock
 
@@ -51,8 +50,10 @@ def sole_writer(folder: pathlib.Path) -> Iterator[None]:
   except filelock.Timeout:
     message = f'another process trains in {folder}; wait for its end, or use another --workdir'
     raise UsageError(message) from None
-  except (NotImplementedError, OSError):  # filelock on a file system without locks
-    pass
+  except (NotImplementedError, OSError) as error:
+    if (folder / '.lock').is_dir():
+      raise UsageError(f'{folder / ".lock"} is a folder; remove it') from None
+    print(f'warning: {folder} cannot be locked ({error}); see that no other run writes to it', flush=True)
   try:
     yield
   finally:
@@ -65,17 +66,18 @@ def write_records(folder: pathlib.Path, config: Config, class_names: Sequence[st
   new = _without_private(config)
   if resumed and path.exists():
     try:
-      old = from_dict(json.loads(path.read_text(encoding='utf-8')))
-    except (ValueError, UsageError):
-      print(f'note: {path} was broken and has been replaced')
+      old = from_dict(read_json(path) or {})
+    except UsageError as error:
+      aside = set_aside(path, folder / 'damaged')
+      print(f'note: {error}; it is set aside as {aside}, and written anew')
     else:
       for key in all_keys():
         was, now = value_of(old, key), value_of(new, key)
         if was != now:
           print(f'note: {key} was {was!r} in this run so far, and is {now!r} from here on')
-  write_text(path, json.dumps(to_dict(new), indent=2) + '\n')
+  write_json(path, to_dict(new))
   write_names(folder, class_names)
-  write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + '\n')
+  write_json(folder / ENVIRONMENT, environment())
 
 
 def _without_private(config: Config) -> Config:
@@ -141,10 +143,10 @@ def environment() -> dict[str, Any]:
 
 
 def read_environment(folder: pathlib.Path) -> dict[str, Any]:
-  """Returns environment.json's content; empty for a run that has none."""
+  """Returns environment.json's content; empty for a run that has none, or a broken one."""
   try:
-    return json.loads((folder / ENVIRONMENT).read_text())
-  except (OSError, ValueError):
+    return read_json(folder / ENVIRONMENT) or {}
+  except UsageError:
     return {}
 
 

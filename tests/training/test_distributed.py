@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_flax import checkpoint, files
+from alexnet_flax import checkpoint
 from alexnet_flax.errors import PreemptedError, UsageError
-from alexnet_flax.training import distributed, logger
+from alexnet_flax.training import batches, distributed, logger
 from alexnet_flax.training.distributed import Cluster
 from tests.helpers import command
 
@@ -74,7 +74,7 @@ def finish(running):
 def examples(folder, processes):
   """Step -> the examples of its batch, of the steps that all of so many processes made."""
   parts = [
-    {line['step']: line['examples'] for line in files.read_lines(folder / f'examples-{number}.jsonl')}
+    {line['step']: line['examples'] for line in batches.read_examples(folder / f'examples-{number}.jsonl')}
     for number in range(processes)
   ]
   common = set.intersection(*map(set, parts))

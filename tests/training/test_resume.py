@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_flax import checkpoint, files
+from alexnet_flax import checkpoint
 from alexnet_flax.errors import DivergedError, PreemptedError, UsageError
-from alexnet_flax.training import callbacks, experiment, logger, workdir
+from alexnet_flax.training import batches, callbacks, experiment, logger, workdir
 from alexnet_flax.training import train as training
 from tests.helpers import TINY, command, replace
 
@@ -172,7 +172,8 @@ def test_broken_files_of_a_run(tiny, tmp_path, capsys):
   training.train(replace(tiny, total_steps=1), tmp_path)
   (tmp_path / 'config.json').write_text('{"seed')
   training.train(replace(tiny, total_steps=2), tmp_path)
-  assert 'config.json was broken and has been replaced' in capsys.readouterr().out
+  assert 'config.json is broken: it holds no JSON object' in capsys.readouterr().out
+  assert (tmp_path / 'damaged' / 'config.json-1').read_text() == '{"seed'
   text = (tmp_path / 'metrics.jsonl').read_text()
   (tmp_path / 'metrics.jsonl').write_text('{"st\n' + text)
   with pytest.raises(UsageError, match=r'line 1 of .*metrics.jsonl is broken'):
@@ -348,7 +349,8 @@ def test_the_examples_of_a_broken_step_are_those_of_its_batch(tiny, tmp_path, mo
   poisoned(monkeypatch, 3)
   with pytest.raises(DivergedError):
     training.train(replace(tiny, total_steps=4, record_examples=True, log_every_steps=1), tmp_path)
-  recorded = {line['step']: line['examples'] for line in files.read_lines(tmp_path / 'examples-0.jsonl')}
+  lines = batches.read_examples(tmp_path / 'examples-0.jsonl')
+  recorded = {line['step']: line['examples'] for line in lines}
   found = json.loads((tmp_path / 'failures' / '3' / 'batch.json').read_text())
   assert [example['index'] for example in found['examples']] == recorded[3]
 
