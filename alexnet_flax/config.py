@@ -11,6 +11,7 @@ A key is a field of the dataclasses below or of the components that they hold (`
 
 import dataclasses
 import functools
+import math
 import operator
 import types
 import typing
@@ -245,7 +246,10 @@ def _checked(name: str, value: Any) -> Any:
   if name not in all_keys():
     raise unknown_name('configuration key', name, all_keys())
   key = all_keys()[name]
-  typed = _typed(key, value)
+  try:
+    typed = _typed(key, value)
+  except OverflowError:  # a whole number that no float can be
+    typed = math.inf
   if isinstance(typed, str) and key.choices and typed not in key.choices:
     raise unknown_name(f'value of {name}:', typed, key.choices)
   if isinstance(typed, float | tuple) and not np.all(np.isfinite(typed)):

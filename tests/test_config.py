@@ -104,6 +104,9 @@ def test_every_choice_is_checked(name):
     ({'data': {'batch_size': '3'}}, r'data\.batch_size .* must be of type int'),
     ({'seed': float('nan')}, r'seed \(=nan\) must be of type int'),
     ({'total_epochs': float('inf')}, r'total_epochs \(=inf\) must be finite'),
+    ({'total_epochs': 10**400}, r'total_epochs \(=inf\) must be finite'),
+    ({'data': {'crop_scale': (10**400, 1)}}, r'data\.crop_scale \(=inf\) must be finite'),
+    ({'data.batch_size': 8}, r"unknown configuration key 'data\.batch_size'"),
   ],
 )
 def test_mistakes(values, message):

@@ -145,9 +145,10 @@ def environment() -> dict[str, Any]:
 def read_environment(folder: pathlib.Path) -> dict[str, Any]:
   """Returns environment.json's content; empty for a run that has none, or a broken one."""
   try:
-    return read_json(folder / ENVIRONMENT) or {}
+    found = read_json(folder / ENVIRONMENT) or {}
   except UsageError:
     return {}
+  return found if isinstance(found.get('versions'), dict) else found | {'versions': {}}
 
 
 def _commit() -> str | None:
