@@ -74,7 +74,7 @@ def test_the_last_line_counts_without_its_newline_and_is_left_out_aloud_where_it
 @pytest.mark.parametrize(('lines', 'last'), [([], 0), ([LINE], 4)])
 def test_lost_metrics_are_noticed(tmp_path, capsys, lines, last):
   files.rewrite_lines(tmp_path / 'metrics.jsonl', lines)
-  Logger(tmp_path, first_step=4, total_steps=8, steps_per_epoch=8).close()
+  Logger(tmp_path, first_step=4, total_steps=8, steps_per_epoch=8, is_writer=True).close()
   said = capsys.readouterr().out
   assert (f'metrics.jsonl ends at step {last}, and the run goes on after step 4' in said) == (last < 4)
   assert read_metrics(tmp_path) == lines
