@@ -4,11 +4,13 @@ Every random choice is drawn from the step's key, so it is a function of the run
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 
 from alexnet_flax.data.prepare.color_pca import IMAGENET, PrincipalComponents
 from alexnet_flax.models.spec import Preprocessing
@@ -182,7 +184,7 @@ def _mix(batch: Batch, key: jax.Array, mixup: float, cutmix: float, num_classes:
   """Mixes each image with the one before it in the batch, and their labels likewise."""
   share_key, place_key, which_key = jax.random.split(key, 3)
   images = batch['image']
-  others, (height, width) = jnp.roll(images, 1, axis=0), images.shape[1:3]
+  others, (height, width) = _neighbours(images), images.shape[1:3]
   cuts = jax.random.bernoulli(which_key) if mixup and cutmix else jnp.array(bool(cutmix))
   alpha = jnp.where(cuts, cutmix or 1.0, mixup or 1.0)
   share = jax.random.beta(share_key, alpha, alpha)
@@ -193,7 +195,15 @@ def _mix(batch: Batch, key: jax.Array, mixup: float, cutmix: float, num_classes:
   share = jnp.where(cuts, 1.0 - jnp.mean(inside.astype(jnp.float32)), share)
   mixed = jnp.where(cuts, jnp.where(inside, others, images), share * images + (1.0 - share) * others)
   labels = jax.nn.one_hot(batch['label'], num_classes)
-  return batch | {'image': mixed, 'label': share * labels + (1.0 - share) * jnp.roll(labels, 1, axis=0)}
+  return batch | {'image': mixed, 'label': share * labels + (1.0 - share) * _neighbours(labels)}
+
+
+def _neighbours(x: jax.Array) -> jax.Array:
+  """Returns the example before each, also on a mesh with explicit axes, for which `roll` is not written."""
+  roll, sharding = functools.partial(jnp.roll, shift=1, axis=0), jax.typeof(x).sharding
+  if AxisType.Explicit in sharding.mesh.axis_types:
+    return jax.sharding.auto_axes(roll, out_sharding=sharding)(x)
+  return roll(x)
 
 
 def _inside(first: jax.Array, last: jax.Array, height: int, width: int) -> jax.Array:

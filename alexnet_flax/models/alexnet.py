@@ -127,7 +127,7 @@ class AlexNet(nn.Module):
           name=name,
         )(x)
       case specs.Dropout():
-        return nn.Dropout(layer.rate, deterministic=not train, name=name)(x)
+        return layers.Dropout(layer.rate, name=name)(x, train=train)
       case specs.Activation():
         return ACTIVATIONS[layer.kind](x)
       case specs.Pool():

@@ -73,6 +73,26 @@ def spatial_response_norm(x: jax.Array, layer: SpatialResponseNorm) -> jax.Array
   return _divide(x, total, layer)
 
 
+class Dropout(nn.Module):
+  """`nn.Dropout`, with the same random numbers, also for meshes with explicit axes.
+
+  There a mask must be sharded as what it is applied to; `nn.Dropout`'s is not.
+
+  Attributes:
+    rate: The probability, less than 1, with which a value becomes 0; the others are divided by 1 - rate.
+  """
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    if not train or self.rate == 0:
+      return x
+    kept = jax.random.bernoulli(self.make_rng('dropout'), 1 - self.rate, x.shape)
+    kept |= jnp.zeros_like(x, bool)  # takes over the sharding of x
+    return jnp.where(kept, x / (1 - self.rate), jnp.zeros_like(x))
+
+
 def _divide(x: jax.Array, total: jax.Array, layer: LocalResponseNorm | SpatialResponseNorm) -> jax.Array:
   scale = jnp.power(layer.k + layer.alpha * total, -layer.beta)
   return (at_least_float32(x) * scale).astype(x.dtype)
