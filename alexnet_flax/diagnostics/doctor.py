@@ -13,6 +13,7 @@ from typing import Literal
 
 import jax
 import numpy as np
+import scipy.stats
 
 from alexnet_flax.config import Config
 from alexnet_flax.data import import_tensorflow
@@ -156,8 +157,13 @@ def check_network(experiment: Experiment, state: TrainState, batch: Batch) -> It
     advice = 'the initialisation is too large, or the images are not normalised'
     yield Finding('ok' if first < 1.5 * chance else 'look', what, advice)
   what = f'{_OVERFIT_STEPS} steps on the same {count} images: the loss goes from {first:.3f} to {last:.3f}'
+  enough = 0.8 * first
+  if config.loss.name == 'cross_entropy':
+    blind = float(scipy.stats.entropy(np.bincount(np.asarray(small['label']))))
+    what += f' (without a look at the images, it could be {blind:.3f})'
+    enough = min(enough, blind)
   advice = 'a network should overfit a single batch: try optimizer.learning_rate / 10, and times 10'
-  verdict: Verdict = 'ok' if last < 0.8 * first else 'look' if math.isfinite(last) else 'bad'
+  verdict: Verdict = 'ok' if last < enough else 'look' if math.isfinite(last) else 'bad'
   yield Finding(verdict, what, advice)
   names = [name for name, layer in experiment.spec.named_layers() if layer == Activation('relu')]
   if not names:

@@ -87,9 +87,8 @@ def verify_resume(
     while result.kills < kills:
       rounds += 1
       if rounds > kills + _MISSES:
-        raise UsageError(
-          f'only {result.kills} kills came between two checkpoints, in {rounds} runs; train for more steps'
-        )
+        counted = f'only {result.kills} kills came between two checkpoints, in {rounds - 1} runs'
+        raise UsageError(f'{counted}; train for more steps')
       folder, before, wrong = pathlib.Path(temporary, f'killed-{rounds}'), result.kills, list[str]()
       restored = 0
       while result.kills < min(before + _KILLS_PER_RUN, kills):

@@ -1,14 +1,17 @@
 """`alexnet-flax doctor`: what it finds, and what it says of it."""
 
+import dataclasses
 import os
 import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from alexnet_flax.cli.main import main
 from alexnet_flax.diagnostics import doctor
+from alexnet_flax.steps import train_step
 from alexnet_flax.training.batches import train_batches
 from alexnet_flax.training.experiment import build_experiment
 from tests.helpers import SMALL, TINY, encode, replace, smooth_image
@@ -47,6 +50,32 @@ def test_doctor_sees_what_is_wrong(tiny, tmp_path, monkeypatch):
   assert doctor.disk(run, tmp_path / 'none' / 'yet').verdict == 'bad'
   monkeypatch.setattr(doctor.shutil, 'which', lambda name: '/usr/bin/nvidia-smi')
   assert [finding.verdict for finding in doctor.devices()] == ['ok', 'bad']
+
+
+def still(state, batch, key, **options):
+  """A step without an update."""
+  return state, train_step(state, batch, key, **options)[1]
+
+
+def blind(state, batch, key, **options):
+  """A step that does not see the images: the loss falls, for it starts above chance."""
+  return train_step(state, batch | {'image': batch['image'] * 0.0}, key, **options)
+
+
+def backwards(state, batch, key, **options):
+  """A step up the gradient."""
+  new, metrics = train_step(state, batch, key, **options)
+  params = jax.tree.map(lambda old, new: old - 0.01 * (new - old), state.params, new.params)
+  return dataclasses.replace(new, params=params), metrics
+
+
+def test_doctor_sees_a_step_that_does_not_learn(tiny, monkeypatch):
+  run = build_experiment(replace(tiny, model={'dropout_rate': 0.0}, data={'batch_size': 32}))
+  batch, state = next(train_batches(run, 0)), run.steps.init()
+  for step, verdict in ((train_step, 'ok'), (still, 'look'), (blind, 'look'), (backwards, 'look')):
+    monkeypatch.setattr(doctor, 'train_step', step)
+    _, overfit, *_ = doctor.check_network(run, state, batch)
+    assert overfit.verdict == verdict, overfit
 
 
 def test_doctor_reads_what_is_evaluated(tmp_path, capsys):
