@@ -1,6 +1,7 @@
 """Metrics as weighted sums, which add up exactly over batches, devices and processes."""
 
 import math
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,10 @@ class Metrics:
   def __add__(self, other: 'Metrics') -> 'Metrics':
     return jax.tree.map(jnp.add, self, other)
 
+  def keys(self) -> Iterable[str]:
+    """The names of the metrics, so that `dict(metrics)` has all means."""
+    return self.sums.keys()
+
   def means(self) -> dict[str, float]:
     """Returns the means on the host; NaN where no image was counted."""
     host = jax.tree.map(float, jax.device_get(self))
@@ -46,7 +51,12 @@ def measure(logits: jax.Array, labels: jax.Array, losses: jax.Array, weight: jax
     labels: int [B], or distributions [B, C], whose greatest entry counts as the label.
     losses: float [B].
     weight: float [B]; 0 for padding.
+
+  Raises:
+    ValueError: The losses do not have one value per example.
   """
+  if losses.shape != weight.shape:
+    raise ValueError(f'the losses (of shape {losses.shape}) must have one value per example: {weight.shape}')
   label = jnp.argmax(target_distribution(logits, labels), axis=-1)
   _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
   hits = best == label[:, None]

@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-  from alexnet_flax.inference.feature_files import check_ending, write_features
+  from alexnet_flax.inference.feature_files import check_writable, write_features
 
   check_batch_size(arguments)
-  check_ending(arguments.out)
+  check_writable(arguments.out)
   unreadable = write_features(
     load(arguments),
     arguments.images,

@@ -1,13 +1,19 @@
 """`alexnet-flax features`: activations of layers for image files, as HDF5 or .npz."""
 
 import contextlib
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
 import itertools
+import json
 import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -15,10 +21,13 @@ from alexnet_flax.data.images import image_files, views_of_files
 from alexnet_flax.errors import UsageError, needs_extra, unknown_name
 from alexnet_flax.files import atomic_path
 from alexnet_flax.inference.features import feature_batches
+from alexnet_flax.models.spec import Spec
 from alexnet_flax.pretrained import PretrainedModel
 from alexnet_flax.weights import LAYER_NAMES
 
-_NAMES_KEY = 'names'
+_NAMES_KEY, _ATTRIBUTES_KEY = 'names', 'attributes'
+_VERSIONS = ('alexnet_flax', 'jax', 'numpy')
+_AXES = {4: 'image, row, column, channel', 2: 'image, channel'}
 
 
 def write_features(
@@ -32,7 +41,11 @@ def write_features(
   half: bool = False,
   batch_size: int = 64,
 ) -> list[str]:
-  """Writes one row an image, in the order given, with the images' names beside them.
+  """Writes one row an image, in the order given, with the images' names beside them, and says what it wrote.
+
+  The file itself says what it holds: HDF5 by attributes of the file (source, digest of the weights, variant,
+  image size, preprocessing, pooling, versions, date) and of each data set (layer, axes); `.npz` by an array
+  'attributes', the same as JSON.
 
   Args:
     network: The network.
@@ -52,12 +65,9 @@ def write_features(
   Raises:
     UsageError: A name is unknown, there are no images, or the file cannot be written.
   """
-  check_ending(out)
+  check_writable(out)
   path, files = pathlib.Path(out), image_files(images)
-  known = {theirs: ours for ours, theirs in LAYER_NAMES[names](network.spec).items()}
-  for name in layers:
-    if name not in known:
-      raise unknown_name('layer', name, known)
+  ours = our_layers(network.spec, layers, names)
   side, unreadable = network.spec.image_size, dict[int, str]()
 
   def views() -> Iterator[np.ndarray]:
@@ -71,11 +81,11 @@ def write_features(
           yield np.zeros((side, side, 3), np.uint8) if isinstance(seen, str) else seen
         bar.update(len(batch))
 
-  ours = [known[name] for name in layers]
-  batches = feature_batches(network.model, network.variables, views(), ours, pool=pool, batch_size=batch_size)
+  taps = list(ours.values())
+  batches = feature_batches(network.model, network.variables, views(), taps, pool=pool, batch_size=batch_size)
   stored: dict[str, Any] = {}
   archive: Any = None  # an .npz is written whole at its end, so its rows wait in memory
-  start, dtype = 0, np.float16 if half else np.float32
+  start, dtype = 0, np.dtype(np.float16 if half else np.float32)
   try:
     with atomic_path(path) as partial, contextlib.ExitStack() as stack:
       if path.suffix != '.npz':
@@ -83,8 +93,8 @@ def write_features(
           import h5py
         archive = stack.enter_context(h5py.File(partial, 'w'))
       for batch in batches:
-        for name in layers:
-          values = batch[known[name]]
+        for name, our_name in ours.items():
+          values = batch[our_name]
           if name not in stored:
             shape = (len(files), *values.shape[1:])
             # In HDF5 '/' separates groups, and conv1 is a data set: conv1/bn is conv1.bn there.
@@ -94,18 +104,87 @@ def write_features(
         start += len(values)
       for row, data in itertools.product(unreadable, stored.values()):
         data[row] = np.nan
+      of_file = _attributes(network, names, pool, dtype)
+      of_layers = {name: {'layer': ours[name], 'axes': _AXES[stored[name].ndim]} for name in stored}
       if archive:
         encoded = [os.fsencode(file).decode('utf-8', 'backslashreplace') for file in files]
         archive.create_dataset(_NAMES_KEY, data=encoded, dtype=h5py.string_dtype())
+        archive.attrs.update(of_file)
+        for name, attributes in of_layers.items():
+          stored[name].attrs.update(attributes)
       else:
+        stored_too: Any = {_NAMES_KEY: np.array(files)}
+        stored_too[_ATTRIBUTES_KEY] = np.array(json.dumps(of_file | {'layers': of_layers}))
         with partial.open('wb') as opened:
-          np.savez(opened, **stored, **{_NAMES_KEY: np.array(files)})  # type: ignore[arg-type]
+          np.savez(opened, **stored, **stored_too)
+      shapes = [f'{_shown(name, ours[name])} {list(data.shape)}' for name, data in stored.items()]
   except OSError as error:
     raise UsageError(f'cannot write {out}: {error.strerror or error}') from None
+  print(f'{out}: {len(files)} images, {dtype}: {", ".join(shapes)}')
   return list(unreadable.values())
 
 
-def check_ending(out: str) -> None:
-  """Raises UsageError if the ending of a path is not that of a feature file."""
-  if not out.endswith(('.h5', '.hdf5', '.npz')):
+def check_writable(out: str) -> None:
+  """Raises UsageError if a path cannot be that of a feature file."""
+  path = pathlib.Path(out)
+  if path.suffix not in ('.h5', '.hdf5', '.npz'):
     raise UsageError(f'--out {out}: the ending must be .h5, .hdf5 or .npz')
+  if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    folder = 'it is a folder' if path.is_dir() else f'the folder {path.parent} is not there or not writable'
+    raise UsageError(f'cannot write {out}: {folder}')
+
+
+def our_layers(spec: Spec, layers: Sequence[str], names: str) -> dict[str, str]:
+  """Returns our name of each layer, by its name in a scheme; spaces around names do not count.
+
+  Raises:
+    UsageError: There is no such layer, or no layer at all.
+  """
+  known = {theirs: ours for ours, theirs in LAYER_NAMES[names](spec).items()}
+  found = {}
+  for name in filter(None, map(str.strip, layers)):
+    if name not in known:
+      raise _unknown_layer(spec, name, known)
+    found[name] = known[name]
+  if not found:
+    raise UsageError('--layers names no layer; write them as in --layers relu3,fc7')
+  return found
+
+
+def _unknown_layer(spec: Spec, name: str, known: dict[str, str]) -> UsageError:
+  for scheme, layer_names in LAYER_NAMES.items():
+    with contextlib.suppress(UsageError):  # a scheme need not have names for all layers of all networks
+      ours = {theirs: ours for ours, theirs in layer_names(spec).items()}
+      if name in ours:
+        here = next(theirs for theirs, one in known.items() if one == ours[name])
+        return UsageError(
+          f'{name!r} is a name of the scheme {scheme}: add --names {scheme}, or write {here!r}'
+        )
+  return unknown_name('layer', name, [_shown(theirs, ours) for theirs, ours in known.items()])
+
+
+def _shown(name: str, our_name: str) -> str:
+  return name if name == our_name else f'{name} ({our_name})'
+
+
+def _attributes(network: PretrainedModel, names: str, pool: str | None, dtype: np.dtype) -> dict[str, Any]:
+  """Returns what a reader of the file needs to know besides the values."""
+  digest, spec = hashlib.sha256(), network.spec
+  for path, leaf in jax.tree_util.tree_leaves_with_path(network.variables):
+    digest.update(jax.tree_util.keystr(path, simple=True, separator='/').encode() + b'\0')
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return {
+    'source': pathlib.PurePath(network.source).name,
+    'weights_sha256': digest.hexdigest(),  # over all arrays by name, whatever the file's format
+    'variant': spec.name,
+    'variant_source': spec.source,
+    'image_size': spec.image_size,
+    'layer_names': names,
+    'preprocessing': json.dumps(dataclasses.asdict(spec.preprocessing)),
+    'pool': pool or 'none',
+    'dtype': str(dtype),
+    'versions': ', '.join(
+      f'{one} {importlib.metadata.version(one)}' for one in ('alexnet_flax', 'jax', 'numpy')
+    ),
+    'created': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+  }

@@ -1,15 +1,17 @@
 """One linen module for the whole family: it applies the layers of a spec in order."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, assert_never
+from typing import Any, NoReturn, assert_never
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from alexnet_flax.errors import unknown_name
 from alexnet_flax.models import layers
 from alexnet_flax.models import spec as specs
 from alexnet_flax.models.spec import Spec, window_padding
+from alexnet_flax.models.variants import VARIANTS
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'relu': nn.relu,
@@ -47,6 +49,19 @@ class AlexNet(nn.Module):
   axis_name: str | None = None
   fixed_norms: tuple[str, ...] = ()
 
+  def __post_init__(self) -> None:
+    """Raises TypeError for the name of a variant in place of its spec."""
+    if not isinstance(self.spec, Spec):
+      shown = VARIANTS[self.spec].name if isinstance(self.spec, str) else 'torchvision'
+      raise TypeError(f'spec (={self.spec!r}) must be a Spec: AlexNet(VARIANTS[{shown!r}])')
+    super().__post_init__()
+
+  @classmethod
+  def from_pretrained(cls, source: str, **options: Any) -> NoReturn:
+    """Raises TypeError: a linen module has no parameters, so `load_pretrained` returns them beside it."""
+    loaded = f'load_pretrained({source!r})'
+    raise TypeError(f'a linen module has no parameters; use {loaded}, which has .model and .variables')
+
   @nn.compact
   def __call__(
     self,
@@ -71,6 +86,7 @@ class AlexNet(nn.Module):
       layer's output by name ('conv1', 'relu1', ..., 'fc8').
 
     Raises:
+      UsageError: There is no layer of a name in `perturbations` or `fixed_norms`.
       ValueError: The shape is not [B, H, W, 3], or H or W is too small for the network.
       TypeError: The images are integers, so have not been preprocessed.
     """
@@ -81,9 +97,15 @@ class AlexNet(nn.Module):
         f'images (of dtype {images.dtype}) must be floats: apply the preprocessing of the spec first'
       )
     self.spec.check_image_size(*images.shape[1:3])
+    layers_by_name = dict(self.spec.named_layers())
+    norms = [name for name, layer in layers_by_name.items() if isinstance(layer, specs.BatchNorm)]
+    for name in set(perturbations or ()) - set(layers_by_name):
+      raise unknown_name('layer to perturb', name, layers_by_name)
+    for name in set(self.fixed_norms) - set(norms):
+      raise unknown_name('BatchNorm to fix', name, norms)
     x = images.astype(self.dtype)
     taps = {}
-    for name, layer in self.spec.named_layers():
+    for name, layer in layers_by_name.items():
       x = self._apply(name, layer, x, train)
       if perturbations and name in perturbations:
         x = x + perturbations[name].astype(x.dtype)

@@ -5,13 +5,33 @@ and reads like the paper. The networks are defined in `variants/`; `alexnet.py` 
 """
 
 import dataclasses
+import functools
 import itertools
 import math
+import typing
 from typing import Any, Literal
+
+from alexnet_flax.errors import UsageError, unknown_name
 
 Padding = Literal['SAME', 'VALID'] | int
 ActivationKind = Literal['relu', 'tanh', 'sigmoid', 'leaky_relu']
 PoolKind = Literal['max', 'avg']
+
+
+def _check_choices(layer: Any) -> None:
+  """Raises UsageError, with the nearest, for a name that is not among a field's choices."""
+  kind: Any = type(layer)
+  for field, choices in _choices(kind):
+    if isinstance(value := getattr(layer, field), str) and value not in choices:
+      raise unknown_name(f'{kind.__name__}.{field}', value, choices)
+
+
+@functools.cache
+def _choices(kind: type) -> list[tuple[str, tuple[str, ...]]]:
+  """Returns the fields that have choices, and the choices."""
+  hints = typing.get_type_hints(kind).items()
+  literals = [(field, one) for field, hint in hints for one in (hint, *typing.get_args(hint))]
+  return [(field, typing.get_args(one)) for field, one in literals if typing.get_origin(one) is Literal]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +48,9 @@ class VarianceScaling:
   scale: float
   mode: Literal['fan_in', 'fan_avg']
   distribution: Literal['uniform', 'truncated_normal', 'normal']
+
+  def __post_init__(self) -> None:
+    _check_choices(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +94,9 @@ class Conv:
   bias_init: Constant | UniformFanIn = Constant()
   multipliers: Multipliers = Multipliers()
 
+  def __post_init__(self) -> None:
+    _check_choices(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
@@ -88,6 +114,9 @@ class Activation:
 
   kind: ActivationKind = 'relu'
 
+  def __post_init__(self) -> None:
+    _check_choices(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
@@ -98,6 +127,9 @@ class Pool:
   padding: Padding = 'VALID'
   ceil_mode: bool = False
   kind: PoolKind = 'max'
+
+  def __post_init__(self) -> None:
+    _check_choices(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +198,9 @@ class Preprocessing:
   channel_order: Literal['RGB', 'BGR'] = 'RGB'
   center_crop_share: float = 224 / 256
 
+  def __post_init__(self) -> None:
+    _check_choices(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
@@ -201,11 +236,17 @@ class Spec:
   def replace(self, kind: type, /, **changes: Any) -> 'Spec':
     """Returns the network with `changes` made in every layer of a kind.
 
+    Raises:
+      UsageError: There is no layer of this kind.
+
     >>> from alexnet_flax import VARIANTS
     >>> spec = VARIANTS['paper'].replace(Activation, kind='tanh').replace(Pool, kind='avg')
     >>> spec.layers[1], spec.layers[3].kind
     (Activation(kind='tanh'), 'avg')
     """
+    if not any(isinstance(layer, kind) for layer in self.layers):
+      theirs = ', '.join(dict.fromkeys(type(layer).__name__ for layer in self.layers))
+      raise UsageError(f'{self.name} has no layer {kind.__name__} to replace; it has {theirs}')
     layers = tuple(
       dataclasses.replace(layer, **changes) if isinstance(layer, kind) else layer for layer in self.layers
     )

@@ -1,6 +1,9 @@
 """Activations by layer: the function, the files, and the images that cannot be read."""
 
 import dataclasses
+import datetime
+import hashlib
+import json
 
 import h5py
 import jax.numpy as jnp
@@ -161,6 +164,7 @@ def test_names_of_torchvision_and_folders(folder, variables, images):
   )
   with h5py.File(out) as stored:
     assert set(stored) == {'features.7', 'classifier.5', 'names'}
+    assert stored['features.7'].attrs['layer'] == 'relu3'
     assert stored['features.7'].dtype == np.float16
     np.testing.assert_allclose(stored['features.7'][:], expected['relu3'], rtol=2e-3, atol=1e-3)
     np.testing.assert_allclose(stored['classifier.5'][:], expected['relu7'], rtol=2e-3, atol=1e-3)
@@ -170,7 +174,18 @@ def test_names_of_torchvision_and_folders(folder, variables, images):
   ('changes', 'message'),
   [
     ({'--layers': 'fc9'}, "unknown layer 'fc9'; did you mean 'fc"),
-    ({'--layers': 'features.99', '--names': 'torchvision'}, "unknown layer 'features.99'"),
+    (
+      {'--layers': 'features.99', '--names': 'torchvision'},
+      "unknown layer 'features.99'; did you mean 'features.",
+    ),
+    (
+      {'--layers': 'features.7'},
+      "'features.7' is a name of the scheme torchvision: add --names torchvision, or",
+    ),
+    ({'--layers': 'relu3', '--names': 'torchvision'}, "scheme ours: add --names ours, or write 'features.7'"),
+    ({'--layers': ' , '}, '--layers names no layer'),
+    ({'--out': 'nowhere/f.npz'}, 'cannot write nowhere/f.npz: the folder nowhere is not there'),
+    ({'--out': 'tests.h5/../.h5'}, 'the ending must be'),
     ({'--out': 'f.csv'}, '--out f.csv: the ending must be .h5, .hdf5 or .npz'),
     ({'--out': '/dev/null/f.h5'}, 'cannot write /dev/null/f.h5'),
     ({'--weights': 'absent.pth'}, 'absent.pth: no such file'),
@@ -187,6 +202,40 @@ def test_mistakes_on_the_command_line(folder, capsys, changes, message):
   assert message in errors
   assert len(errors.splitlines()) == 1
   assert not list(folder.glob('f.*'))
+
+
+@pytest.mark.parametrize('out', ['f.h5', 'f.npz'])
+def test_a_file_says_what_it_holds(folder, variables, capsys, out):
+  command = [
+    'features',
+    str(folder / '0.png'),
+    '--weights',
+    str(folder / 'w.safetensors'),
+    '--layers',
+    ' relu3 , fc7',
+  ]
+  assert main([*command, '--out', str(folder / out), '--half', '--pool', 'mean']) == 0
+  assert capsys.readouterr().out == f'{folder / out}: 1 images, float16: relu3 [1, 24], fc7 [1, 256]\n'
+  if out == 'f.npz':
+    with np.load(folder / out) as stored:
+      found = json.loads(str(stored['attributes']))
+    layers = found.pop('layers')
+  else:
+    with h5py.File(folder / out) as stored:
+      found = dict(stored.attrs)
+      layers = {name: dict(stored[name].attrs) for name in ('relu3', 'fc7')}
+  assert layers == {name: {'layer': name, 'axes': 'image, channel'} for name in ('relu3', 'fc7')}
+  assert found['source'] == 'w.safetensors'
+  assert (found['variant'], found['image_size'], found['layer_names']) == ('torchvision', 67, 'ours')
+  assert (found['pool'], found['dtype']) == ('mean', 'float16')
+  assert json.loads(found['preprocessing'])['channel_order'] == 'RGB'
+  assert 'jax ' in found['versions']
+  digest = hashlib.sha256()
+  for layer in sorted(variables['params']):
+    for leaf in ('bias', 'kernel'):
+      digest.update(f'params/{layer}/{leaf}'.encode() + b'\0' + variables['params'][layer][leaf].tobytes())
+  assert found['weights_sha256'] == digest.hexdigest()
+  assert datetime.datetime.fromisoformat(found['created']).tzinfo == datetime.UTC
 
 
 def test_an_empty_folder(folder, capsys):

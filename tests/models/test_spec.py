@@ -10,6 +10,7 @@ import pytest
 from flax import linen as nn
 
 from alexnet_flax import VARIANTS, AlexNet
+from alexnet_flax.errors import UsageError
 from alexnet_flax.models.spec import (
   Activation,
   BatchNorm,
@@ -19,8 +20,10 @@ from alexnet_flax.models.spec import (
   Flatten,
   LocalResponseNorm,
   Pool,
+  Preprocessing,
   Spec,
   UniformFanIn,
+  VarianceScaling,
   window_padding,
 )
 from tests.helpers import random_variables
@@ -170,3 +173,52 @@ def test_specs_are_values():
   assert len({hash(spec) for spec in VARIANTS.values()}) == len(VARIANTS)
   with pytest.raises(dataclasses.FrozenInstanceError):
     VARIANTS['paper'].name = 'mine'
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda: Activation('gelu'), "unknown Activation.kind 'gelu'; did you mean 'relu'"),
+    (lambda: Pool(padding='VALDI'), "unknown Pool.padding 'VALDI'; did you mean 'VALID'"),
+    (lambda: Pool(kind='mean'), "unknown Pool.kind 'mean'"),
+    (lambda: Conv(1, 1, padding='SAM'), "unknown Conv.padding 'SAM'; did you mean 'SAME'"),
+    (lambda: VarianceScaling(1.0, 'fan_on', 'normal'), "unknown VarianceScaling.mode 'fan_on'"),
+    (lambda: Preprocessing(channel_order='GBR'), "unknown Preprocessing.channel_order 'GBR'"),
+    (lambda: VARIANTS['paper'].replace(Activation, kind='gelu'), "unknown Activation.kind 'gelu'"),
+    (
+      lambda: VARIANTS['paper'].replace(BatchNorm, momentum=0.9),
+      'paper has no layer BatchNorm to replace',
+    ),
+    (lambda: VARIANTS['torchvison'], "unknown variant 'torchvison'; did you mean 'torchvision'"),
+  ],
+)
+def test_names_that_are_unknown(make, message):
+  with pytest.raises(UsageError, match=message):
+    make()
+
+
+def test_networks_that_are_not_specs():
+  with pytest.raises(TypeError, match=r"must be a Spec: AlexNet\(VARIANTS\['torchvision'\]\)"):
+    AlexNet('torchvision')
+  with pytest.raises(UsageError, match="unknown variant 'alexnet'"):
+    AlexNet('alexnet')
+  with pytest.raises(TypeError, match=r"use load_pretrained\('caffe'\)"):
+    AlexNet.from_pretrained('caffe')
+
+
+def test_layers_that_are_not_there():
+  spec = Spec('small', (Conv(4, 3), BatchNorm(), Flatten(), Dense(None)), 8, 'made up')
+  images, zero = jnp.zeros((1, 8, 8, 3)), jnp.zeros(())
+  with pytest.raises(UsageError, match="unknown layer to perturb 'conv2'; did you mean 'conv1'"):
+    jax.eval_shape(
+      lambda: AlexNet(spec).init(jax.random.key(0), images, train=False, perturbations={'conv2': zero})
+    )
+  with pytest.raises(UsageError, match="unknown BatchNorm to fix 'conv1'"):
+    AlexNet(spec, fixed_norms=('conv1',)).init(jax.random.key(0), images, train=False)
+
+
+def test_the_variants_are_shown_as_a_table():
+  lines = repr(VARIANTS).splitlines()
+  assert len(lines) == 1 + len(VARIANTS)
+  assert lines[1].split() == ['batchnorm', '224', '96', '256', '384', '384', '256', 'BatchNorm']
+  assert max(map(len, lines)) < 90

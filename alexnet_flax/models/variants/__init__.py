@@ -4,11 +4,29 @@ Each variant states its origin in `source` and beside its definition. `docs/fami
 from the specs, compares them.
 """
 
-from alexnet_flax.models.spec import Spec
+from alexnet_flax.errors import unknown_name
+from alexnet_flax.models.spec import Conv, Spec
 from alexnet_flax.models.variants import batchnorm, caffe, krizhevsky, ports
 
-VARIANTS: dict[str, Spec] = {
-  spec.name: spec
+
+class _Variants(dict[str, Spec]):
+  """Names the nearest for a name that is not there; its repr is a table."""
+
+  def __missing__(self, name: str) -> Spec:
+    raise unknown_name('variant', name, self)
+
+  def __repr__(self) -> str:
+    rows = [('variant', 'image', 'channels', 'norms')]
+    for name, spec in self.items():
+      channels = ' '.join(str(layer.features) for layer in spec.layers if isinstance(layer, Conv))
+      norms = dict.fromkeys(kind for layer in spec.layers if (kind := type(layer).__name__).endswith('Norm'))
+      rows.append((name, str(spec.image_size), channels, ' '.join(norms)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+VARIANTS: dict[str, Spec] = _Variants(
+  (spec.name, spec)
   for spec in (
     batchnorm.batchnorm(),
     batchnorm.batchnorm_prose(),
@@ -22,4 +40,4 @@ VARIANTS: dict[str, Spec] = {
     ports.ungrouped(),
     krizhevsky.cifar10_full(),
   )
-}
+)
