@@ -131,17 +131,42 @@ def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Trai
   return dataclasses.replace(like, **manager.restore(step, args=ocp.args.StandardRestore(target)))
 
 
-def restore_variables(folder: pathlib.Path) -> tuple[int, dict[str, Any]]:
-  """Returns the step of a folder's last whole checkpoint, and its {'params', 'batch_stats'} for evaluation.
+def restore_variables(folder: pathlib.Path, which: str | None = None) -> tuple[int, dict[str, Any]]:
+  """Returns the step of a checkpoint in a folder, and its {'params', 'batch_stats'} for evaluation.
+
+  Args:
+    folder: The folder of checkpoints.
+    which: A step; or 'best', the greatest top-1 among those saved with scores, the earliest of equals; or
+      None, the last whole one.
 
   Raises:
-    UsageError: The folder has no whole checkpoint.
+    UsageError: There is no such checkpoint, or it is damaged.
   """
-  step = next((step for step in steps_in(folder) if damage(folder / str(step)) is None), None)
-  if step is None:
-    raise UsageError(f'no checkpoint in {folder}')
+  steps = steps_in(folder)
+  if which == 'best':
+    chosen = [max(scored, key=lambda step: (scored[step], -step))] if (scored := _scores(folder)) else []
+  elif which is not None:
+    chosen = [step for step in steps if step == int(which)]
+  else:
+    chosen = [step for step in steps if damage(folder / str(step)) is None][:1]
+  if not chosen:
+    there = f': it has those of steps {", ".join(map(str, reversed(steps)))}' if which and steps else ''
+    raise UsageError(f'no checkpoint{f" {which}" if which else ""} in {folder}{there}')
+  if which and (wrong := damage(folder / str(chosen[0]))):
+    raise UsageError(f'the checkpoint {folder / str(chosen[0])} is damaged: {wrong}')
+  (step,) = chosen
   saved = _restore_on_one_device(folder, step)
   return step, saved.get('ema') or {'params': saved['params'], 'batch_stats': saved['batch_stats']}
+
+
+def _scores(folder: pathlib.Path) -> dict[int, float]:
+  """Returns the top-1 accuracies of the checkpoints that Orbax saved with their scores."""
+  found = {}
+  for step in steps_in(folder):
+    top1 = (read_json(folder / str(step) / 'metrics' / 'metrics') or {}).get('top1')
+    if isinstance(top1, float):
+      found[step] = top1
+  return found
 
 
 def load_arrays(folder: pathlib.Path, step: int) -> dict[str, np.ndarray]:

@@ -308,12 +308,17 @@ def base_spec(config: Config) -> specs.Spec:
   """Returns the network of the model's keys, its input size resolved."""
   model = config.model
   spec = VARIANTS[model.variant]
-  for kind, field, value in (
-    (specs.Activation, 'kind', model.activation),
-    (specs.Pool, 'kind', model.pooling),
-    (specs.Dropout, 'rate', model.dropout_rate),
-    (specs.BatchNorm, 'momentum', model.batch_norm_momentum),
+  for kind, field, key in (
+    (specs.Activation, 'kind', 'activation'),
+    (specs.Pool, 'kind', 'pooling'),
+    (specs.Dropout, 'rate', 'dropout_rate'),
+    (specs.BatchNorm, 'momentum', 'batch_norm_momentum'),
   ):
+    value = getattr(model, key)
+    if value is not None and not any(isinstance(layer, kind) for layer in spec.layers):
+      raise UsageError(
+        f'model.{key} (={value}) does nothing: {spec.name} has no {kind.__name__}; leave it out, or set it to None'
+      )
     if value is not None:
       spec = spec.replace(kind, **{field: value})
   share = config.data.center_crop_share

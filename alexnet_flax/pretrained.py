@@ -22,8 +22,8 @@ from alexnet_flax.files import read_json, write_text
 from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.models.spec import Spec
 from alexnet_flax.models.variants import VARIANTS
-from alexnet_flax.weights import open_weights
-from alexnet_flax.weights.download import local_path
+from alexnet_flax.weights import WRITABLE_ENDINGS, open_weights
+from alexnet_flax.weights.download import PUBLISHED, local_path
 from alexnet_flax.weights.format import WeightsFile
 
 if TYPE_CHECKING:
@@ -52,12 +52,14 @@ class PretrainedModel:
     model: The network.
     variables: {'params', 'batch_stats'}.
     class_names: The names of its classes, as the data set has them.
+    step: The step of the run's checkpoint; None for weights files.
   """
 
   source: str
   model: AlexNet
   variables: dict[str, Any]
   class_names: tuple[str, ...]
+  step: int | None = None
 
   @property
   def spec(self) -> Spec:
@@ -111,8 +113,8 @@ def load_pretrained(
   """Loads a trained network.
 
   Args:
-    source: A run's folder (its last checkpoint; the moving averages, if it has them), what
-      `load_weights` takes, or an open weights file.
+    source: A run's folder (its last checkpoint; the moving averages, if it has them), RUN@best or
+      RUN@STEP (another of its checkpoints), what `load_weights` takes, or an open weights file.
     spec: The network of a weights file that does not describe itself.
     variant: The name of that network instead; if both are None, the variant that the file can be of.
     width: The variant's scale, as for `Spec.scaled`.
@@ -124,8 +126,10 @@ def load_pretrained(
   """
   if variant is not None and variant not in VARIANTS:
     raise unknown_name('variant', variant, VARIANTS)
-  if not isinstance(source, WeightsFile) and (folder := pathlib.Path(source).expanduser()).is_dir():
-    found = _load_run(str(source), folder)
+  if not isinstance(source, WeightsFile) and (run := find_run(source)):
+    if width != 1.0:
+      raise UsageError(f'{source} describes its own network; leave out --width={width}')
+    found = _load_run(str(source), *run)
   else:
     file = source if isinstance(source, WeightsFile) else open_weights(source)
     source, theirs = file.source, file.spec or spec
@@ -137,6 +141,8 @@ def load_pretrained(
         theirs = known.scaled(width, image_size)
       except ValueError as error:
         raise UsageError(str(error)) from None
+    if file.spec and width != 1.0:
+      raise UsageError(f'{source} describes its own network; leave out --width={width}')
     found = _model(source, theirs, file.variables(theirs), file.class_names)
   if variant not in (None, found.spec.name):
     raise UsageError(f'{source} holds {found.spec.name}, not --variant={variant}')
@@ -146,28 +152,54 @@ def load_pretrained(
   return found
 
 
-def run_config(folder: str | os.PathLike[str]) -> 'Config':
-  """Returns the configuration of a run's folder.
+def find_run(source: str | os.PathLike[str]) -> tuple[pathlib.Path, str | None] | None:
+  """Returns the folder in RUN, RUN@best or RUN@STEP, and what follows the @; None if there is no such folder.
+
+  Raises:
+    UsageError: Something else follows the @.
+  """
+  if (path := pathlib.Path(source).expanduser()).is_dir():
+    return path, None
+  folder, _, which = os.fspath(source).rpartition('@')
+  if not folder or not (path := pathlib.Path(folder).expanduser()).is_dir():
+    return None
+  if which != 'best' and not re.fullmatch('[0-9]+', which):
+    raise UsageError(f'{source}: after the @ comes best, or the step of a checkpoint, not {which!r}')
+  return path, which
+
+
+def is_network(text: str) -> bool:
+  """Whether a word of a command line names a trained network and not a file or folder of images."""
+  if run := find_run(text):
+    return (run[0] / 'config.json').exists()
+  if os.path.exists(os.path.expanduser(text)):
+    return text.endswith((*WRITABLE_ENDINGS, '.pt', '.h5'))
+  return text in PUBLISHED or text.startswith(('http://', 'https://'))
+
+
+def run_config(source: str | os.PathLike[str]) -> 'Config':
+  """Returns the configuration of a run: RUN, RUN@best or RUN@STEP.
 
   Raises:
     UsageError: There is none.
   """
   from alexnet_flax.config import from_dict
 
-  path = pathlib.Path(folder).expanduser() / 'config.json'
-  stored = read_json(path)
+  folder, _ = find_run(source) or (pathlib.Path(source), None)
+  stored = read_json(folder / 'config.json')
   if stored is None:
-    raise UsageError(f"{folder} is not a run's folder: it has no {path.name}")
+    raise UsageError(f"{source} is not a run's folder: it has no config.json")
   return from_dict(stored)
 
 
-def _load_run(source: str, folder: pathlib.Path) -> PretrainedModel:
+def _load_run(source: str, folder: pathlib.Path, which: str | None) -> PretrainedModel:
   with needs_extra("a run's folder"):
     from alexnet_flax import checkpoint
     from alexnet_flax.config import build_spec
   config, names = run_config(folder), folder / FILE
-  _, variables = checkpoint.restore_variables(folder / 'checkpoints')
-  return _model(source, build_spec(config), variables, read_names(names) if names.exists() else ())
+  step, variables = checkpoint.restore_variables(folder / 'checkpoints', which)
+  found = _model(source, build_spec(config), variables, read_names(names) if names.exists() else ())
+  return dataclasses.replace(found, step=step)
 
 
 def _model(source: str, spec: Spec, variables: dict[str, Any], names: tuple[str, ...]) -> PretrainedModel:

@@ -2,7 +2,8 @@
 
 import argparse
 
-from alexnet_flax.cli.options import add_network, network_options
+from alexnet_flax.cli.options import NETWORK, add_network, network_options
+from alexnet_flax.errors import UsageError
 
 HELP = "convert weights between programs' formats; export networks as ONNX or StableHLO"
 DESCRIPTION = (
@@ -13,8 +14,9 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('source', metavar='SRC')
+  parser.add_argument('source', metavar='SRC', nargs='?', help=NETWORK)
   parser.add_argument('destination', metavar='DST')
+  parser.add_argument('--weights', metavar='SRC', help='the same as SRC')
   add_network(parser)
   parser.add_argument('--names', choices=['torchvision'], help="safetensors in torchvision's names")
   parser.add_argument(
@@ -26,8 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
   from alexnet_flax.export.convert import convert
 
+  if (arguments.source is None) == (arguments.weights is None):
+    raise UsageError('name the network and the file to write, once: alexnet-flax convert SRC DST')
   agrees = convert(
-    arguments.source,
+    arguments.source or arguments.weights,
     arguments.destination,
     **network_options(arguments),
     names=arguments.names,

@@ -2,7 +2,7 @@
 
 import argparse
 
-from alexnet_flax.cli.options import add_data_dir, add_network, check_batch_size, network_options
+from alexnet_flax.cli.options import NETWORK, add_data_dir, add_network, check_batch_size, network_options
 from alexnet_flax.errors import UsageError
 
 HELP = 'score trained networks on a data set'
@@ -13,8 +13,8 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('workdirs', metavar='WORKDIR', nargs='*', help="runs' folders")
-  parser.add_argument('--weights', nargs='+', default=[], help='files, URLs or published names')
+  parser.add_argument('networks', metavar='NETWORK', nargs='*', help=f'each {NETWORK}')
+  parser.add_argument('--weights', metavar='NETWORK', nargs='+', default=[], help='the same')
   add_network(parser)
   parser.add_argument('--dataset', metavar='NAME[:SPLIT]', help="(default: the first run's own)")
   add_data_dir(parser)
@@ -28,22 +28,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
   from alexnet_flax.evaluation.summary import check_writable, evaluate, write_json
-  from alexnet_flax.pretrained import load_pretrained, run_config
+  from alexnet_flax.pretrained import find_run, load_pretrained, run_config
 
-  if not arguments.workdirs and not arguments.weights:
-    raise UsageError("name what to evaluate: a run's folder, or --weights FILE --variant NAME")
+  sources = [*arguments.networks, *arguments.weights]
+  if not sources:
+    raise UsageError("name what to evaluate: a run's folder, or a weights file with --variant NAME")
   check_batch_size(arguments)
   if arguments.json:
     check_writable(arguments.json)
   dataset = arguments.dataset
   if dataset is None:
-    if not arguments.workdirs:
-      raise UsageError('--weights do not say what they were trained on; give --dataset NAME[:SPLIT]')
-    data = run_config(arguments.workdirs[0]).data
+    run = next(filter(find_run, sources), None)
+    if run is None:
+      raise UsageError('weights do not say what they were trained on; give --dataset NAME[:SPLIT]')
+    data = run_config(run).data
     dataset = f'{data.dataset}:{data.eval_split}'
-  networks = [load_pretrained(folder) for folder in arguments.workdirs] + [
-    load_pretrained(weights, **network_options(arguments)) for weights in arguments.weights
-  ]
+  options = network_options(arguments)  # of weights files: a run says itself what it is
+  alone = len(sources) == 1
+  networks = [load_pretrained(one, **({} if find_run(one) and not alone else options)) for one in sources]
   names = ('data_dir', 'protocol', 'resize', 'size', 'batch_size', 'any_count')
   options = {name: getattr(arguments, name) for name in names}
   figures = evaluate(networks, dataset, **options, quiet=arguments.json == '-')

@@ -2,7 +2,7 @@
 
 import argparse
 
-from alexnet_flax.cli.options import add_weights, check_batch_size, load
+from alexnet_flax.cli.options import add_weights, check_batch_size, load, take_network
 from alexnet_flax.errors import UsageError
 from alexnet_flax.weights import LAYER_NAMES
 
@@ -14,7 +14,7 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('images', metavar='IMAGES', nargs='+', help='files, folders and patterns')
+  parser.add_argument('images', metavar='IMAGES', nargs='+', help='files, folders, patterns; a network too')
   parser.add_argument('--layers', required=True, help='such as relu3,fc7')
   parser.add_argument('--out', required=True, help='F.h5 or F.npz')
   add_weights(parser, classes=False)
@@ -28,10 +28,11 @@ def run(arguments: argparse.Namespace) -> None:
   from alexnet_flax.inference.feature_files import check_writable, write_features
 
   check_batch_size(arguments)
+  images = take_network(arguments, arguments.images)
   check_writable(arguments.out)
   unreadable = write_features(
     load(arguments),
-    arguments.images,
+    images,
     arguments.layers.split(','),
     arguments.out,
     names=arguments.names,

@@ -22,14 +22,35 @@ def network_options(arguments: argparse.Namespace) -> dict[str, Any]:
   return {name: getattr(arguments, name) for name in ('variant', 'width', 'image_size')}
 
 
+RUNS = "runs' folders; RUN@best and RUN@STEP are other checkpoints than the last"
+NETWORK = "a run's folder (RUN@best, RUN@STEP: one of its checkpoints), a file, a URL or a published name"
+
+
 def add_weights(parser: argparse.ArgumentParser, *, classes: bool) -> None:
   """Adds the options for a trained network, torchvision's by default, and for the names of its classes."""
-  sources = "a run's folder, a file, a URL or a published name (default: torchvision's, downloaded once)"
-  parser.add_argument('--weights', default='torchvision', help=sources)
+  parser.add_argument('--weights', metavar='NETWORK', help=f"{NETWORK} (default: torchvision's)")
   add_network(parser)
   parser.set_defaults(classes=None)
   if classes:
     parser.add_argument('--classes', metavar='FILE', help='class names, one a line')
+
+
+def take_network(arguments: argparse.Namespace, paths: list[str]) -> list[str]:
+  """Takes the trained network that is named among `paths` for `--weights`; returns the other paths.
+
+  Raises:
+    UsageError: There are two networks, or nothing besides.
+  """
+  from alexnet_flax.pretrained import is_network
+
+  networks = [path for path in paths if is_network(path)]
+  if len(networks) + (arguments.weights is not None) > 1:
+    one, other = [*networks, arguments.weights][:2]
+    raise UsageError(f'{one} and {other} are both networks; name one of them')
+  if len(networks) == len(paths):
+    raise UsageError(f'{networks[0]} is a network; name the images too')
+  arguments.weights = arguments.weights or next(iter(networks), None)
+  return [path for path in paths if path not in networks]
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +68,7 @@ def load(arguments: argparse.Namespace) -> 'PretrainedModel':
   """Loads the network of the options of `add_weights`."""
   from alexnet_flax.pretrained import load_pretrained, read_names
 
-  network = load_pretrained(arguments.weights, **network_options(arguments))
+  network = load_pretrained(arguments.weights or 'torchvision', **network_options(arguments))
   if arguments.classes is None:
     return network
   names = read_names(arguments.classes, len(network.class_names))

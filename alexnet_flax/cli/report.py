@@ -4,7 +4,8 @@ import argparse
 import dataclasses
 import pathlib
 
-from alexnet_flax.cli.options import add_data_dir
+from alexnet_flax.cli.options import RUNS, add_data_dir
+from alexnet_flax.errors import UsageError
 
 HELP = 'write an HTML report of a run, or of several side by side'
 DESCRIPTION = (
@@ -14,18 +15,26 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('workdirs', metavar='WORKDIR', nargs='+', help='the folders of the runs')
+  parser.add_argument('networks', metavar='RUN', nargs='*', help=RUNS)
+  parser.add_argument('--weights', metavar='RUN', nargs='+', default=[], help='the same')
   add_data_dir(parser)
-  parser.add_argument('--out', help='(default: WORKDIR/report.html; ./report.html for several runs)')
+  parser.add_argument(
+    '--out', help='(default: RUN/report.html or report-best.html; ./report.html for several)'
+  )
 
 
 def run(arguments: argparse.Namespace) -> None:
+  from alexnet_flax.pretrained import find_run
   from alexnet_flax.viz.report import FILE, load_results, write_report
 
-  folders = arguments.workdirs
-  default = pathlib.Path(folders[0]).expanduser() / FILE if len(folders) == 1 else pathlib.Path(FILE)
-  path = pathlib.Path(arguments.out).expanduser() if arguments.out else default
+  folders = [*arguments.networks, *arguments.weights]
+  if not folders:
+    raise UsageError('name the runs: alexnet-flax report RUN ...')
   runs = [load_results(folder, arguments.data_dir) for folder in folders]
+  default = pathlib.Path(FILE)
+  if len(runs) == 1 and (found := find_run(folders[0])):
+    default = found[0] / (FILE.replace('.', f'-{found[1]}.') if found[1] else FILE)
+  path = pathlib.Path(arguments.out).expanduser() if arguments.out else default
   if len({run.name for run in runs}) < len(runs):  # such as a/digits and b/digits
     runs = [dataclasses.replace(run, name=folder) for run, folder in zip(runs, folders, strict=True)]
   write_report(runs, path)

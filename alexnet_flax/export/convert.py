@@ -12,7 +12,7 @@ from alexnet_flax.data.images import UnreadableError, evaluation_view, read_imag
 from alexnet_flax.errors import UsageError, needs_extra
 from alexnet_flax.export import parity
 from alexnet_flax.export.model_card import write_card
-from alexnet_flax.pretrained import PretrainedModel, load_pretrained
+from alexnet_flax.pretrained import PretrainedModel, find_run, load_pretrained
 from alexnet_flax.weights import WRITABLE_ENDINGS, open_weights, save_weights
 from alexnet_flax.weights.download import stated_digests
 from alexnet_flax.weights.format import WeightsFile
@@ -53,7 +53,7 @@ def convert(
   Raises:
     UsageError: Source, destination or images do not allow it.
   """
-  path, is_run = pathlib.Path(destination), pathlib.Path(source).expanduser().is_dir()
+  path, is_run = pathlib.Path(destination), find_run(source) is not None
   if verify and is_run:
     raise UsageError(f'{source} is our own: there is no other program to compare with')
   if not path.name.endswith(_ENDINGS):

@@ -8,7 +8,7 @@ import numpy as np
 
 from alexnet_flax.errors import UsageError
 from alexnet_flax.files import write_text
-from alexnet_flax.pretrained import PretrainedModel, run_config
+from alexnet_flax.pretrained import PretrainedModel, find_run, run_config
 from alexnet_flax.training.logger import read_metrics
 from alexnet_flax.training.workdir import public, read_environment
 
@@ -32,7 +32,7 @@ def write_card(path: pathlib.Path, files: Sequence[pathlib.Path], network: Pretr
     f'| image | RGB, short side to {short} (bilinear, antialiased), central square of {spec.image_size} |',
     f'| preprocessing | (pixel * {_number(pre.scale)} - mean) / std, in the order {pre.channel_order};'
     f' mean {_numbers(pre.mean)}, std {_numbers(pre.std)} |',
-    *_origin(network.source),
+    *_origin(network),
   ]
   try:
     write_text(path, '\n'.join(lines) + '\n')
@@ -40,20 +40,20 @@ def write_card(path: pathlib.Path, files: Sequence[pathlib.Path], network: Pretr
     raise UsageError(f'cannot write {path}: {error.strerror}') from None
 
 
-def _origin(source: str) -> list[str]:
+def _origin(network: PretrainedModel) -> list[str]:
   """Training data, protocol and accuracy, if known."""
-  folder = pathlib.Path(source).expanduser()
-  if not folder.is_dir():
-    return [f'| weights from | {_text(public(source))} |', '| accuracy | not measured by this program |']
-  config, metrics, environment = run_config(source), read_metrics(folder), read_environment(folder)
-  data = config.data
+  run = find_run(network.source)
+  if run is None:
+    return [f'| weights from | {_text(public(network.source))} |', '| accuracy | not measured by this program |']
+  folder, step = run[0], network.step or 0
+  data, environment = run_config(folder).data, read_environment(folder)
+  metrics = [line for line in read_metrics(folder) if line['step'] <= step]
   evaluated = [line for line in metrics if line['split'] != 'train' and line['name'] in ('top1', 'top5')]
   last = [line for line in evaluated if line['step'] == evaluated[-1]['step']]
   crops = 'ten crops' if data.eval_view.ten_crop else 'one central crop'
   accuracy = ', '.join(f'{line["name"]} {line["value"]:.2%}'.replace('%', ' %') for line in last)
-  steps = metrics[-1]['step'] if metrics else 0
   return [
-    f'| trained on | {_code(data.dataset)}, split {_code(data.train_split)}, {steps:,} steps of'
+    f'| trained on | {_code(data.dataset)}, split {_code(data.train_split)}, {step:,} steps of'
     f' {data.batch_size} |',
     f'| protocol | {_code(data.dataset)}, split {_code(data.eval_split)}, {crops}, resized bilinearly'
     f' {"with" if data.eval_view.resize == "pil" else "without"} antialiasing |',

@@ -1,7 +1,6 @@
 """Initialises a run's state: random parameters, or those of a trained network."""
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from alexnet_flax.config import base_spec
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.variants import VARIANTS
-from alexnet_flax.pretrained import load_pretrained
+from alexnet_flax.pretrained import find_run, load_pretrained
 from alexnet_flax.steps import TrainState
 from alexnet_flax.training.experiment import Experiment
 from alexnet_flax.training.transfer import graft
@@ -34,8 +33,7 @@ def initial_state(experiment: Experiment) -> tuple[TrainState, list[str]]:
   published = dataclasses.replace(whole, image_size=VARIANTS[whole.name].image_size)
   fresh = {'params': state.params, 'batch_stats': state.batch_stats}
   try:
-    is_run = pathlib.Path(transfer.source).expanduser().is_dir()
-    source = transfer.source if is_run else open_weights(transfer.source)
+    source = transfer.source if find_run(transfer.source) else open_weights(transfer.source)
     try:
       loaded = load_pretrained(source, published)
     except UsageError:

@@ -25,7 +25,7 @@ from alexnet_flax.files import write_text
 from alexnet_flax.inference.features import feature_batches
 from alexnet_flax.inference.layer_stats import layer_statistics
 from alexnet_flax.models.spec import Dropout, Flatten
-from alexnet_flax.pretrained import PretrainedModel, load_pretrained, run_config
+from alexnet_flax.pretrained import PretrainedModel, find_run, load_pretrained, run_config
 from alexnet_flax.training.logger import read_metrics
 from alexnet_flax.training.workdir import read_environment
 from alexnet_flax.viz.charts import Series, line_chart
@@ -45,7 +45,7 @@ class RunResults:
 
   name: str  # of its folder, or the path if several runs have the same name
   config: Config
-  network: PretrainedModel  # at its last checkpoint
+  network: PretrainedModel  # at one of its checkpoints
   sources: tuple[Source, Source] | None  # of training and evaluation, if they are available
   metrics: list[dict[str, Any]]  # the lines of metrics.jsonl
   environment: dict[str, Any]  # versions, command, commit and devices
@@ -96,7 +96,7 @@ def load_results(folder: str, data_dir: str | None = None) -> RunResults:
   """Loads a run from its folder.
 
   Args:
-    folder: The folder of the run.
+    folder: The folder of the run; RUN@best or RUN@STEP for another checkpoint than the last.
     data_dir: The folder of its data sets; the configuration's if None.
 
   Raises:
@@ -104,7 +104,7 @@ def load_results(folder: str, data_dir: str | None = None) -> RunResults:
   """
   config = run_config(folder)
   network = load_pretrained(folder)
-  path = pathlib.Path(folder).expanduser()
+  path, which = find_run(folder) or (pathlib.Path(folder), None)
   data_dir = data_dir or config.data.data_dir
   train, evaluated, sources = config.data.train_split, config.data.eval_split, None
   try:
@@ -114,7 +114,8 @@ def load_results(folder: str, data_dir: str | None = None) -> RunResults:
     sources = (open_dataset(name, train, data_dir), open_dataset(name, evaluated, data_dir))
   except UsageError as error:
     print(f'note: {folder}: report without images: {error}; give --data_dir', file=sys.stderr)
-  return RunResults(path.resolve().name, config, network, sources, read_metrics(path), read_environment(path))
+  name = path.resolve().name + (f'@{which}' if which else '')
+  return RunResults(name, config, network, sources, read_metrics(path), read_environment(path))
 
 
 def write_report(runs: Sequence[RunResults], path: pathlib.Path) -> None:
