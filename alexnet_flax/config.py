@@ -308,21 +308,29 @@ def base_spec(config: Config) -> specs.Spec:
   """Returns the network of the model's keys, its input size resolved."""
   model = config.model
   spec = VARIANTS[model.variant]
-  for kind, field, key in (
-    (specs.Activation, 'kind', 'activation'),
-    (specs.Pool, 'kind', 'pooling'),
-    (specs.Dropout, 'rate', 'dropout_rate'),
-    (specs.BatchNorm, 'momentum', 'batch_norm_momentum'),
-  ):
-    value = getattr(model, key)
-    if value is not None and not any(isinstance(layer, kind) for layer in spec.layers):
-      raise UsageError(
-        f'model.{key} (={value}) does nothing: {spec.name} has no {kind.__name__}; leave it out, or set it to None'
-      )
-    if value is not None:
-      spec = spec.replace(kind, **{field: value})
+  for key, (kind, field) in _LAYER_KEYS.items():
+    if value_of(config, key) is not None and key not in idle_keys(config):
+      spec = spec.replace(kind, **{field: value_of(config, key)})
   share = config.data.center_crop_share
   if share is not None:
     preprocessing = dataclasses.replace(spec.preprocessing, center_crop_share=share)
     spec = dataclasses.replace(spec, preprocessing=preprocessing)
   return spec.scaled(model.width, model.image_size)
+
+
+_LAYER_KEYS: dict[str, tuple[type, str]] = {
+  'model.activation': (specs.Activation, 'kind'),
+  'model.pooling': (specs.Pool, 'kind'),
+  'model.dropout_rate': (specs.Dropout, 'rate'),
+  'model.batch_norm_momentum': (specs.BatchNorm, 'momentum'),
+}
+
+
+def idle_keys(config: Config) -> dict[str, str]:
+  """Returns the keys that have a value though the variant has no such layer, with a line that says so."""
+  variant, found = config.model.variant, {}
+  for key, (kind, _) in _LAYER_KEYS.items():
+    value = value_of(config, key)
+    if value is not None and not any(isinstance(layer, kind) for layer in VARIANTS[variant].layers):
+      found[key] = f'{key} (={value}) does nothing: {variant} has no {kind.__name__}'
+  return found

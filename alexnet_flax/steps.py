@@ -99,7 +99,7 @@ def train_step(
   Args:
     state: The state from `create_train_state` or the step before. Donate it.
     batch: 'image' [B, H, W, 3], 'label' int32 [B], 'weight' float32 [B] (1, or 0 for padding; BatchNorm's
-      moments count padding too).
+      moments count padding too), all 1 if it is left out.
     key: The run's key, the same at every step: the step's number is folded in.
     loss: A function of logits [B, C] and labels [B] that returns float [B].
     preprocess: A function of a batch and a key that returns a batch, on the device: uint8 to normalised
@@ -111,9 +111,9 @@ def train_step(
     The next state, and the metrics of the whole batch.
 
   Raises:
-    ValueError: `accumulate_steps` does not divide the batch.
+    ValueError: `accumulate_steps` does not divide the batch, or the loss does not return float [B].
   """
-  key = jax.random.fold_in(key, state.step)
+  key, batch = jax.random.fold_in(key, state.step), _weighted(batch)
   params, total = state.params, jnp.sum(batch['weight'])
   if axis_name is not None:
     key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
@@ -182,6 +182,7 @@ def eval_step(
   'image' may be [B, V, H, W, 3], V views of each image: the prediction is then the mean of the softmax over
   them (Krizhevsky et al. 2012, section 4.1).
   """
+  batch = _weighted(batch)
   if preprocess is not None:
     batch = preprocess(batch, None)
   images = batch['image']
@@ -194,6 +195,11 @@ def eval_step(
     logits = state.apply_fn(variables, images, train=False)
   metrics = measure(logits, batch['label'], loss(logits, batch['label']), batch['weight'])
   return metrics if axis_name is None else jax.lax.psum(metrics, axis_name)
+
+
+def _weighted(batch: Batch) -> Batch:
+  labels = batch['label'].reshape(batch['label'].shape[0], -1)[:, 0]
+  return {'weight': jnp.ones_like(labels, jnp.float32), **batch}
 
 
 def micro_batches(batch: Batch, key: jax.Array, accumulate_steps: int) -> tuple[Batch, jax.Array]:

@@ -326,3 +326,39 @@ def test_lowers_for_cuda_and_tpu(name, dtype):
     exported = export(state, batch, key)
   assert exported.platforms == ('cuda', 'tpu')
   assert exported.nr_devices == 8
+
+
+def test_a_batch_without_weights_has_weights_of_one():
+  model = network('paper')
+  (batch,) = batches(1, size=8)
+  plain = {name: value for name, value in batch.items() if name != 'weight'}
+  state = initial(model)
+  for step in (
+    jax.jit(lambda batch: train_step(state, batch, KEY)[1]),
+    jax.jit(lambda batch: eval_step(state, batch)),
+  ):
+    weighted, found = step(batch), step(plain)
+    assert float(found.images) == 8
+    assert dict(found) == dict(weighted)
+    assert set(dict(found)) == {'loss', 'top1', 'top5'}
+  devices = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+  mapped = jax.shard_map(
+    lambda batch: train_step(state, batch, KEY, axis_name='data')[1],
+    mesh=devices,
+    in_specs=P('data'),
+    out_specs=P(),
+  )
+  assert float(jax.jit(mapped)(plain).images) == 8
+
+
+def test_a_loss_must_have_one_value_an_example():
+  state, (batch,) = initial(network('paper')), batches(1, size=8)
+
+  def mean(logits, labels):
+    return cross_entropy(logits, labels).mean()
+
+  for step in (lambda: train_step(state, batch, KEY, loss=mean), lambda: eval_step(state, batch, loss=mean)):
+    with pytest.raises(
+      ValueError, match=r'the losses \(of shape \(\)\) must have one value per example: \(8,\)'
+    ):
+      jax.eval_shape(step)

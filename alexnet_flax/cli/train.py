@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable
 
 from alexnet_flax import config as configuration
-from alexnet_flax.config import Config, from_dict
+from alexnet_flax.config import Config, from_dict, idle_keys, with_values
 from alexnet_flax.errors import DivergedError, PreemptedError, UsageError, needs_extra, unknown_name
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.training import distributed
@@ -107,7 +107,13 @@ def parse(argv: list[str], values: 'flags.FlagValues | None' = None) -> tuple[Co
   if values.config is None:
     raise UsageError(f'{recipe}: get_config returned None; it must return the configuration')
   tree = values.config.to_dict() if hasattr(values.config, 'to_dict') else values.config
-  return from_dict(tree), values.workdir or f'runs/{recipe.stem}'
+  config = from_dict(tree)
+  for key, line in idle_keys(config).items():
+    if any(re.match(rf'--?config\.{key}(=|$)', argument) for argument in argv):
+      raise UsageError(f'{line}; leave it out')
+    print(f"note: {line}; the recipe's is left out", file=sys.stderr)
+    config = with_values(config, {key: None})
+  return config, values.workdir or f'runs/{recipe.stem}'
 
 
 def flags_of(argv: list[str]) -> 'flags.FlagValues':

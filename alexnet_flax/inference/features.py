@@ -13,14 +13,16 @@ from alexnet_flax.data.augment import normalize
 from alexnet_flax.data.images import evaluation_view
 from alexnet_flax.errors import unknown_name
 from alexnet_flax.models.alexnet import AlexNet
+from alexnet_flax.models.spec import Spec
 
+Images = Sequence[np.ndarray] | np.ndarray | jax.Array
 POOLS: dict[str, Callable[..., jax.Array]] = {'mean': jnp.mean, 'max': jnp.max}
 
 
 def features(
   model: AlexNet,
   variables: Any,
-  images: Sequence[np.ndarray] | np.ndarray | jax.Array,
+  images: Images,
   layers: Sequence[str],
   *,
   preprocessed: bool = False,
@@ -34,8 +36,8 @@ def features(
     model: The network.
     variables: Its variables.
     images: uint8 RGB images of any size: a sequence of [H, W, 3], or an array [N, H, W, 3]. Each is resized,
-      cropped and normalised as in evaluation. With `preprocessed`, float [N, H, W, 3], which the network
-      receives unchanged.
+      cropped and normalised as in evaluation; one of exactly the network's size is only normalised. With
+      `preprocessed`, float [N, H, W, 3], which the network receives unchanged.
     layers: The names of endpoints, such as ['relu3', 'fc7'].
     preprocessed: See `images`.
     pool: 'mean' or 'max' over the spatial dimensions of layers that have them; None for no pooling.
@@ -57,13 +59,27 @@ def features(
   >>> {name: x.shape for name, x in features(model, variables, [image], ['relu3', 'fc7']).items()}
   {'relu3': (1, 3, 3, 24), 'fc7': (1, 256)}
   """
-  if preprocessed and not all(jnp.issubdtype(image.dtype, jnp.floating) for image in images):
-    raise ValueError('preprocessed images must be floats [N, H, W, 3]')
-  views = images if preprocessed else (evaluation_view(np.asarray(image), model.spec) for image in images)
+  views = inputs_of(images, model.spec, preprocessed=preprocessed)
   parts = list(feature_batches(model, variables, views, layers, pool=pool, batch_size=batch_size))
-  if not parts:
-    raise ValueError('there are no images')
   return {name: np.concatenate([part[name] for part in parts]).astype(dtype) for name in layers}
+
+
+def inputs_of(images: Images, spec: Spec, *, preprocessed: bool) -> Iterator[np.ndarray]:
+  """Yields the views of images as for `features`: uint8 [S, S, 3], or float [H, W, 3] unchanged.
+
+  Raises:
+    ValueError: There are no images, or one has another shape or type.
+  """
+  if not len(images):
+    raise ValueError('there are no images')
+  for image in map(np.asarray, images):
+    if not preprocessed:
+      own = image.shape == (spec.image_size, spec.image_size, 3) and image.dtype == np.uint8
+      yield image if own else evaluation_view(image, spec)
+    elif image.ndim == 3 and jnp.issubdtype(image.dtype, jnp.floating):
+      yield image
+    else:
+      raise ValueError(f'preprocessed images must be floats [N, H, W, 3]; one is {image.dtype} {image.shape}')
 
 
 def feature_batches(

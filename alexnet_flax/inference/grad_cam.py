@@ -9,6 +9,7 @@ import numpy as np
 
 from alexnet_flax.data.augment import normalize
 from alexnet_flax.errors import unknown_name
+from alexnet_flax.inference.features import Images, inputs_of
 from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.models.spec import Conv, Pool, Spec
 
@@ -19,10 +20,11 @@ _OPACITY = 0.55
 def grad_cam(
   model: AlexNet,
   variables: Any,
-  images: np.ndarray,
+  images: Images,
   classes: np.ndarray | None = None,
   *,
   layer: str | None = None,
+  preprocessed: bool = False,
 ) -> np.ndarray:
   """Computes Grad-CAM maps: how strongly each position of a layer supports a class.
 
@@ -32,23 +34,28 @@ def grad_cam(
   Args:
     model: The network.
     variables: Its variables.
-    images: uint8 RGB [N, S, S, 3], cropped as in evaluation.
+    images: As for `features`: uint8 RGB of any sizes, or floats with `preprocessed`. A map is of what the
+      network sees: the crop of an image.
     classes: int [N]; the top-1 prediction of each image if None.
     layer: A layer with spatial dimensions; the last one before the last pooling if None.
+    preprocessed: Whether the images are what the network receives.
 
   Returns:
     float32 [N, H, W] in 0 ... 1, with maximum 1; all 0 if no position supports the class.
 
   Raises:
     UsageError: There is no such layer.
-    ValueError: The layer has no spatial dimensions.
+    ValueError: The layer has no spatial dimensions, or images or classes have another shape.
   """
   names = [name for name, _ in model.spec.named_layers()]
   name = default_layer(model.spec) if layer is None else layer
   if name not in names:
     raise unknown_name('layer', name, names)
-  wanted = np.full(len(images), -1) if classes is None else np.asarray(classes)
-  return np.asarray(_compiled(model, name)(variables, images, wanted.astype(np.int32)))
+  views = np.stack(list(inputs_of(images, model.spec, preprocessed=preprocessed)))
+  wanted = np.full(len(views), -1) if classes is None else np.asarray(classes)
+  if wanted.shape != (len(views),):
+    raise ValueError(f'classes (of shape {wanted.shape}) must have one class for each of {len(views)} images')
+  return np.asarray(_compiled(model, name)(variables, views, wanted.astype(np.int32)))
 
 
 def default_layer(spec: Spec) -> str:
@@ -74,7 +81,9 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 @functools.lru_cache(maxsize=4)
 def _compiled(model: AlexNet, layer: str) -> Any:
   def cam(variables: Any, images: jax.Array, classes: jax.Array) -> jax.Array:
-    inputs = normalize({'image': images}, preprocessing=model.spec.preprocessing)['image']
+    inputs = images
+    if images.dtype == jnp.uint8:
+      inputs = normalize({'image': images}, preprocessing=model.spec.preprocessing)['image']
 
     def wanted(perturbation: jax.Array) -> Any:
       logits, taps = model.apply(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 
 from alexnet_flax import checkpoint
-from alexnet_flax.config import Config, from_dict, to_dict
+from alexnet_flax.config import Config, from_dict, idle_keys, to_dict
 from alexnet_flax.errors import PreemptedError, UsageError
 from alexnet_flax.training import callbacks as builtin
 from alexnet_flax.training.batches import train_batches, with_features
@@ -46,6 +46,8 @@ def train(
     PreemptedError: The end was requested; the state is saved.
   """
   config = from_dict(to_dict(config))  # checked, wherever it comes from
+  for line in idle_keys(config).values():
+    raise UsageError(f'{line}; leave it None')
   folder = pathlib.Path(workdir).expanduser()
   try:
     with GracefulShutdown() as shutdown:

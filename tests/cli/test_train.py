@@ -10,9 +10,10 @@ from alexnet_flax import config
 from alexnet_flax.cli import main as __main__
 from alexnet_flax.cli import train
 from alexnet_flax.cli.train import main, parse
-from alexnet_flax.config import Config, config_dict, from_dict
+from alexnet_flax.config import Config, config_dict, from_dict, with_values
 from alexnet_flax.data import tfds_source
 from alexnet_flax.errors import DivergedError, UsageError
+from alexnet_flax.training import train as training
 
 RECIPES = sorted(path.as_posix() for path in pathlib.Path('configs').glob('*.py'))
 
@@ -58,6 +59,22 @@ def test_overrides():
   assert changed.data.data_dir == '/somewhere'
   assert changed.optimizer.nesterov is True
   assert changed.model.dropout_rate == 0.25
+
+
+def test_keys_of_layers_that_the_variant_lacks(capsys, tmp_path):
+  """Of a recipe they are left out, for it is made for its own variant; who sets one is told."""
+  for flags in (':torchvision',), ('', '--config.model.variant=paper'):
+    assert parsed(f'--config=configs/digits.py{flags[0]}', *flags[1:]).model.batch_norm_momentum is None
+    assert 'note: model.batch_norm_momentum (=0.9) does nothing' in capsys.readouterr().err
+  for key, variant, kind in (
+    ('batch_norm_momentum=0.5', 'caffe', 'BatchNorm'),
+    ('dropout_rate=0.5', 'cifar10_full', 'Dropout'),
+  ):
+    with pytest.raises(UsageError, match=f'does nothing: {variant} has no {kind}; leave it out'):
+      parsed(f'--config=configs/digits.py:{variant}', f'--config.model.{key}')
+  with pytest.raises(UsageError, match='cifar10_full has no Dropout; leave it None'):
+    keys = {'model.variant': 'cifar10_full', 'model.dropout_rate': 0.1}
+    training.train(with_values(Config(), keys), tmp_path)
 
 
 def test_every_key_can_be_overridden():

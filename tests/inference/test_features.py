@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_flax import VARIANTS, AlexNet, features, load_pretrained, save_weights
+from alexnet_flax import VARIANTS, AlexNet, features, grad_cam, load_pretrained, save_weights
 from alexnet_flax.cli.main import main
+from alexnet_flax.data.augment import normalize
 from alexnet_flax.data.images import UnreadableError, evaluation_view, read_image
 from alexnet_flax.errors import UsageError
 from alexnet_flax.inference.feature_files import write_features
@@ -71,6 +72,27 @@ def test_the_specs_own_preprocessing_is_applied():
   pixels = image[..., ::-1].astype(np.float32) - np.float32([104.007, 116.669, 122.679])
   _, taps = AlexNet(spec).apply(variables, jnp.asarray(pixels[None]), train=False, endpoints=True)
   np.testing.assert_allclose(found, taps['conv1'], rtol=1e-4, atol=1e-4)
+
+
+def test_images_of_the_networks_size_are_taken_as_they_are(variables):
+  """As `classify` and `grad_cam` take them; any other is resized and cropped."""
+  model, image = AlexNet(SPEC, 5), smooth_image(67, 67, 0)
+  floats = np.asarray(
+    normalize({'image': jnp.asarray(image[None])}, preprocessing=SPEC.preprocessing)['image']
+  )
+  expected = features(model, variables, floats, ['fc7'], preprocessed=True)['fc7']
+  np.testing.assert_allclose(
+    features(model, variables, [image], ['fc7'])['fc7'], expected, rtol=1e-5, atol=1e-6
+  )
+  heat = grad_cam(model, variables, [image])
+  np.testing.assert_allclose(
+    heat, grad_cam(model, variables, floats, preprocessed=True), rtol=1e-4, atol=1e-5
+  )
+  large = smooth_image(90, 140, 0)
+  view = evaluation_view(large, SPEC)[None]
+  np.testing.assert_array_equal(grad_cam(model, variables, [large]), grad_cam(model, variables, view))
+  with pytest.raises(ValueError, match='must have one class for each of 1 images'):
+    grad_cam(model, variables, [image], np.array([1, 2]))
 
 
 def test_mistakes(variables, images):
