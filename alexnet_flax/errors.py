@@ -52,6 +52,13 @@ _EXTRAS = {
 }
 
 
+def install_command(extra: str) -> str:
+  """Returns the command that installs an extra: from this checkout, if it is one, else from an index."""
+  checkout = pathlib.Path(__file__).resolve().parents[1]
+  package = f"-e '{checkout}" if (checkout / 'pyproject.toml').is_file() else "'alexnet_flax"
+  return f"pip install {package}[{extra}]'"
+
+
 @contextlib.contextmanager
 def needs_extra(what: str) -> Iterator[None]:
   """Turns the absence of an optional dependency into a line that says how to install it.
@@ -69,7 +76,4 @@ def needs_extra(what: str) -> Iterator[None]:
     extra = next((extra for extra, modules in _EXTRAS.items() if module in modules.split()), None)
     if extra is None:
       raise
-    checkout = pathlib.Path(__file__).resolve().parents[1]
-    package = f"-e '{checkout}" if (checkout / 'pyproject.toml').is_file() else "'alexnet_flax"
-    command = f"pip install {package}[{extra}]'"
-    raise UsageError(f'{what} needs {module}, which is not installed: {command}') from None
+    raise UsageError(f'{what} needs {module}, which is not installed: {install_command(extra)}') from None

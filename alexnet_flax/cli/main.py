@@ -1,7 +1,9 @@
 """`alexnet-flax VERB ...`, the same as `python -m alexnet_flax VERB ...`."""
 
 import argparse
+import difflib
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -16,7 +18,7 @@ from alexnet_flax.cli import (
   report,
   verify_resume,
 )
-from alexnet_flax.errors import UsageError, needs_extra
+from alexnet_flax.errors import UsageError, needs_extra, unknown_name
 
 # Each module has HELP, DESCRIPTION, `add_arguments`, and `run`, which returns the exit code (None for 0) and
 # imports what it needs.
@@ -29,11 +31,21 @@ def main(argv: list[str] | None = None) -> int:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   try:
-    parser = _parser()
-    arguments, others = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] == 'train':
+      raise UsageError(
+        'training is: python train.py --config=configs/digits.py [--workdir=DIR], in a checkout'
+      )
+    if words and words[0] not in VERBS and not words[0].startswith('-'):
+      raise unknown_name('verb', words[0], VERBS)
+    parser, options = _parser()
+    arguments, others = parser.parse_known_args(words)
     verb = VERBS[arguments.verb]
     if others and not getattr(verb, 'TAKES_FLAGS', False):
-      parser.error(f'unrecognized arguments: {" ".join(others)}')
+      near = difflib.get_close_matches(others[0].partition('=')[0], options[arguments.verb], n=1, cutoff=0.8)
+      meant = f'did you mean {near[0]}? ' if near else ''
+      advice = f'{meant}see alexnet-flax {arguments.verb} --help'
+      raise UsageError(f'unrecognized arguments: {" ".join(others)}; {advice}')
     arguments.flags = others
     with needs_extra(f'alexnet-flax {arguments.verb}'):
       return verb.run(arguments) or 0
@@ -51,9 +63,13 @@ class _Parser(argparse.ArgumentParser):
     raise UsageError(f'{" ".join(message.split())}; see {self.prog} --help')
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, list[str]]]:
+  """Returns the parser, and the options of each verb."""
   parser = _Parser(prog='alexnet-flax', description='AlexNet in JAX and Flax.')
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+  options = {}
   for name, verb in VERBS.items():
-    verb.add_arguments(verbs.add_parser(name, help=verb.HELP, description=verb.DESCRIPTION))
-  return parser
+    added = verbs.add_parser(name, help=verb.HELP, description=verb.DESCRIPTION)
+    verb.add_arguments(added)
+    options[name] = re.findall(r'--\w+', added.format_usage())
+  return parser, options

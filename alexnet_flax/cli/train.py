@@ -143,8 +143,11 @@ def flags_of(argv: list[str]) -> 'flags.FlagValues':
     rest = values(argv)
     _ = values.config and values.config.items()  # a recipe's own error comes only on use
   except flags.UnrecognizedFlagError as error:
-    choices = [f'--{name}' for name in ('config', *_TEXTS, *_NUMBERS)]
-    raise unknown_name('flag', f'--{error.flagname}', choices) from None
+    flag, choices = f'--{error.flagname}', [f'--{name}' for name in ('config', *_TEXTS, *_NUMBERS)]
+    key = None if difflib.get_close_matches(flag, choices, cutoff=0.8) else _nearest_key(error.flagname)
+    if key is not None:
+      raise UsageError(f"unknown flag {flag!r}; did you mean '--config.{key}'?") from None
+    raise unknown_name('flag', flag, choices) from None
   except UsageError:
     raise
   except flags.Error as error:
@@ -165,14 +168,25 @@ def _recipe(argv: list[str]) -> pathlib.Path:
   return pathlib.Path(match[1] if match else '')
 
 
+# What other programs call our keys.
+_ELSEWHERE = {'epochs': 'total_epochs', 'steps': 'total_steps', 'lr': 'optimizer.learning_rate'}
+
+
 def _unknown_key(key: str) -> UsageError:
-  """Returns an error with the nearest key, also where only its last part is given ('batch_size')."""
-  known = list(configuration.all_keys())
-  last = difflib.get_close_matches(key, [name.rpartition('.')[2] for name in known], n=1, cutoff=0.8)
-  ends = [name for name in known if last and name.rpartition('.')[2] == last[0]]
-  near = ends if '.' not in key and ends else difflib.get_close_matches(key, known, n=1)
-  meant = f'; did you mean {near[0]!r}?' if near else ''
+  near = _nearest_key(key)
+  meant = f'; did you mean {near!r}?' if near else ''
   return UsageError(f'unknown configuration key {key!r}{meant} (all keys: alexnet_flax/config.py)')
+
+
+def _nearest_key(word: str) -> str | None:
+  """Returns the nearest key, also to its last part alone ('batch_size')."""
+  if word in _ELSEWHERE:
+    return _ELSEWHERE[word]
+  known = list(configuration.all_keys())
+  last = difflib.get_close_matches(word, [name.rpartition('.')[2] for name in known], n=1, cutoff=0.8)
+  ends = [name for name in known if last and name.rpartition('.')[2] == last[0]]
+  near = ends if '.' not in word and ends else difflib.get_close_matches(word, known, n=1)
+  return near[0] if near else None
 
 
 def _last_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ import scipy.stats
 
 from alexnet_flax.config import Config
 from alexnet_flax.data import import_tensorflow
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import UsageError, install_command
 from alexnet_flax.inference.layer_stats import layer_statistics
 from alexnet_flax.losses import LOSSES
 from alexnet_flax.models.spec import Activation
@@ -88,8 +88,9 @@ def devices() -> Iterator[Finding]:
   kinds = {device.device_kind for device in jax.devices()}
   yield Finding('ok', f'{jax.device_count()} x {", ".join(sorted(kinds))} ({jax.default_backend()})')
   if jax.default_backend() == 'cpu' and shutil.which('nvidia-smi'):
-    install = 'pip install --require-hashes -r requirements/cuda.txt'
-    advice = f'{install}; TensorFlow with its own CUDA may hide the GPU from JAX: use tensorflow-cpu'
+    advice = (
+      f'{install_command("cuda")}; TensorFlow with its own CUDA may hide the GPU from JAX: use tensorflow-cpu'
+    )
     yield Finding('bad', 'this machine has an NVIDIA driver, but JAX runs on the CPU', advice)
 
 

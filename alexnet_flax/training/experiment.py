@@ -18,7 +18,7 @@ from alexnet_flax.data.prepare.color_pca import read_components
 from alexnet_flax.data.source import Source, few_per_class
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.data.views import EvalView, TrainView
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import UsageError, install_command
 from alexnet_flax.losses import LOSSES
 from alexnet_flax.metrics import Metrics
 from alexnet_flax.models.alexnet import AlexNet
@@ -144,7 +144,7 @@ def check_devices() -> None:
   except (RuntimeError, AssertionError) as error:
     asked, reason = os.environ.get('JAX_PLATFORMS', ''), ' '.join(str(error).split()) or 'there is none'
     raise UsageError(
-      f'JAX finds no device of JAX_PLATFORMS={asked}: {reason}; unset it, or install requirements/cuda.txt'
+      f'JAX finds no device of JAX_PLATFORMS={asked}: {reason}; unset it, or {install_command("cuda")}'
     ) from None
 
 

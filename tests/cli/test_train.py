@@ -102,6 +102,13 @@ MISTAKES = [
     "no configuration file 'configs/imagnet.py'; did you mean 'configs/imagenet.py'",
   ),
   (('--confg=configs/digits.py',), "unknown flag '--confg'; did you mean '--config'"),
+  (
+    ('--config=configs/digits.py', '--epochs=3'),
+    "unknown flag '--epochs'; did you mean '--config.total_epochs'",
+  ),
+  (('--config=configs/digits.py', '--lr=3'), "did you mean '--config.optimizer.learning_rate'"),
+  (('--config=configs/digits.py', '--batch_size=3'), "did you mean '--config.data.batch_size'"),
+  (('--config=configs/digits.py', '--config.epochs=3'), "'epochs'; did you mean 'total_epochs'"),
   (('--config=configs/digits.py', '--workdri=x'), "unknown flag '--workdri'; did you mean '--workdir'"),
   (
     ('--config=configs/digits.py', '--config.data.batchsize=3'),
@@ -203,9 +210,15 @@ def test_prepare(monkeypatch, capsys):
   ('arguments', 'message'),
   [
     ([], 'VERB'),
-    (['prepar', 'cifar10'], "'prepar'"),
+    (['prepar', 'cifar10'], "unknown verb 'prepar'; did you mean 'prepare'?"),
+    (['train', '--config=configs/digits.py'], 'training is: python train.py --config=configs/digits.py'),
     (['prepare'], 'NAME'),
-    (['prepare', 'cifar10', '--datadir=x'], '--datadir'),
+    (
+      ['prepare', 'cifar10', '--datadir=x'],
+      '--datadir=x; did you mean --data_dir? see alexnet-flax prepare --help',
+    ),
+    (['predict', 'a.png', '--batch_size=x'], '--batch_size=x; see alexnet-flax predict --help'),
+    (['evaluate', '--batch_size=x'], "invalid int value: 'x'; see alexnet-flax evaluate --help"),
     (['prepare', 'image_folder'], 'needs no preparation'),
   ],
 )
@@ -233,6 +246,16 @@ def test_help(capsys):
   for flag in ('-h', '--help'):
     assert main(['train.py', flag]) == 0
     assert capsys.readouterr().out.startswith('usage: python train.py')
+
+
+@pytest.mark.parametrize('verb', [[], *([verb] for verb in __main__.VERBS)])
+def test_help_of_a_verb(verb, capsys):
+  with pytest.raises(SystemExit, match='0'):
+    __main__.main([*verb, '--help'])
+  said = capsys.readouterr().out
+  assert said.startswith(' '.join(['usage: alexnet-flax', *verb]))
+  assert '%%' not in said
+  assert '%(' not in said
 
 
 def test_the_program_alone_says_what_to_type():
