@@ -3,22 +3,40 @@
 import contextlib
 import difflib
 import pathlib
+import re
 from collections.abc import Iterable, Iterator
 
+# Line breaks, controls, changes of direction, and bytes of names that are not UTF-8.
+_ACTS = re.compile('[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 
-class UsageError(Exception):
+
+def one_line(text: object) -> str:
+  """Returns text with escapes for what a terminal acts upon: no name of a file or class can forge a line.
+
+  >>> one_line('cat\\n\\x1b[2J')
+  'cat\\\\n\\\\x1b[2J'
+  """
+  return _ACTS.sub(lambda found: ascii(found[0])[1:-1], str(text))
+
+
+class _Foreseen(Exception):  # noqa: N818
+  def __str__(self) -> str:
+    return one_line(super().__str__())
+
+
+class UsageError(_Foreseen):
   """A mistake of the user's: one line that says what is wrong and what would be right."""
 
   exit_code = 2
 
 
-class DivergedError(Exception):
+class DivergedError(_Foreseen):
   """The loss, or the parameters' norm, is not finite."""
 
   exit_code = 3
 
 
-class PreemptedError(Exception):
+class PreemptedError(_Foreseen):
   """The run was asked to end, or lost a process; the same command goes on with it."""
 
   exit_code = 75  # EX_TEMPFAIL of sysexits.h, on which schedulers start a job again

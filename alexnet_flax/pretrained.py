@@ -1,5 +1,6 @@
 """Trained networks, loaded from a run's folder, a weights file, a URL or a published name."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -17,7 +18,7 @@ import scipy.special
 
 from alexnet_flax.data.augment import normalize
 from alexnet_flax.data.images import evaluation_view
-from alexnet_flax.errors import UsageError, needs_extra, unknown_name
+from alexnet_flax.errors import UsageError, needs_extra, one_line, unknown_name
 from alexnet_flax.files import read_json, write_text
 from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.models.spec import Spec
@@ -232,24 +233,37 @@ def unnamed(num_classes: int) -> tuple[str, ...]:
 
 
 def read_names(path: str | pathlib.Path, num_classes: int | None = None) -> tuple[str, ...]:
-  """Reads class names from a text file, one a line.
+  """Reads class names from a text file, one a line; one that JSON quotes is read as JSON, as it was written.
 
   Raises:
     UsageError: It cannot be read, or has not `num_classes` lines.
   """
   try:
-    text = pathlib.Path(path).expanduser().read_text(encoding='utf-8')
+    text = pathlib.Path(path).expanduser().read_text(encoding='utf-8-sig')
   except (OSError, UnicodeDecodeError) as error:
     raise UsageError(f'cannot read the class names in {path}: {error}') from None
-  names = tuple(text.removesuffix('\n').split('\n'))
+  names = tuple(map(_unquoted, text.removesuffix('\n').split('\n')))
   if num_classes is not None and len(names) != num_classes:
     raise UsageError(f'{path} has {len(names)} lines; it must have one for each of {num_classes} classes')
   return names
 
 
 def write_names(folder: pathlib.Path, names: Sequence[str]) -> None:
-  """Writes the class names of a run to its folder."""
-  write_text(folder / FILE, ''.join(name.replace('\n', ' ') + '\n' for name in names))
+  """Writes the class names of a run to its folder, such that `read_names` returns the same.
+
+  A name that is not one line of plain text is written as JSON.
+  """
+  lines = [
+    json.dumps(name) if name[:1] in ('"', '\ufeff') or one_line(name) != name else name for name in names
+  ]
+  write_text(folder / FILE, ''.join(f'{line}\n' for line in lines))
+
+
+def _unquoted(line: str) -> str:
+  if line.startswith('"') and line.endswith('"'):
+    with contextlib.suppress(ValueError):
+      return str(json.loads(line))
+  return line
 
 
 def imagenet_synsets() -> tuple[str, ...]:

@@ -44,6 +44,9 @@ def main(argv: list[str], run: Callable[[Config, str], object] | None = None) ->
   if {'-h', '--help', '--helpfull'} & set(argv):
     print(_usage())
     return 0
+  if len(argv) == 1:
+    print(f'error: {_usage()}', file=sys.stderr)
+    return 2
   try:
     with needs_extra('train.py'):
       code = _main(argv, run or train_and_report)
@@ -118,8 +121,6 @@ def parse(argv: list[str], values: 'flags.FlagValues | None' = None) -> tuple[Co
 
 def flags_of(argv: list[str]) -> 'flags.FlagValues':
   """Returns the flags as absl and ml_collections parse them; their errors become UsageErrors."""
-  if len(argv) == 1:
-    raise UsageError(_usage())
   for argument in argv[1:]:
     match = re.match(r'--?config\.([^=]+)', argument)
     if match and match[1] not in configuration.all_keys():

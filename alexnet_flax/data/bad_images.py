@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from alexnet_flax.data.images import MAX_PIXELS
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import UsageError, one_line
 
 Policy = Literal['error', 'skip']
 
@@ -32,7 +32,7 @@ class BadImages:
     self.skipped += 1
     if name not in self.reasons:
       self.reasons[name] = reason
-      self.say(f'skipped: {name} cannot be decoded: {reason}')
+      self.say(one_line(f'skipped: {name} cannot be decoded: {reason}'))
 
   def summary(self) -> str:
     """A line for the end of a run; empty if nothing was skipped."""

@@ -12,7 +12,7 @@ from alexnet_flax.data import sampling
 from alexnet_flax.data.image_header import decode_pixels
 from alexnet_flax.data.images import UnreadableError, evaluation_crops
 from alexnet_flax.data.views import EvalView
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import UsageError, one_line
 from alexnet_flax.files import atomic_path
 from alexnet_flax.models.spec import Preprocessing
 from alexnet_flax.steps import Batch, Preprocess, micro_batches
@@ -76,6 +76,7 @@ def _as_bytes(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
 
 def _label(label: np.ndarray, names: tuple[str, ...]) -> str:
   """Returns the name of a class, or the names and shares of mixed classes."""
+  names = tuple(map(one_line, names))
   if label.ndim == 0:
     return names[int(label)]
   mixed = sorted(((share, names[number]) for number, share in enumerate(label) if share > 0), reverse=True)

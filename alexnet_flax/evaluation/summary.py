@@ -12,7 +12,7 @@ import numpy as np
 
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.views import Resize
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import UsageError, one_line
 from alexnet_flax.evaluation.evaluate import correct_classes, predict_dataset
 from alexnet_flax.evaluation.imagenet import (
   ALEXNET_ERRORS,
@@ -175,7 +175,8 @@ def _results(
 
 
 def _table(results: dict[str, Any], protocol: Protocol, confusion: np.ndarray, names: Sequence[str]) -> str:
-  networks = ' and '.join(f'{one["source"]} ({one["variant"]})' for one in results['networks'])
+  networks = ' and '.join(one_line(f'{one["source"]} ({one["variant"]})') for one in results['networks'])
+  names = [*map(one_line, names)]
   top1, top5 = ([100 * x for x in results[name].values()] for name in ('top1', 'top5'))
   loss, low, high = results['loss'].values()
   lines = [

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from alexnet_flax.data.images import image_files, views_of_files
-from alexnet_flax.errors import UsageError, needs_extra, unknown_name
+from alexnet_flax.errors import UsageError, needs_extra, one_line, unknown_name
 from alexnet_flax.files import atomic_path
 from alexnet_flax.inference.features import feature_batches
 from alexnet_flax.models.spec import Spec
@@ -77,7 +77,7 @@ def write_features(
         for seen, (row, file) in zip(batch, rows, strict=False):
           if isinstance(seen, str):
             unreadable[row] = file
-            bar.write(f'cannot read {file}: {seen}', file=sys.stderr)
+            bar.write(one_line(f'cannot read {file}: {seen}'), file=sys.stderr)
           yield np.zeros((side, side, 3), np.uint8) if isinstance(seen, str) else seen
         bar.update(len(batch))
 
@@ -120,7 +120,7 @@ def write_features(
       shapes = [f'{_shown(name, ours[name])} {list(data.shape)}' for name, data in stored.items()]
   except OSError as error:
     raise UsageError(f'cannot write {out}: {error.strerror or error}') from None
-  print(f'{out}: {len(files)} images, {dtype}: {", ".join(shapes)}')
+  print(one_line(f'{out}: {len(files)} images, {dtype}: {", ".join(shapes)}'))
   return list(unreadable.values())
 
 

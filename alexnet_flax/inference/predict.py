@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from alexnet_flax.data.images import image_files, views_of_files
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import UsageError, one_line
 from alexnet_flax.files import atomic_path
 from alexnet_flax.pretrained import Classification, PretrainedModel
 
@@ -73,7 +73,7 @@ def write_predictions(
       if len(files) == 1 and not as_json:
         raise UsageError(reason)
       failed += 1
-      bar.write(reason, file=sys.stderr)
+      bar.write(one_line(reason), file=sys.stderr)
     elif place := maps.get(prediction.file):
       _write_map(network, prediction, place)
     if as_json:
@@ -84,8 +84,9 @@ def write_predictions(
 
 
 def _table(prediction: Prediction, place: pathlib.Path | None) -> str:
-  lines = [prediction.file + (f'  ({place})' if place else '')]
-  lines += [f'  {share:7.2%}  {"█" * round(20 * share):20}  {name}' for _, name, share in prediction.best]
+  lines = [one_line(prediction.file + (f'  ({place})' if place else ''))]
+  for _, name, share in prediction.best:
+    lines.append(f'  {share:7.2%}  {"█" * round(20 * share):20}  {one_line(name)}')
   return '\n'.join(lines)
 
 

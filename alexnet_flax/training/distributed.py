@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from alexnet_flax.errors import PreemptedError, UsageError
 
 _CHILD = 'ALEXNET_FLAX_CHILD'
 IS_CHILD = _CHILD in os.environ  # whether this is the training process, not the one that watches over it
-_CODE = 'alexnet_flax: exit code '  # a line from the child to its parent
+_CODE = 'alexnet_flax {}: exit code '  # a line from the child to its parent, by a token that only they know
 # What JAX and its transports print when another process does not answer.
 _CONNECTION = re.compile(
   r'UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|heartbeat|coordination service|PollForError|[Gg]loo|NCCL'
@@ -142,7 +143,7 @@ def lost_processes(cluster: Cluster) -> Iterator[None]:
 def tell_parent(code: int) -> int:
   """Tells this process's exit code, and returns it: JAX may still wait for the others, and abort."""
   if IS_CHILD:
-    print(f'{_CODE}{code}', file=sys.stderr, flush=True)
+    print(f'{_CODE.format(os.environ[_CHILD])}{code}', file=sys.stderr, flush=True)
   return code
 
 
@@ -159,9 +160,11 @@ def supervise(argv: Sequence[str], cluster: Cluster) -> int:
   """
   last: collections.deque[str] = collections.deque(maxlen=100)
   told: int | None = None
+  token = secrets.token_hex(8)
+  code_line = _CODE.format(token)
   with subprocess.Popen(
     [sys.executable, *argv],
-    env=os.environ | {_CHILD: '1'},
+    env=os.environ | {_CHILD: token},
     stdin=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -176,8 +179,8 @@ def supervise(argv: Sequence[str], cluster: Cluster) -> int:
       assert child.stderr is not None
       for line in child.stderr:
         last.append(line)
-        if line.startswith(_CODE):
-          told = int(line.removeprefix(_CODE))
+        if line.startswith(code_line):
+          told = int(line.removeprefix(code_line))
         elif told is None and not line.startswith(('    @ ', '*** Check failure stack trace')):
           print(line, end='', file=sys.stderr, flush=True)
       code = child.wait()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from alexnet_flax.errors import one_line
 from alexnet_flax.files import read_lines, rewrite_lines
 from alexnet_flax.metrics import Metrics
 
@@ -90,9 +91,9 @@ class Logger:
     if not self._is_writer:
       return
     if self._bar.disable:
-      print(text, flush=True)
+      print(one_line(text), flush=True)
     else:
-      self._bar.write(text)
+      self._bar.write(one_line(text))
 
   def close(self) -> None:
     """Closes the progress bar and the files."""

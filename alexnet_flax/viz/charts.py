@@ -2,11 +2,14 @@
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
+
+from alexnet_flax.errors import one_line
 
 # Placeholders that are replaced by the page's colours: text, and one for each series.
 _TEXT = '#0a0b0c'
@@ -46,9 +49,12 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, *, percent:
     if percent:
       axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=None))
     if len(series) > 1:
-      axes.legend(lines, [one.label for one in series], frameon=False, fontsize=8)
+      axes.legend(lines, [one_line(one.label) for one in series], frameon=False, fontsize=8)
     buffer = io.StringIO()
-    figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
+    with warnings.catch_warnings(
+      action='ignore'
+    ):  # of letters that matplotlib's font lacks: the page has its own
+      figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
   return _for_page(buffer.getvalue(), f'{y_label} by {x_label}')
 
 

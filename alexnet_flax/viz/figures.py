@@ -9,6 +9,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from alexnet_flax.errors import one_line
 from alexnet_flax.models.spec import Conv, Spec
 
 _GAP = 1
@@ -67,7 +68,11 @@ def data_uri(image: np.ndarray, *, exact: bool = False) -> str:
 
 
 def page_template(name: str) -> jinja2.Template:
-  """Loads one of the package's templates; an undefined value is an error."""
-  loader = jinja2.PackageLoader('alexnet_flax.viz')
-  environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+  """Loads one of the package's templates; an undefined value is an error, and text is one line."""
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('alexnet_flax.viz'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    finalize=lambda value: one_line(value) if type(value) is str else value,  # not markup, such as charts
+  )
   return environment.get_template(name)

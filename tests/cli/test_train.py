@@ -72,9 +72,9 @@ def test_keys_of_layers_that_the_variant_lacks(capsys, tmp_path):
   ):
     with pytest.raises(UsageError, match=f'does nothing: {variant} has no {kind}; leave it out'):
       parsed(f'--config=configs/digits.py:{variant}', f'--config.model.{key}')
+  wrong = with_values(Config(), {'model.variant': 'cifar10_full', 'model.dropout_rate': 0.1})
   with pytest.raises(UsageError, match='cifar10_full has no Dropout; leave it None'):
-    keys = {'model.variant': 'cifar10_full', 'model.dropout_rate': 0.1}
-    training.train(with_values(Config(), keys), tmp_path)
+    training.train(wrong, tmp_path)
 
 
 def test_every_key_can_be_overridden():

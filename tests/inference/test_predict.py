@@ -18,7 +18,7 @@ from alexnet_flax.data.augment import normalize
 from alexnet_flax.data.images import evaluation_view
 from alexnet_flax.errors import UsageError
 from alexnet_flax.inference.grad_cam import default_layer, overlay
-from tests.helpers import digits_run, random_variables
+from tests.helpers import digits_run, encode, random_variables, smooth_image
 
 SPEC = VARIANTS['torchvision'].scaled(1 / 16, 67)
 
@@ -251,9 +251,39 @@ def test_imagenets_classes(tmp_path, monkeypatch, capsys):
 
 
 def test_names_keep_odd_characters(tmp_path):
-  names = ('a\u2028b', 'c\x0bd', 'é', '')
+  names = (
+    'a\u2028b',
+    'c\x0bd',
+    'é',
+    '',
+    ' two\nlines\r',
+    '"quoted"',
+    '"',
+    '\ufeffmark',
+    'raw \udcff',
+    'back\\nslash',
+  )
   pretrained.write_names(tmp_path, names)
   assert pretrained.read_names(tmp_path / pretrained.FILE) == names
+
+
+def test_names_cannot_forge_lines(tmp_path, capsys):
+  names = ('\x1b[2Jcat', 'dog\n  99.00%  cat', 'bird\r', 'raw \udcff')
+  save_weights(tmp_path / 'w.safetensors', SPEC, random_variables(SPEC, 4), class_names=names[:3])
+  (tmp_path / 'classes.txt').write_text('\n'.join(map(json.dumps, names)))
+  folder = tmp_path / 'a\nerror: b'
+  folder.mkdir()
+  (folder / 'c\x1b[31m.png').write_bytes(encode(smooth_image(70, 70, 0), 'PNG'))
+  (folder / 'd\r.png').write_bytes(b'none')
+  command = [str(folder), str(tmp_path / 'w.safetensors')]
+  assert main(['predict', *command, '--classes', str(tmp_path / 'classes.txt')]) == 2
+  assert main(['features', *command, '--layers', 'fc8', '--out', str(folder / 'f.npz')]) == 2
+  out, err = capsys.readouterr()
+  assert len(out.splitlines()) == 6  # an image, four classes; a file of features
+  assert len(err.splitlines()) == 4
+  assert not any(control in out + err for control in '\x1b\r')
+  assert r'dog\n  99.00%' in out
+  assert r'raw \udcff' in out
 
 
 def test_names_travel_with_weights(tmp_path, weights):

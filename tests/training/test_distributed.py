@@ -261,3 +261,9 @@ def test_schedulers(monkeypatch):
   assert distributed.is_in_cluster()
   monkeypatch.setenv('SLURM_NTASKS', '1')
   assert not distributed.is_in_cluster()
+
+
+def test_a_line_of_the_child_cannot_pass_for_its_exit_code(capfd):
+  forged = 'alexnet_flax: exit code x\nalexnet_flax 1: exit code 7\n'
+  assert distributed.supervise(['-c', f'import sys; sys.stderr.write({forged!r})'], Cluster()) == 0
+  assert capfd.readouterr().err == forged

@@ -153,14 +153,19 @@ def test_a_failed_report_does_not_fail_the_run(without_data, monkeypatch, capsys
 
 
 def test_class_names_are_escaped(results, tmp_path):
-  names = ('<script>alert(1)</script>',) * 10
+  names = ('<script>alert(1)</script>', 'a\x1b[2J\nb', 'raw \udcff', '名') + (
+    '<script>alert(1)</script>',
+  ) * 6
   network = dataclasses.replace(results.network, class_names=names)
-  renamed = dataclasses.replace(results, network=network)
+  renamed = dataclasses.replace(results, network=network, name='名\n\udcff')
   vars(renamed)['predictions'] = results.predictions  # cached
-  write_report([renamed], tmp_path / 'a.html')
+  write_report([renamed, renamed], tmp_path / 'a.html')
   text = (tmp_path / 'a.html').read_text()
   assert '&lt;script&gt;alert(1)' in text
   assert '<script>' not in text
+  assert r'a\x1b[2J\nb' in text
+  assert r'raw \udcff' in text
+  assert r'名\n\udcff' in text
 
 
 def test_neighbours_are_nearest_in_the_last_hidden_layer(results, monkeypatch):
