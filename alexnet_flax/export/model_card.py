@@ -44,7 +44,10 @@ def _origin(network: PretrainedModel) -> list[str]:
   """Training data, protocol and accuracy, if known."""
   run = find_run(network.source)
   if run is None:
-    return [f'| weights from | {_text(public(network.source))} |', '| accuracy | not measured by this program |']
+    return [
+      f'| weights from | {_text(public(network.source))} |',
+      '| accuracy | not measured by this program |',
+    ]
   folder, step = run[0], network.step or 0
   data, environment = run_config(folder).data, read_environment(folder)
   metrics = [line for line in read_metrics(folder) if line['step'] <= step]
