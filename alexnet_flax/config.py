@@ -22,6 +22,7 @@ import numpy as np
 
 from alexnet_flax.data.augment import Augmentation
 from alexnet_flax.data.bad_images import Policy
+from alexnet_flax.data.images import MAX_PIXELS
 from alexnet_flax.data.views import EvalView, TrainView
 from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.losses import LOSSES
@@ -67,6 +68,8 @@ class DataConfig:
   train_view: TrainView = dataclasses.field(default_factory=TrainView, metadata={'flat': True})
   eval_view: EvalView = dataclasses.field(default_factory=EvalView, metadata={'flat': True})
   on_bad_image: Policy = 'error'
+  max_pixels: int = _field(MAX_PIXELS, at_least=1)  # images with more are bad ones
+  verify_records: bool = True  # compare the checksums of TFRecord files
   center_crop_share: float | None = _field(None, above=0, at_most=1)  # of the short side, in evaluation
   examples_per_class: int | None = _field(None, at_least=1)  # of train_split, drawn by the seed
   num_threads: int | None = _field(None, at_least=1)  # for decoding; one per core

@@ -57,8 +57,8 @@ def unknown_name(what: str, name: str, choices: Iterable[str], adjective: str = 
 # The extras of pyproject.toml, and the modules for which each is the one to install.
 _EXTRAS = {
   'train': (
-    'absl cv2 filelock importlib_resources ml_collections orbax PIL pooch requests simplejpeg sklearn'
-    ' tensorboardX tensorflow tensorflow_datasets tqdm'
+    'absl cv2 filelock google_crc32c importlib_resources ml_collections orbax PIL pooch requests simplejpeg'
+    ' sklearn tensorboardX tensorflow tensorflow_datasets tqdm'
   ),
   'report': 'jinja2 matplotlib',
   'demo': 'python_multipart starlette uvicorn',

@@ -1,6 +1,8 @@
 """`alexnet-flax evaluate`."""
 
 import argparse
+import functools
+import sys
 
 from alexnet_flax.cli.options import NETWORK, add_data_dir, add_network, check_batch_size, network_options
 from alexnet_flax.errors import UsageError
@@ -20,13 +22,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_data_dir(parser)
   parser.add_argument('--protocol', default='1-crop', help='1-crop (default) or ten-crop')
   parser.add_argument('--resize', choices=['pil', 'tf'], default='pil', help='(default: pil, antialiased)')
+  parser.add_argument(
+    '--orientation',
+    choices=['upright', 'stored'],
+    help="turn images as their metadata say (default), or not (default for TFDS's own sets, as published)",
+  )
   parser.add_argument('--size', type=int, help="side of the crops, such as 227 (default: the network's own)")
   parser.add_argument('--batch_size', type=int, default=128)
+  parser.add_argument('--on_bad_image', choices=['error', 'skip'], help="(default: error; or the run's own)")
   parser.add_argument('--any_count', action='store_true', help='score a published set that is not whole')
   parser.add_argument('--json', metavar='FILE', help='file for all figures; - is the standard output')
 
 
 def run(arguments: argparse.Namespace) -> None:
+  from alexnet_flax.data.bad_images import BadImages
   from alexnet_flax.evaluation.summary import check_writable, evaluate, write_json
   from alexnet_flax.pretrained import find_run, load_pretrained, run_config
 
@@ -36,6 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
   check_batch_size(arguments)
   if arguments.json:
     check_writable(arguments.json)
+  say = functools.partial(print, file=sys.stderr)
+  bad = BadImages(arguments.on_bad_image or 'error', say, '--on_bad_image=skip')
   dataset = arguments.dataset
   if dataset is None:
     run = next(filter(find_run, sources), None)
@@ -43,11 +54,12 @@ def run(arguments: argparse.Namespace) -> None:
       raise UsageError('weights do not say what they were trained on; give --dataset NAME[:SPLIT]')
     data = run_config(run).data
     dataset = f'{data.dataset}:{data.eval_split}'
+    bad.policy, bad.max_pixels = arguments.on_bad_image or data.on_bad_image, data.max_pixels
   options = network_options(arguments)  # of weights files: a run says itself what it is
   alone = len(sources) == 1
   networks = [load_pretrained(one, **({} if find_run(one) and not alone else options)) for one in sources]
-  names = ('data_dir', 'protocol', 'resize', 'size', 'batch_size', 'any_count')
+  names = ('data_dir', 'protocol', 'resize', 'size', 'batch_size', 'any_count', 'orientation')
   options = {name: getattr(arguments, name) for name in names}
-  figures = evaluate(networks, dataset, **options, quiet=arguments.json == '-')
+  figures = evaluate(networks, dataset, **options, bad=bad, quiet=arguments.json == '-')
   if arguments.json:
     write_json(arguments.json, figures)

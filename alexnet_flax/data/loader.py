@@ -106,7 +106,8 @@ def eval_batches(
     real = indices < source.num_examples
     return Plan(np.where(real, indices, 0), real.astype(np.float32), np.zeros((len(indices), 0)))
 
-  reader = Reader(source, functools.partial(decode_eval, view), bad or BadImages(), -1, view.turn)
+  turn = not source.is_published if view.turn is None else view.turn
+  reader = Reader(source, functools.partial(decode_eval, view), bad or BadImages(), -1, turn)
   for batch in reader.batches(plan, range(-(-source.num_examples // batch_size)), num_threads):
     has_label = batch['label'] >= 0
     yield batch | {'label': batch['label'] * has_label, 'weight': batch['weight'] * has_label}

@@ -36,6 +36,7 @@ class Source:
   scan: Callable[[np.ndarray], list[Example]]  # the same, but images may be missing, and nothing is verified
   folder: str  # of the data set
   identity: str = ''  # of the examples: name and version, or a digest
+  is_published: bool = False  # by TFDS: figures over it are over images as they are stored, never turned
 
   def scan_all(self) -> Iterator[Example]:
     """Yields all examples in order, for their labels."""
@@ -75,6 +76,16 @@ def few_per_class(source: Source, count: int, seed: int) -> Source:
 def read_labels(source: Source) -> np.ndarray:
   """Returns the labels of all examples, int64 [N]."""
   return np.array([example.label for example in source.scan_all()], np.int64)
+
+
+def require_same_classes(one: Source, other: Source) -> None:
+  """Raises UsageError if two splits have different classes."""
+  only = {s.name: sorted({*s.class_names} - {*t.class_names}) for s, t in ((one, other), (other, one))}
+  if one.class_names != other.class_names:
+    found = '; '.join(
+      f'only {name} has {", ".join(map(repr, names))}' for name, names in only.items() if names
+    )
+    raise UsageError(f'{one.name} and {other.name} have different classes: {found}')
 
 
 def require_labels(source: Source) -> None:

@@ -6,6 +6,7 @@ because the training order is ours (`sampling.py`) and TFDS's readers only know 
 
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,12 +43,15 @@ def open_dataset(name: str, split: str, data_dir: str | None = None, verify: boo
   if name == IMAGE_FOLDER:
     return open_folder(split, data_dir)
   builder = _prepared_builder(name, data_dir)
-  info = builder.info
+  info, files = builder.info, _split_info(builder, split).file_instructions
+  if absent := [part.filename for part in files if not tfds.core.Path(part.filename).exists()]:
+    found = f'{len(absent)} of {len(files)} files of {name}:{split} are missing, the first is {absent[0]}'
+    raise UsageError(f'{found}; prepare the data set again')
   parse, class_names = _parser(name, dict(info.features), info.supervised_keys)
   if info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
     scan = read = functools.partial(_read_array_records, builder.as_data_source(split).data_source)
   else:
-    index = tfrecord.record_index(_split_info(builder, split).file_instructions)
+    index = tfrecord.record_index(files)
     scan = functools.partial(tfrecord.read_records, index)
     read = functools.partial(tfrecord.read_records, index, verify=verify)
   return Source(
@@ -58,6 +62,7 @@ def open_dataset(name: str, split: str, data_dir: str | None = None, verify: boo
     scan=lambda numbers: [parse(record) for record in scan(numbers)],
     folder=str(builder.data_dir),
     identity=f'{info.full_name}:{split}',
+    is_published=re.match(r'tensorflow_datasets\.(?!core\.)', type(builder).__module__) is not None,
   )
 
 
@@ -95,8 +100,12 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
   config = tfds.download.DownloadConfig(manual_dir=manual_dir and os.path.expanduser(manual_dir))
   try:
     builder.download_and_prepare(download_config=config)
-  except (AssertionError, OSError, RuntimeError) as error:  # a missing archive, or a full disk
-    raise UsageError(f'cannot prepare {name!r}: {" ".join(str(error).split())}') from None
+  except ModuleNotFoundError:
+    raise
+  except Exception as error:  # a missing or damaged archive, a full disk: TFDS's builders raise anything
+    reason = ' '.join(str(error).split()) or type(error).__name__
+    raise UsageError(f'cannot prepare {name!r}: {reason}; if an archive is damaged, get it again') from None
+  _require_splits(builder)
   splits = ', '.join(f'{key} ({info.num_examples:,})' for key, info in builder.info.splits.items())
   print(f'{builder.info.full_name} is in {builder.data_dir}: {splits}')
 
@@ -115,20 +124,31 @@ def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuild
       builder.download_and_prepare()
     except OSError as error:
       raise UsageError(f'cannot write to data_dir (={data_dir}): {error.strerror or error}') from None
+    _require_splits(builder)
   return builder
+
+
+def _require_splits(builder: tfds.core.DatasetBuilder) -> None:
+  """Raises UsageError if TFDS takes a folder for prepared that is not."""
+  if not builder.info.splits:
+    raise UsageError(f'{builder.data_dir} is not complete; remove it and prepare the data set again')
 
 
 def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   data_dir = data_dir and os.path.expanduser(data_dir)
-  if name == digits.NAME:
-    return digits.digits_builder(data_dir=data_dir)
   try:
+    if name == digits.NAME:
+      return digits.digits_builder(data_dir=data_dir)
     return tfds.builder(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError:
     error = unknown_name('data set', name, [IMAGE_FOLDER, *tfds.list_builders(with_community_datasets=False)])
     raise UsageError(str(error).partition(' (choices')[0]) from None
-  except (ValueError, AssertionError) as error:  # an unknown configuration or version of a known data set
-    raise UsageError(f'data set {name!r}: {str(error).strip().splitlines()[0]}') from None
+  except ModuleNotFoundError:
+    raise
+  except Exception as error:  # an unknown configuration or version; for a damaged folder TFDS raises anything
+    reason, place = str(error).strip().splitlines()[0].rstrip('.'), data_dir or tfds.core.constants.DATA_DIR
+    hint = f'if its folder in {place} is damaged, remove that and prepare it again'
+    raise UsageError(f'data set {name!r}: {reason}; {hint}') from None
 
 
 def _split_info(builder: tfds.core.DatasetBuilder, split: str) -> Any:
@@ -155,11 +175,9 @@ def _parser(name: str, features: Mapping[str, Any], supervised_keys: Any) -> tup
       pass
     case _:
       raise UsageError(f'the data set {name!r} does not consist of images with one class each')
-  feature, class_names = features[image_key], features[label_key].names
+  feature = features[image_key]
   if feature.np_dtype not in (np.uint8, np.uint16):
     raise UsageError(f'the images of {name!r} are {np.dtype(feature.np_dtype)}; they must be uint8 or uint16')
-  if class_names is None:
-    raise UsageError(f'the data set {name!r} does not say how many classes it has')
 
   def parse(record: bytes | memoryview | UnreadableError) -> Example:
     if isinstance(record, UnreadableError):
@@ -181,7 +199,7 @@ def _parser(name: str, features: Mapping[str, Any], supervised_keys: Any) -> tup
       return Example(UnreadableError('its record does not hold what the data set describes'), -1, '')
     return Example(image, label, file_name, correct)
 
-  return parse, tuple(class_names)
+  return parse, tuple(features[label_key].names)
 
 
 def _is_image(feature: Any) -> bool:

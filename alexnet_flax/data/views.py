@@ -121,15 +121,15 @@ class EvalView:
     resize: 'pil' (bilinear and antialiased, as Pillow and torchvision) or 'tf' (bilinear
       between four pixels, whatever the scale, within a level of `tf.image.resize`).
     ten_crop: Four corners and the centre, and the same mirrored (Krizhevsky et al. 2012, section 4.1).
-    turn: Whether images are turned as their metadata say, as in training. Published figures are over images
-      as they are stored.
+    turn: Whether images are turned as their metadata say, as in training; None leaves those of published sets
+      as they are stored, and turns all others.
   """
 
   image_size: int = dataclasses.field(default=224, metadata={'derived': True})
   resize_side: int = dataclasses.field(default=256, metadata={'derived': True})
   resize: Resize = 'pil'
   ten_crop: bool = False
-  turn: bool = dataclasses.field(default=True, metadata={'derived': True})
+  turn: bool | None = dataclasses.field(default=None, metadata={'derived': True})
 
   def resized(self, sizes: np.ndarray) -> np.ndarray:
     """Returns heights and widths after resizing, int32 [B, 2]; the long side is truncated, not rounded."""

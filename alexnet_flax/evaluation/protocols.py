@@ -25,6 +25,7 @@ class Protocol:
     view = self.view
     crops, side = '10 crops' if view.ten_crop else '1 crop', view.image_size
     text = f'{crops} of {side}x{side}, short side {view.resize_side}, resized by {view.resize}'
+    text += {True: ', upright', False: ', as stored', None: ''}[view.turn]
     return text if self.allowed is None else f'{text}, restricted to {len(self.allowed)} classes'
 
 

@@ -6,10 +6,11 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 
+from alexnet_flax.data.bad_images import BadImages
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.views import Resize
 from alexnet_flax.errors import UsageError, one_line
@@ -26,6 +27,7 @@ from alexnet_flax.evaluation.scores import Predictions, most_confused
 from alexnet_flax.files import write_text
 from alexnet_flax.pretrained import PretrainedModel
 
+Orientation = Literal['upright', 'stored']
 _FEW_CLASSES = 20  # up to which the whole confusion matrix is printed
 _SHOWN = 10
 
@@ -40,6 +42,8 @@ def evaluate(
   size: int | None = None,
   batch_size: int = 128,
   any_count: bool = False,
+  orientation: Orientation | None = None,
+  bad: BadImages | None = None,
   quiet: bool = False,
 ) -> dict[str, Any]:
   """Evaluates networks, averaging the predictions of several; prints a summary and returns JSON values.
@@ -51,6 +55,9 @@ def evaluate(
     protocol, resize, size: See `protocols.protocol_of`.
     batch_size: Images per batch.
     any_count: Accept a published data set that does not have all of its images.
+    orientation: Whether images are turned as their metadata say; None leaves those of TFDS's own sets as they
+      are stored, as published figures do, and turns all others.
+    bad: Handles images that cannot be decoded; skipped ones are not counted. An error if None.
     quiet: Print to the standard error.
 
   Raises:
@@ -62,17 +69,20 @@ def evaluate(
   if known and known.restricted:  # to the classes of the whole set, even if a part of it is evaluated
     whole = open_evaluated(f'{name}:{known.split}', data_dir, any_count)
     allowed = tuple(sorted({label for classes in correct_classes(whole) for label in classes}))
-  chosen = protocol_of(networks, protocol, resize, size, allowed)
+  chosen, bad = protocol_of(networks, protocol, resize, size, allowed), bad or BadImages()
+  view = dataclasses.replace(chosen.view, turn=orientation == 'upright')
   if known and known.is_cropped:
-    view = dataclasses.replace(chosen.view, resize_side=chosen.view.image_size)
-    chosen = dataclasses.replace(chosen, view=view)
+    view = dataclasses.replace(view, resize_side=view.image_size)
+  chosen = dataclasses.replace(chosen, view=view)
   if name == CORRUPTED:
-    return _evaluate_corrupted(networks, data_dir, chosen, batch_size, any_count, out)
+    return _evaluate_corrupted(networks, data_dir, chosen, batch_size, any_count, bad, out)
   source = open_evaluated(dataset, data_dir, any_count)
-  predictions = predict_dataset(networks, source, chosen, batch_size=batch_size)
+  if orientation is None:
+    chosen = dataclasses.replace(chosen, view=dataclasses.replace(view, turn=not source.is_published))
+  predictions = predict_dataset(networks, source, chosen, batch_size=batch_size, bad=bad)
   confusion = predictions.confusion(len(networks[0].class_names))
-  results = _results(networks, source, chosen, predictions, confusion)
-  print(_table(results, chosen, confusion, networks[0].readable_names), file=out)
+  results = _results(networks, source, chosen, predictions, confusion, bad.skipped)
+  print(_table(results, chosen, confusion, networks[0].readable_names), bad.summary(), sep='\n', file=out)
   return results
 
 
@@ -109,6 +119,7 @@ def _evaluate_corrupted(
   protocol: Protocol,
   batch_size: int,
   any_count: bool,
+  bad: BadImages,
   out: TextIO,
 ) -> dict[str, Any]:
   sources = {
@@ -119,7 +130,9 @@ def _evaluate_corrupted(
   columns = "top-1 error % by severity, mean, relative to AlexNet's published error"
   print(f'{CORRUPTED}, {protocol}: {columns}', file=out)
   for name, severities in sources.items():
-    predictions = [predict_dataset(networks, one, protocol, batch_size=batch_size) for one in severities]
+    predictions = [
+      predict_dataset(networks, one, protocol, batch_size=batch_size, bad=bad) for one in severities
+    ]
     errors[name] = [1 - one.top_k(1).value for one in predictions]
     mean = float(np.mean(errors[name]))
     each = ' '.join(f'{100 * error:6.2f}' for error in errors[name])
@@ -141,6 +154,7 @@ def _conditions(networks: Sequence[PretrainedModel], protocol: Protocol) -> dict
       'crop_side': view.image_size,
       'short_side': view.resize_side,
       'resize': view.resize,
+      'orientation': 'upright' if view.turn else 'stored',
       'allowed_classes': None if protocol.allowed is None else len(protocol.allowed),
     },
   }
@@ -152,13 +166,15 @@ def _results(
   protocol: Protocol,
   predictions: Predictions,
   confusion: np.ndarray,
+  skipped: int,
 ) -> dict[str, Any]:
   names, counts = networks[0].class_names, confusion.sum(1)
   return {
     'dataset': source.name,
     **_conditions(networks, protocol),
     'images': len(predictions.labels),
-    'images_without_label': source.num_examples - len(predictions.labels),
+    'images_without_label': source.num_examples - len(predictions.labels) - skipped,
+    'images_skipped': skipped,
     'top1': predictions.top_k(1)._asdict(),
     'top5': predictions.top_k(5)._asdict(),
     'loss': predictions.mean_loss()._asdict(),

@@ -15,7 +15,7 @@ from alexnet_flax.config import Config, build_spec
 from alexnet_flax.data.augment import augment, normalize
 from alexnet_flax.data.bad_images import BadImages
 from alexnet_flax.data.prepare.color_pca import read_components
-from alexnet_flax.data.source import Source, few_per_class
+from alexnet_flax.data.source import Source, few_per_class, require_labels, require_same_classes
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.data.views import EvalView, TrainView
 from alexnet_flax.errors import UsageError, install_command
@@ -115,9 +115,11 @@ def build_experiment(config: Config) -> Experiment:
   check_devices()
   with first_process_first('data'):  # it prepares the embedded digits
     train, evaluated = (
-      open_dataset(config.data.dataset, split, config.data.data_dir)
+      open_dataset(config.data.dataset, split, config.data.data_dir, config.data.verify_records)
       for split in (config.data.train_split, config.data.eval_split)
     )
+  require_same_classes(train, evaluated)
+  require_labels(evaluated)
   config = _resolve(config, train)
   if config.data.examples_per_class is not None:
     train = few_per_class(train, config.data.examples_per_class, config.seed)
@@ -130,7 +132,7 @@ def build_experiment(config: Config) -> Experiment:
     evaluated,
     dataclasses.replace(config.data.train_view, image_size=size, resize_side=resize_side),
     dataclasses.replace(config.data.eval_view, image_size=size, resize_side=resize_side),
-    BadImages(config.data.on_bad_image),
+    BadImages(config.data.on_bad_image, max_pixels=config.data.max_pixels),
   )
   steps = _steps(config, learner)
   config = dataclasses.replace(config, total_steps=schedule.total_steps)

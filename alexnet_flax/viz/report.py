@@ -68,7 +68,8 @@ class RunResults:
       self.protocol,
       batch_size=data.eval_batch_size or 128,
       num_threads=data.num_threads,
-      bad=BadImages(data.on_bad_image, say=lambda line: None),  # training has already named them
+      # Training has already named them.
+      bad=BadImages(data.on_bad_image, lambda line: None, max_pixels=data.max_pixels),
     )
 
   @property

@@ -11,6 +11,7 @@ from alexnet_flax.cli.train import train_and_report
 from alexnet_flax.config import Config
 from alexnet_flax.data import image_header, loader, sampling
 from alexnet_flax.data.bad_images import BadImages
+from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.data.views import EvalView, TrainView
 from alexnet_flax.errors import UsageError
@@ -202,13 +203,23 @@ def test_a_share_that_is_only_padding(tmp_path):
   assert bad.skipped == 0
 
 
-def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
-  for module in (image_header, image_header.read_image.__globals__):
-    (monkeypatch.setitem if isinstance(module, dict) else monkeypatch.setattr)(module, 'MAX_PIXELS', 70 * 50)
+def test_the_limit_of_pixels_is_a_key(tmp_path):
   for number, kind in enumerate(('JPEG', 'PNG', 'GIF')):
     source = folder(tmp_path / str(number), saved(converted('RGB'), kind))
-    with pytest.raises(UsageError, match=r'80x60 are more than 3,500 pixels'):
-      evaluated(source)
+    with pytest.raises(UsageError, match=r'80x60 are more than 4,799 pixels'):
+      evaluated(source, BadImages(max_pixels=80 * 60 - 1))
+    assert evaluated(source, BadImages(max_pixels=80 * 60))['weight'].sum() == 7
+
+
+def test_images_of_phones_are_read(tmp_path):
+  """108 megapixels, of which Pillow warns; and more than it reads at all (180), where a key allows it."""
+  for height, width, key in ((12_000, 9_000, {}), (15_000, 14_000, {'max_pixels': 220_000_000})):
+    content = saved(Image.new('1', (width, height)), 'PNG')
+    assert image_header.read_image(io.BytesIO(content), **key).shape == (height, width, 3)
+    assert image_header.read_header(content, **key).width == width
+  with pytest.raises(UnreadableError, match='14000x15000 are more than 200,000,000 pixels'):
+    image_header.read_image(io.BytesIO(content))
+  assert Image.MAX_IMAGE_PIXELS is not None
 
 
 def test_a_run_reports_skipped_images(tmp_path, capsys):

@@ -10,6 +10,7 @@ import pytest
 from alexnet_flax.data import folder_source, source
 from alexnet_flax.data.folder_source import count_images
 from alexnet_flax.data.images import UnreadableError, image_files
+from alexnet_flax.data.source import require_same_classes
 from alexnet_flax.data.tfds_source import open_dataset, split_names
 from alexnet_flax.errors import UsageError
 from tests.helpers import encode, smooth_image
@@ -116,6 +117,14 @@ def test_classes_are_those_of_the_splits_that_belong_together(tmp_path, capsys):
   said = capsys.readouterr().err
   assert f'{root}:val has classes with one image or none: b (0), c (1)' in said
   assert count_images(root)['val'] == {'a': 2, 'c': 1}
+
+
+def test_splits_with_different_classes(tmp_path):
+  root = write(tmp_path, 'train/a/1.jpg', 'train/b/1.jpg', 'test/c/1.jpg', 'test/d/1.jpg')
+  train, test = (open_dataset('image_folder', split, root) for split in ('train', 'test'))
+  require_same_classes(train, train)
+  with pytest.raises(UsageError, match=r"different classes: only .*train has 'a', 'b'; only .*test has 'c'"):
+    require_same_classes(train, test)
 
 
 @pytest.mark.parametrize(('one', 'other'), [('Bees', 'bees'), ('K\u00e4fer', 'Ka\u0308fer')])

@@ -102,6 +102,7 @@ def test_crop_sizes(tmp_path, data_dir, capsys):
     'crop_side': 227,
     'short_side': 256,
     'resize': 'pil',
+    'orientation': 'upright',
     'allowed_classes': None,
   }
   assert main(['evaluate', *map(str, common), '--size', '160']) == 2
@@ -140,10 +141,15 @@ def test_predictions_are_restricted_to_classes_that_occur(tmp_path, images, monk
   figures, table = evaluated(capsys, tmp_path, *common, 'imagenet_a', '--any_count')
   assert figures['protocol']['allowed_classes'] == 3
   assert 'restricted to 3 classes' in table
+  assert figures['protocol']['orientation'] == 'stored'  # as published figures
+  assert ', as stored' in table
   assert {predicted for _, predicted, _ in figures['confusion']} <= {3, 500, 999}
   assert figures['top5']['value'] == 1  # there are only three classes
   # The same classes are allowed for a part of the set.
-  part, _ = evaluated(capsys, tmp_path, *common, 'imagenet_a:test[:2]', '--any_count')
+  options = ['--any_count', '--orientation', 'upright']
+  part, table = evaluated(capsys, tmp_path, *common, 'imagenet_a:test[:2]', *options)
+  assert part['protocol']['orientation'] == 'upright'
+  assert ', upright' in table
   assert part['images'] == 2
   assert part['protocol']['allowed_classes'] == 3
 
@@ -198,6 +204,39 @@ def test_real_counts_every_correct_class_and_skips_images_without(tmp_path, imag
   labels = evaluation.correct_classes(source)
   hits = [row.argmax() in some for row, some in zip(seen, labels, strict=True) if some]
   assert predictions.top_k(1).value == pytest.approx(np.mean(hits))
+
+
+def test_images_without_a_label_are_not_counted(data_dir):
+  network = load_pretrained(str(digits_run(data_dir)))
+  source, protocol = protocols.open_evaluated('digits:test[:9]', data_dir), protocols.protocol_of([network])
+
+  def without(hidden):
+    def change(read):
+      return lambda numbers: [
+        example._replace(label=-1) if number in hidden else example
+        for number, example in zip(numbers, read(numbers), strict=True)
+      ]
+
+    return dataclasses.replace(source, read=change(source.read), scan=change(source.scan))
+
+  predictions = evaluation.predict_dataset([network], without({0, 4}), protocol)
+  assert predictions.indices.tolist() == [1, 2, 3, 5, 6, 7, 8]
+  with pytest.raises(UsageError, match='no image has a label'):
+    evaluation.predict_dataset([network], without(range(9)), protocol)
+
+
+def test_bad_images_are_left_out_on_request(run, tmp_path, capsys):
+  for label in range(10):
+    folder = tmp_path / 'test' / str(label)
+    folder.mkdir(parents=True)
+    (folder / 'a.jpg').write_bytes(encode(smooth_image(60, 60, label)))
+  (folder / 'b.jpg').write_bytes(b'not an image')
+  place = ['--dataset', 'image_folder:test', '--data_dir', tmp_path]
+  assert main(['evaluate', str(run), *map(str, place)]) == 2
+  assert 'repair or remove it, or set --on_bad_image=skip' in capsys.readouterr().err
+  figures, table = evaluated(capsys, tmp_path, run, *place, '--on_bad_image', 'skip')
+  assert (figures['images'], figures['images_skipped'], figures['images_without_label']) == (10, 1, 0)
+  assert '1 images cannot be decoded and were skipped' in table
 
 
 def test_imagenet_c(tmp_path, images, monkeypatch, capsys):
