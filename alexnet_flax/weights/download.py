@@ -146,7 +146,7 @@ def _fetch(url: str, path: pathlib.Path, length_needed: bool) -> None:
     length, encoding = (response.headers.get(name) for name in ('Content-Length', 'Transfer-Encoding'))
     if length is None and encoding is None and length_needed:
       raise ValueError(
-        'the server does not state its length, so that a part could not be told from the whole'
+        'the server does not state its length, so that a cut file could not be recognised'
       )
     total, hidden = length and int(length), not sys.stderr.isatty()
     with tqdm(total=total, unit='B', unit_scale=True, disable=hidden) as bar:

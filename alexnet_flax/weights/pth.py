@@ -138,9 +138,7 @@ def _read_pickles(content: bytes, source: str) -> tuple[Any, Callable[[str], byt
 
 def _array(name: Any, tensor: Any, read: Callable[[str], bytes], source: str) -> np.ndarray:
   if not isinstance(name, str) or not isinstance(tensor, _Tensor | Unread):
-    raise UsageError(
-      f'{source}: not a state dictionary, for it has an entry {name!r}; save model.state_dict()'
-    )
+    raise UsageError(f'{source}: not a state dictionary: its {name!r} is no tensor; save model.state_dict()')
   if isinstance(tensor, Unread):  # sparse, quantized
     raise UsageError(f'{source}: tensor {name} is not a dense one ({tensor.name}); save it as float32')
   (kind, key, size), offset, shape, strides = tensor
