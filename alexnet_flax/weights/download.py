@@ -145,9 +145,7 @@ def _fetch(url: str, path: pathlib.Path, length_needed: bool) -> None:
       raise ValueError(f'{response.status_code} {response.reason}')
     length, encoding = (response.headers.get(name) for name in ('Content-Length', 'Transfer-Encoding'))
     if length is None and encoding is None and length_needed:
-      raise ValueError(
-        'the server does not state its length, so that a cut file could not be recognised'
-      )
+      raise ValueError('the server does not state its length, so that a cut file could not be recognised')
     total, hidden = length and int(length), not sys.stderr.isatty()
     with tqdm(total=total, unit='B', unit_scale=True, disable=hidden) as bar:
       # read1 returns what has come, so that a slow server cannot hold this loop; urllib3 compares the length.

@@ -68,10 +68,6 @@ def _contents(file: Any, content: bytes, source: str) -> tuple[list[str], dict[s
 
   groups, datasets = [], {}
 
-  def check_link(path: str, link: Any) -> None:
-    if not isinstance(link, h5py.HardLink):
-      raise UsageError(f'{source}: refused: {path} is a link, which may lead out of the file')
-
   def collect(path: str, item: Any) -> None:
     if isinstance(item, h5py.Group):
       groups.append(path)
@@ -81,7 +77,9 @@ def _contents(file: Any, content: bytes, source: str) -> tuple[list[str], dict[s
       if item.shape is not None and item.dtype.kind in 'fiuV':
         datasets[path] = item
 
-  file.visititems_links(check_link)
+  link = file.visititems_links(lambda path, link: None if isinstance(link, h5py.HardLink) else path)
+  if link is not None:
+    raise UsageError(f'{source}: refused: {link} is a link, which may lead out of the file')
   file.visititems(collect)
   check_inflated_size(sum(item.size * item.dtype.itemsize for item in datasets.values()), content, source)
   return groups, {path: _numbers(item[()]) for path, item in datasets.items()}

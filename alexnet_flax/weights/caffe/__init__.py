@@ -54,14 +54,10 @@ def parse(content: bytes, source: str) -> Parsed:
 def read(file: WeightsFile, spec: Spec) -> Tensors:
   """The tensors of a caffemodel."""
   layers, source = file.stored, str(file.path)
-  theirs, ours = (
-    [layer for layer in some if _kind(layer) in _WITH_WEIGHTS] for some in (layers, build_net(spec, 1).layer)
-  )
-  # By order: whoever trains a network further gives its head another name.
   blobs = {
-    f'{layer.name}.{number}': _array(blob, f'{source}: tensor {their.name}.{number}')
-    for layer, their in zip(ours, theirs, strict=True)
-    for number, blob in enumerate(their.blobs)
+    f'{name}.{number}': _array(blob, f'{source}: tensor {layer.name}.{number}')
+    for name, layer in _weight_layers(layers, spec).items()
+    for number, blob in enumerate(layer.blobs)
   }
   # Caffe's BatchNorm stores sums of moments, and their divisor.
   divisors = {name: blobs.pop(f'{name}.2', np.ones(1)).ravel()[0] or 1.0 for name in norm_layers(spec)}
@@ -109,8 +105,11 @@ def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs)
 
   if not hasattr(cv2.dnn, 'readNetFromCaffe'):
     raise UsageError("OpenCV 5 cannot read Caffe networks: pip install 'opencv-python-headless<5'")
-  text = np.frombuffer(prototxt(spec, num_classes).encode(), np.uint8)
-  net = cv2.dnn.readNetFromCaffe(text, np.fromfile(file.path, np.uint8))
+  renamed = net_parameter().FromString(file.path.read_bytes())
+  for name, layer in _weight_layers(renamed.layer or renamed.layers, spec).items():
+    layer.name = name
+  text, weights = prototxt(spec, num_classes).encode(), renamed.SerializeToString()
+  net = cv2.dnn.readNetFromCaffe(np.frombuffer(text, np.uint8), np.frombuffer(weights, np.uint8))
   net.enableFusion(False)  # or a layer would return what the next one makes of it
   mean, side = caffe_input(spec, str(file.path)).mean, (spec.image_size, spec.image_size)
   blob = cv2.dnn.blobFromImages(list(inputs.views), 1.0, side, mean, swapRB=True)
@@ -122,6 +121,17 @@ def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs)
   if spec.preprocessing.channel_order == 'RGB':
     pixels = pixels[..., ::-1]
   return f'OpenCV {cv2.__version__}', {'input': pixels, **taps}
+
+
+def _weight_layers(layers: Iterable[Any], spec: Spec) -> dict[str, Any]:
+  """The layers with weights by the names that we have for them, in their order.
+
+  Whoever trains a network further gives its head another name, and some rename all layers.
+  """
+  theirs, ours = (
+    [layer for layer in some if _kind(layer) in _WITH_WEIGHTS] for some in (layers, build_net(spec, 1).layer)
+  )
+  return {our.name: their for our, their in zip(ours, theirs, strict=True)}
 
 
 def _described(layers: Iterable[Any]) -> list[tuple[str, str]]:
