@@ -78,7 +78,8 @@ def check(tensors: Tensors, spec: Spec, source: str, names: Mapping[str, str] | 
       raise UsageError(f'{what} holds {array.dtype}; floats are needed')
     if not np.isfinite(array).all():
       raise UsageError(f'{what} holds NaN or infinite values')
-  return {name: np.asarray(tensors[name], np.float32) for name in shapes}
+  # Contiguous: safetensors writes the memory of an array, whatever its strides are.
+  return {name: np.ascontiguousarray(tensors[name], np.float32) for name in shapes}
 
 
 def match_input(tensors: Tensors, spec: Spec, theirs: Preprocessing, source: str) -> Tensors:

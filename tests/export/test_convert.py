@@ -9,8 +9,14 @@ from PIL import Image
 
 from alexnet_flax import VARIANTS, load_weights, save_weights
 from alexnet_flax.cli.main import main
+from alexnet_flax.errors import UsageError
 from alexnet_flax.export import parity
-from alexnet_flax.weights import open_weights
+from alexnet_flax.export.convert import TOLERANCE
+from alexnet_flax.inference.features import features
+from alexnet_flax.models.spec import Activation, BatchNorm, Conv, LocalResponseNorm, Pool
+from alexnet_flax.pretrained import PretrainedModel
+from alexnet_flax.weights import caffe, open_weights
+from alexnet_flax.weights.channels_first import from_channels_first
 from tests.helpers import random_variables, smooth_image
 
 SMALL = {
@@ -41,8 +47,6 @@ def same(one, other):
   ],
 )
 def test_to_another_programs_format_and_back(tmp_path, capsys, variant, theirs):
-  if theirs == 'a.pth':
-    pytest.importorskip('torch', reason='PyTorch is not installed')
   source, variables = written(tmp_path, variant, 'ours.safetensors')
   assert main(['convert', source, str(tmp_path / theirs)]) == 0
   assert 'read back, it is the same to the bit' in capsys.readouterr().out
@@ -83,14 +87,44 @@ def test_verification_against_opencv_layer_by_layer(tmp_path, capsys):
   assert 'the same within 0.0001' in said
 
 
-def test_verification_finds_a_difference(tmp_path, capsys):
-  pytest.importorskip('cv2', reason='OpenCV is not installed')
+def scaled_kernel(name, array, spec):
+  return from_channels_first(name, array, spec) * np.float32(1.001 if name == 'params/conv3/kernel' else 1)
+
+
+def turned_kernel(name, array, spec):
+  """conv2 with rows for columns."""
+  ours = from_channels_first(name, array, spec)
+  return ours.swapaxes(0, 1) if name == 'params/conv2/kernel' else ours
+
+
+def not_a_number(*arguments, **options):
+  taps = features(*arguments, **options)
+  return taps | {'relu6': taps['relu6'] * np.nan}
+
+
+@pytest.mark.parametrize(
+  ('where', 'what', 'sabotage', 'found'),
+  [
+    (caffe, 'from_channels_first', scaled_kernel, 'conv3'),
+    (caffe, 'from_channels_first', turned_kernel, 'conv2'),
+    (caffe, 'match_input', lambda tensors, *_: tensors | {'params/fc8/bias': np.zeros(5, np.float32)}, 'fc8'),
+    (parity, 'normalize', lambda batch, **_: {'image': batch['image'] - jax.numpy.float32(110)}, 'input'),
+    (parity, 'features', not_a_number, 'relu6'),
+  ],
+)
+def test_verification_finds_sabotage(tmp_path, capsys, monkeypatch, where, what, sabotage, found):
+  """Whatever is broken on our side: a kernel, an order, a bias, the preprocessing, a layer."""
   source, _ = written(tmp_path, 'caffe', 'a.caffemodel')
-  spec, file = SMALL['caffe'], open_weights(source)
-  wrong = jax.tree.map(np.copy, file.variables(spec))
-  wrong['params']['conv3']['bias'] += 0.01
-  _, errors = parity.compare(file, spec, wrong, [smooth_image(90, 120, 0)])
-  assert errors['relu2'] < 1e-4 < errors['conv3']
+  Image.fromarray(smooth_image(90, 120, 0)).save(tmp_path / '0.png')
+  monkeypatch.setattr(where, what, sabotage)
+  command = ['convert', source, str(tmp_path / 'b.safetensors'), '--variant', 'caffe', *SIZE]
+  with jax.numpy_dtype_promotion('standard'):
+    assert main([*command, '--images', str(tmp_path / '0.png')]) == 1
+  said = capsys.readouterr().out
+  assert 'NOT the same within 0.0001' in said
+  errors = dict(line.split() for line in said.splitlines() if line.startswith('  '))
+  first = next(layer for layer, error in errors.items() if not float(error) <= TOLERANCE)
+  assert first == found
 
 
 def test_what_it_refuses_is_one_line_and_writes_nothing(tmp_path, capsys, monkeypatch):
@@ -112,6 +146,7 @@ def test_what_it_refuses_is_one_line_and_writes_nothing(tmp_path, capsys, monkey
     (['code.pth', 'b.safetensors', '--variant', 'torchvision'], 'pth'),
     (['a.keras', 'b.safetensors', '--verify', '--images', 'none.jpg', *named], 'none.jpg'),
     (['a.safetensors', 'b.keras', '--verify'], 'is our own file'),
+    (['a.keras', 'b.pth', '--names', 'torchvision', *named], '--names=torchvision: only for .safetensors'),
     (['.', 'b.keras'], "not a run's folder"),
     (['a.keras', 'nowhere/b.safetensors', *named], 'nowhere'),
   ]:
@@ -120,4 +155,59 @@ def test_what_it_refuses_is_one_line_and_writes_nothing(tmp_path, capsys, monkey
     assert said.startswith('error: '), said
     assert said.count('\n') == 1, said
     assert message in said, said
+    assert set(tmp_path.iterdir()) == there, arguments
+
+
+@pytest.mark.parametrize('ending', ['.pth', '.keras', '.weights.h5', '.caffemodel', '.safetensors'])
+def test_a_format_refuses_what_it_lacks_before_it_works(tmp_path, monkeypatch, ending):
+  """Every writer and every network, also such as are not among the variants; what it says is the layer."""
+  options = {'names': 'torchvision'} if ending == '.safetensors' else {}
+  refused = {}
+  specs = [spec.scaled(1 / 16, max(spec.smallest_image_size(), 67)) for spec in VARIANTS.values()]
+  specs += [
+    SMALL['batchnorm'].replace(kind, **changes)
+    for kind, changes in (
+      (BatchNorm, {'affine': False}),
+      (Activation, {'kind': 'leaky_relu'}),
+      (Pool, {'kind': 'avg'}),
+      (Pool, {'padding': 1}),
+      (Conv, {'ceil_mode': True}),
+    )
+  ]
+  for number, spec in enumerate(specs):
+    path = tmp_path / f'{number}{ending}'
+    try:
+      save_weights(path, spec, random_variables(spec, 5), **options)
+    except UsageError as error:
+      refused[number] = str(error)
+      assert not list(tmp_path.iterdir())
+    for file in tmp_path.iterdir():
+      file.unlink()
+  assert len(refused) < len(specs)
+  for message in refused.values():
+    assert 'no layer like' in message or 'images' in message or 'pad' in message
+  if ending in ('.pth', '.safetensors'):
+    lrn = list(VARIANTS).index('caffe')
+    assert refused[lrn] == "torchvision's AlexNet has no layer like norm1 of caffe"
+
+
+def test_refusals_come_before_work(tmp_path, capsys, monkeypatch):
+  """Neither the other program runs, nor a network, before it is known that the file can be written."""
+  monkeypatch.chdir(tmp_path)
+  written(tmp_path, 'caffe', 'a.caffemodel')
+  spec = SMALL['caffe'].replace(LocalResponseNorm, size=4)
+  save_weights('even.safetensors', spec, random_variables(spec, 5))
+  there = set(tmp_path.iterdir())
+  monkeypatch.setattr(parity, 'compare', lambda *_: pytest.fail('the other program was run'))
+  monkeypatch.setattr(PretrainedModel, 'logits', lambda *_: pytest.fail('the network was run'))
+  named = ['--variant', 'caffe', *SIZE, '--verify']
+  for arguments, message in [
+    (['a.caffemodel', 'b.pth', *named], "torchvision's AlexNet has no layer like norm1 of caffe"),
+    (['a.caffemodel', 'b.keras', *named], 'Keras has no layer like norm1 of caffe'),
+    (['a.caffemodel', 'nowhere/b.safetensors', *named], 'cannot write nowhere/b.safetensors: No such file'),
+    (['even.safetensors', 'b.onnx'], 'norm1: ONNX places a window of 4 channels otherwise'),
+    (['absent.caffemodel', 'b-0123abcd.pth'], 'must have the digest 0123abcd'),
+  ]:
+    assert main(['convert', *arguments]) == 2, arguments
+    assert message in capsys.readouterr().err
     assert set(tmp_path.iterdir()) == there, arguments

@@ -402,3 +402,18 @@ def test_a_damaged_description_of_the_network(tmp_path, old, new):
   save_file(tensors, path, metadata)
   with pytest.raises(UsageError, match='description of the network cannot be read'):
     open_weights(path)
+
+
+@pytest.mark.parametrize('ending', ['.safetensors', '.pth', '.caffemodel', '.keras'])
+def test_arrays_with_strides_are_written_as_they_are(tmp_path, ending):
+  spec, path = tiny('batchnorm' if ending == '.keras' else 'caffe'), tmp_path / f'a{ending}'
+  if ending == '.pth':
+    spec = tiny('torchvision')
+  variables = random_variables(spec)
+  kernel = variables['params']['conv2']['kernel']
+  turned = {**variables, 'params': {**variables['params'], 'conv2': {'kernel': np.asfortranarray(kernel)}}}
+  turned['params']['conv2']['bias'] = np.repeat(variables['params']['conv2']['bias'], 2)[::2]
+  save_weights(path, spec, turned)
+  loaded = load_weights(path, spec)['params']['conv2']
+  np.testing.assert_array_equal(loaded['kernel'], kernel)
+  np.testing.assert_array_equal(loaded['bias'], variables['params']['conv2']['bias'])
