@@ -26,14 +26,20 @@ usage: python train.py --config=FILE[:VARIANT] [--workdir=DIR] [--show_batch=PNG
   python train.py --config=configs/imagenet.py --workdir=runs/imagenet
   python train.py --config=configs/imagenet.py:torchvision --config.total_epochs=30
   python train.py --config=configs/digits.py --show_batch=out.png    draws what the network will see
-  python train.py --config=... --coordinator=HOST:PORT --processes=N --process_id=I [--lost_after=SECONDS]
-      one of several processes; under SLURM, MPI, Kubernetes and on TPU pods these four are found out
+  python train.py --config=... --coordinator=HOST:PORT --processes=N --process_id=I
+      [--join_within=SECONDS] [--lost_after=SECONDS]
+      one of several processes; under SLURM, MPI, Kubernetes and on TPU pods the first three are found out
 
 recipes: {recipes}
 variants: {variants}
 A run goes on from the last checkpoint in its --workdir (default: runs/RECIPE)."""
 _TEXTS = ('workdir', 'show_batch', 'coordinator')
-_NUMBERS = {'processes': None, 'process_id': None, 'lost_after': Cluster.lost_after}
+_NUMBERS = {
+  'processes': None,
+  'process_id': None,
+  'lost_after': Cluster.lost_after,
+  'join_within': Cluster.join_within,
+}
 
 
 def main(argv: list[str], run: Callable[[Config, str], object] | None = None) -> int:
@@ -62,7 +68,7 @@ def main(argv: list[str], run: Callable[[Config, str], object] | None = None) ->
 def _main(argv: list[str], run: Callable[[Config, str], object]) -> int:
   values = flags_of(argv)
   config, workdir = parse(argv, values)
-  cluster = Cluster(values.coordinator, values.processes, values.process_id, values.lost_after)
+  cluster = Cluster(values.coordinator, **{name: getattr(values, name) for name in _NUMBERS})
   if distributed.IS_CHILD:
     distributed.initialize(cluster)
   elif cluster.coordinator or distributed.is_in_cluster():

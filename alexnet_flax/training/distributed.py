@@ -23,6 +23,7 @@ from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
 from alexnet_flax.errors import PreemptedError, UsageError
+from alexnet_flax.training.rendezvous import meet
 
 _CHILD = 'ALEXNET_FLAX_CHILD'
 IS_CHILD = _CHILD in os.environ  # whether this is the training process, not the one that watches over it
@@ -44,12 +45,14 @@ class Cluster:
     processes: The number of processes.
     process_id: 0 ... processes - 1.
     lost_after: The seconds without a heartbeat after which a process counts as lost.
+    join_within: The seconds in which all processes must have come.
   """
 
   coordinator: str | None = None
   processes: int | None = None
   process_id: int | None = None
   lost_after: int = 60
+  join_within: int = 300
 
   def __post_init__(self) -> None:
     given = (self.coordinator, self.processes, self.process_id)
@@ -60,8 +63,11 @@ class Cluster:
         raise UsageError(f'--coordinator (={self.coordinator}) must be HOST:PORT, of process 0')
       if not 0 <= (self.process_id or 0) < (self.processes or 0):
         raise UsageError(f'--process_id (={self.process_id}) must be 0 ... {self.processes} - 1')
-    if self.lost_after < 1:
-      raise UsageError(f'--lost_after (={self.lost_after}) must be at least 1 second')
+      if not 0 < int((self.coordinator or '').rpartition(':')[2]) < 1 << 16:
+        raise UsageError(f'--coordinator (={self.coordinator}) must have a port of 1 ... 65535')
+    for name, seconds in (('lost_after', self.lost_after), ('join_within', self.join_within)):
+      if seconds < 1:
+        raise UsageError(f'--{name} (={seconds}) must be at least 1 second')
 
 
 def initialize(cluster: Cluster) -> None:
@@ -80,6 +86,7 @@ def initialize(cluster: Cluster) -> None:
       cluster.coordinator,
       cluster.processes,
       cluster.process_id,
+      initialization_timeout=cluster.join_within,
       coordinator_bind_address=cluster.coordinator if local else None,
       heartbeat_timeout_seconds=cluster.lost_after,
       shutdown_timeout_seconds=cluster.lost_after,
@@ -153,11 +160,14 @@ def _die_with_parent() -> None:
 
 
 def supervise(argv: Sequence[str], cluster: Cluster) -> int:
-  """Runs the same command as a child and returns its exit code.
+  """Runs the same command as a child and returns its exit code, once the other processes have come.
 
   Raises:
+    UsageError: They have not come, or do not fit together.
     PreemptedError: Another process was lost.
   """
+  if cluster.coordinator:
+    meet(cluster.coordinator, cluster.processes or 0, cluster.process_id or 0, cluster.join_within)
   last: collections.deque[str] = collections.deque(maxlen=100)
   told: int | None = None
   token = secrets.token_hex(8)
@@ -189,6 +199,8 @@ def supervise(argv: Sequence[str], cluster: Cluster) -> int:
         signal.signal(number, handler)
   if told is not None:
     return told
+  if 'RegisterTask' in ' '.join(last):  # what JAX was doing: joining
+    raise UsageError(f'not all processes of this run have come within --join_within={cluster.join_within} s')
   if code == _LOST or (code == -signal.SIGABRT and _CONNECTION.search(' '.join(last))):
     name = f'process {cluster.process_id} of {cluster.processes}' if cluster.coordinator else 'this process'
     raise PreemptedError(
