@@ -7,7 +7,9 @@ training process is a child of the command, which passes on what it prints and s
 import collections
 import contextlib
 import dataclasses
+import json
 import os
+import pathlib
 import re
 import secrets
 import signal
@@ -16,13 +18,16 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
+import numpy as np
 from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
 from alexnet_flax.errors import PreemptedError, UsageError
+from alexnet_flax.files import write_text
 from alexnet_flax.training.rendezvous import meet
 
 _CHILD = 'ALEXNET_FLAX_CHILD'
@@ -93,6 +98,66 @@ def initialize(cluster: Cluster) -> None:
     )
   except (ValueError, RuntimeError) as error:
     raise UsageError(f'cannot join the other processes: {" ".join(str(error).split())[:300]}') from None
+
+
+def gather(value: Any) -> list[Any]:
+  """Returns the values of all processes, in their order; a value is what JSON can hold."""
+  if jax.process_count() == 1:
+    return [value]
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.array(text.size)).tolist()
+  rows = multihost_utils.process_allgather(np.pad(text, (0, max(sizes) - text.size)))
+  return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def check_equal(values: Mapping[str, Any]) -> None:
+  """Compares what all processes must have in common.
+
+  Raises:
+    UsageError: They differ; in each process, the same line names the first value that does.
+  """
+  first, *others = gather(values)
+  for process, theirs in enumerate(others, start=1):
+    for name in first | theirs:
+      if (a := first.get(name)) != (b := theirs.get(name)):
+        raise UsageError(
+          f'{name} is {a!r:.200} in process 0 and {b!r:.200} in process {process}; start all processes with'
+          ' the same command, on the same data, with the same versions'
+        )
+
+
+def check_one_folder(folder: pathlib.Path) -> None:
+  """Raises UsageError if a process has another folder of that name, on a disk of its own."""
+  if jax.process_count() == 1:
+    return
+  path, text, is_first = folder / '.one-folder', secrets.token_hex(), jax.process_index() == 0
+  if is_first:
+    write_text(path, text)
+  text = gather(text)[0]  # the file is written when all have come here
+  seen = gather(path.is_file() and path.read_text(encoding='utf-8') == text)
+  if is_first:
+    path.unlink()
+  if not all(seen):
+    raise UsageError(
+      f'--workdir={folder} of process {seen.index(False)} is another folder than that of process 0; it must'
+      ' be one, on a disk that all processes share'
+    )
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """A block whose UsageError in one process ends all of them with it, instead of being waited for."""
+  error = None
+  try:
+    yield
+  except UsageError as raised:
+    error = raised
+  said = gather(error and str(error))
+  if error:
+    raise error
+  for process, text in enumerate(said):
+    if text:
+      raise UsageError(f'process {process}: {text}')
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Processes meet at the coordinator's address before JAX joins them: it aborts if one is missing or twice there.
+"""Processes meet at the coordinator's address before JAX joins them, which aborts if one does not come.
 
 Each connects to process 0 and says who it is; process 0 tells all of them what is wrong, or nothing. Both are
 lines of JSON.
@@ -18,7 +18,8 @@ from alexnet_flax.errors import UsageError
 
 _MAX_LINE = 4096
 _SPEAK_WITHIN = 5.0  # seconds in which whoever connects must say who it is
-_RETRY_AFTER = 0.2  # seconds
+_RETRY_AFTER = 0.2
+_SAY_AFTER = 10.0  # without an answer
 
 
 def meet(coordinator: str, processes: int, process_id: int, within: float) -> None:
@@ -95,7 +96,7 @@ def _welcome(server: socket.socket, coordinator: str, processes: int, within: fl
 
 def _ask(address: tuple[str, int], coordinator: str, hello: list[int], within: float) -> str:
   """Tells process 0 who this is, as soon as it listens; returns what it says is wrong."""
-  deadline, said = time.monotonic() + within, False
+  start, said = time.monotonic(), False
   while True:
     try:
       with socket.create_connection(address, timeout=_SPEAK_WITHIN) as connection:
@@ -107,10 +108,10 @@ def _ask(address: tuple[str, int], coordinator: str, hello: list[int], within: f
       return answer
     except OSError as error:
       reason = error.strerror or str(error)
-    if not said:
+    if not said and time.monotonic() > start + _SAY_AFTER:
       print(f'note: no process 0 at {coordinator} yet ({reason}); waiting {within:g} s', file=sys.stderr)
       said = True
-    if time.monotonic() + _RETRY_AFTER > deadline:
+    if time.monotonic() + _RETRY_AFTER > start + within:
       return f'no process 0 has answered at --coordinator={coordinator} within {within:g} s: {reason}'
     time.sleep(_RETRY_AFTER)
 

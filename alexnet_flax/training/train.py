@@ -11,17 +11,20 @@ from collections.abc import Sequence
 import jax
 
 from alexnet_flax import checkpoint
-from alexnet_flax.config import Config, from_dict, idle_keys, to_dict
+from alexnet_flax.config import Config, all_keys, from_dict, idle_keys, to_dict, value_of
 from alexnet_flax.errors import PreemptedError, UsageError
 from alexnet_flax.training import callbacks as builtin
+from alexnet_flax.training import distributed
 from alexnet_flax.training.batches import train_batches, with_features
 from alexnet_flax.training.callbacks import Callback
-from alexnet_flax.training.experiment import Experiment, build_experiment, compile_train_step
+from alexnet_flax.training.experiment import Experiment, build_experiment, check_devices, compile_train_step
 from alexnet_flax.training.initialize import initial_state, training_lines
 from alexnet_flax.training.logger import Logger, format_values, read_metrics
 from alexnet_flax.training.loop import run_steps
 from alexnet_flax.training.preemption import GracefulShutdown
-from alexnet_flax.training.workdir import make_folder, sole_writer, write_records
+from alexnet_flax.training.workdir import make_folder, sole_writer, versions, write_records
+
+_OF_ONE_PROCESS = ('data.data_dir', 'data.num_threads')  # keys that may differ from machine to machine
 
 
 def train(
@@ -46,15 +49,28 @@ def train(
     PreemptedError: The end was requested; the state is saved.
   """
   config = from_dict(to_dict(config))  # checked, wherever it comes from
-  for line in idle_keys(config).values():
-    raise UsageError(f'{line}; leave it None')
   folder = pathlib.Path(workdir).expanduser()
   try:
-    with GracefulShutdown() as shutdown:
-      experiment = build_experiment(config)
-      make_folder(folder)
-      with contextlib.nullcontext() if jax.process_index() else sole_writer(folder):
-        return _train(experiment, folder, callbacks, shutdown)
+    with GracefulShutdown() as shutdown, contextlib.ExitStack() as stack:
+      check_devices()
+      shared = {name: value_of(config, name) for name in all_keys() if name not in _OF_ONE_PROCESS}
+      distributed.check_equal(shared | versions())
+      with distributed.together():
+        for line in idle_keys(config).values():
+          raise UsageError(f'{line}; leave it None')
+        experiment = build_experiment(config)
+        make_folder(folder)
+        if jax.process_index() == 0:
+          stack.enter_context(sole_writer(folder))
+      for source in (experiment.data.train, experiment.data.evaluated):
+        parts = {
+          'version': source.identity,
+          'number of images': source.num_examples,
+          'classes': source.class_names,
+        }
+        distributed.check_equal({f"{source.name}'s {what}": part for what, part in parts.items()})
+      distributed.check_one_folder(folder)
+      return _train(experiment, folder, callbacks, shutdown)
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       raise UsageError(f'no room in {folder}: {error.strerror}; make some, and start again') from None

@@ -37,8 +37,8 @@ SLURM = {
 }
 
 
-def start(data_dir, workdir, processes, devices, *flags):
-  """The processes of a run; together they have four devices."""
+def start(data_dir, workdir, processes, devices, *flags, of_last=()):
+  """The processes of a run; together they have four devices. The last has further flags."""
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{probe.getsockname()[1]}'
@@ -55,6 +55,7 @@ def start(data_dir, workdir, processes, devices, *flags):
         *flags,
         f'--workdir={workdir}',
         *([*cluster, f'--process_id={number}'] if processes > 1 else []),
+        *(of_last if number == processes - 1 else ()),
       ),
       env=environment,
       stdout=subprocess.PIPE,
@@ -177,13 +178,73 @@ def test_a_signal_to_one_ends_both_at_the_same_step(data_dir, tmp_path):
   assert f'ended at step {step} of' in results[1][2]
 
 
-def test_a_mistake_stays_a_mistake(data_dir, tmp_path):
-  """Not a lost process, after which a scheduler would start all again for ever."""
-  results = finish(start(data_dir, tmp_path, 2, 2, '--config.data.train_split=trian'))
+def test_processes_with_different_configurations_name_the_first_key(data_dir, tmp_path):
+  """And it stays a mistake, not a lost process, after which a scheduler would start all again for ever."""
+  results = finish(start(data_dir, tmp_path, 2, 2, of_last=['--config.seed=1', '--config.total_steps=3']))
   assert [code for code, _, _ in results] == [2, 2], results
   for _, _, error in results:
-    (line,) = error.splitlines()
-    assert "error: digits: unknown split 'trian'; did you mean 'train'?" in line
+    assert error.splitlines()[-1].startswith('error: seed is 0 in process 0 and 1 in process 1; start all')
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def as_processes(monkeypatch):
+  """Makes the functions of this module see two processes, of which this one is either."""
+
+  def become(number, other_values):
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(jax, 'process_index', lambda: number)
+    others = iter(other_values)
+
+    def gather(value):
+      other = next(others)
+      return [value, other] if number == 0 else [other, value]
+
+    monkeypatch.setattr(distributed, 'gather', gather)
+
+  return become
+
+
+@pytest.mark.parametrize(('number', 'mine', 'theirs'), [(0, 'a', 'b'), (1, 'b', 'a')])
+def test_what_must_be_equal(as_processes, number, mine, theirs):
+  as_processes(number, [{'jax': '1', 'x': theirs}])
+  with pytest.raises(
+    UsageError, match=r"x is 'a' in process 0 and 'b' in process 1; start all processes with"
+  ):
+    distributed.check_equal({'jax': '1', 'x': mine})
+  as_processes(number, [{'x': None, 'y': 1}])
+  with pytest.raises(UsageError, match=r'y is .* in process 0 and .* in process 1'):
+    distributed.check_equal({'x': None})
+  as_processes(number, [{'x': mine}])
+  distributed.check_equal({'x': mine})
+
+
+@pytest.mark.parametrize('number', [0, 1])
+def test_the_mistake_of_one_is_said_by_all(as_processes, number):
+  as_processes(number, ['its error'])
+  with pytest.raises(UsageError, match=f'process {1 - number}: its error'), distributed.together():
+    pass
+  as_processes(number, [None])
+  with pytest.raises(UsageError, match='my error'), distributed.together():
+    raise UsageError('my error')
+
+
+def test_a_folder_for_each_process(as_processes, tmp_path):
+  as_processes(0, [None, False])
+  with pytest.raises(
+    UsageError, match='of process 1 is another folder than that of process 0; it must be one'
+  ):
+    distributed.check_one_folder(tmp_path)
+  as_processes(1, ['text', True])
+  with pytest.raises(UsageError, match='of process 1 is another folder than that of process 0'):
+    distributed.check_one_folder(tmp_path)
+  (tmp_path / '.one-folder').write_text('text')
+  as_processes(1, ['text', True])
+  distributed.check_one_folder(tmp_path)
+  (tmp_path / '.one-folder').unlink()
+  as_processes(0, [None, True])
+  distributed.check_one_folder(tmp_path)
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_of_one_process_is_not_anothers_loss(tmp_path, monkeypatch):
@@ -225,6 +286,8 @@ def test_only_a_lost_connection_is_a_lost_process(monkeypatch):
       r'--process_id \\(=2\\) must be 0 ... 2 - 1',
     ),
     ({'lost_after': 0}, r'--lost_after \\(=0\\)'),
+    ({'join_within': 0}, r'--join_within \\(=0\\)'),
+    ({'coordinator': 'host:70000', 'processes': 2, 'process_id': 0}, r'must have a port of 1 ... 65535'),
   ],
 )
 def test_mistakes(arguments, message):

@@ -53,7 +53,8 @@ def test_numbers_of_processes_that_differ(address):
   assert meet(address, (0, 3), (1, 2)) == ['process 1 was started with --processes=2, process 0 with 3'] * 2
 
 
-def test_nobody_is_there_and_a_name_that_is_none(address, capsys):
+def test_nobody_is_there_and_a_name_that_is_none(address, capsys, monkeypatch):
+  monkeypatch.setattr(rendezvous, '_SAY_AFTER', 0.0)
   (said,) = meet(address, (1, 2), within=0.3)
   assert said == f'no process 0 has answered at --coordinator={address} within 0.3 s: Connection refused'
   assert f'note: no process 0 at {address} yet (Connection refused); waiting' in capsys.readouterr().err
