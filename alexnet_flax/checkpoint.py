@@ -61,8 +61,12 @@ def checkpoint_manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager
     best_fn=score,  # without it Orbax forgets the scores of before a restart
     create=True,
     cleanup_tmp_directories=True,  # of saves that a kill interrupted
-    # Called when all files are written, just before the checkpoint is moved to its place.
-    async_options=ocp.options.AsyncOptions(post_finalization_callback=lambda: _write_manifests(folder)),
+    async_options=ocp.options.AsyncOptions(
+      # Called when all files are written, just before the checkpoint is moved to its place.
+      post_finalization_callback=lambda: _write_manifests(folder),
+      # If a folder cannot be created, threads that wait for it would keep the process for five minutes.
+      create_directories_asynchronously=False,
+    ),
   )
   # The handler is named, or a new process could not read the metadata before it restores.
   return ocp.CheckpointManager(folder, options=options, item_handlers=ocp.StandardCheckpointHandler())
@@ -253,8 +257,10 @@ def save_alone(place: pathlib.Path, state: TrainState) -> None:
     OSError, ValueError: It cannot be written.
   """
   place.parent.mkdir(parents=True, exist_ok=True)
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(_safe(place.parent) / place.name, _saved_tree(state), force=True)
+  # Not the asynchronous StandardCheckpointer: it leaves threads behind where it fails.
+  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    saved = ocp.args.StandardSave(_saved_tree(state))
+    checkpointer.save(_safe(place.parent) / place.name, args=saved, force=True)
   _check_arrays(_safe(place.parent) / place.name)
 
 

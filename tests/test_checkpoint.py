@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import threading
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -75,3 +78,39 @@ def test_no_temporary_folder_that_orbax_could_use(state, tmp_path, monkeypatch):
   monkeypatch.setattr('tempfile.tempdir', str(tmp_path / '[t]'))
   with pytest.raises(checkpoint.UsageError, match='use another --workdir or TMPDIR'):
     saved(tmp_path / '[w]', state)
+
+
+@pytest.fixture
+def mounted(tmp_path):
+  """Mounts a small file system with options; a function that remounts it."""
+  if os.geteuid() != 0:
+    pytest.skip('only root can mount a file system')
+  folder = tmp_path / 'small'
+  folder.mkdir()
+  mount = ['mount', '-t', 'tmpfs', 'tmpfs', str(folder), '-o']
+  subprocess.run([*mount, 'size=1m,nr_inodes=16'], check=True)
+  yield folder, lambda: subprocess.run([*mount, 'remount,ro'], check=True)
+  subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # TensorStore's
+@pytest.mark.parametrize('read_only', [False, True])
+@pytest.mark.parametrize('alone', [False, True])
+def test_a_save_that_fails_leaves_no_thread(state, mounted, read_only, alone):
+  """One that waits for a folder which cannot be created would keep the process for five minutes."""
+  folder, make_read_only = mounted
+  (folder / 'checkpoints').mkdir()
+  manager = checkpoint.checkpoint_manager(folder / 'checkpoints', keep=2)
+  if read_only:
+    make_read_only()
+  with pytest.raises((OSError, ValueError) if alone else checkpoint.SaveError):
+    if alone:
+      checkpoint.save_alone(folder / 'state', state)
+    else:
+      checkpoint.save(manager, state)
+      checkpoint.finish(manager)
+  manager.close()
+  deadline = time.monotonic() + 10
+  while [one.name for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]:
+    assert time.monotonic() < deadline, threading.enumerate()
+    time.sleep(0.05)
