@@ -1,21 +1,26 @@
 """`alexnet-flax demo`: a web page that classifies images, by default for this machine only."""
 
+import asyncio
 import contextlib
 import errno
 import io
 import socket
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
+from starlette.types import Message
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from alexnet_flax.data.images import UnreadableError, evaluation_view, read_image
 from alexnet_flax.errors import UsageError
@@ -26,6 +31,10 @@ from alexnet_flax.pretrained import PretrainedModel, top_classes
 from alexnet_flax.viz.figures import channel_tiles, data_uri, filter_tiles, first_kernel, page_template
 
 MAX_BYTES = 20 << 20
+_FORM = 4096  # bytes of a form besides its image
+_BODY_SECONDS = 30.0  # within which an image must have arrived
+_CONNECTION_SECONDS = 120.0  # after which a connection is closed, whatever it does
+_CONNECTIONS = 128
 FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF')
 _LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 
@@ -43,6 +52,7 @@ def application(network: PretrainedModel, hosts: tuple[str, ...] = ('*',)) -> St
     max_bytes=MAX_BYTES,
   )
   template = page_template('prediction.html')
+  one_at_a_time = asyncio.Lock()  # decoding may take 1 GB, and a prediction takes all cores
 
   def show(request: Request) -> Response:
     del request
@@ -50,8 +60,8 @@ def application(network: PretrainedModel, hosts: tuple[str, ...] = ('*',)) -> St
 
   async def predict(request: Request) -> Response:
     try:
-      image = await _uploaded(request)
-      values = await run_in_threadpool(_prediction, network, image)
+      async with _upload(request) as upload, one_at_a_time:
+        values = await run_in_threadpool(_prediction, network, await upload.read())
     except UnreadableError as error:
       return HTMLResponse(template.render(error=str(error)), status_code=422, headers=_HEADERS)
     return HTMLResponse(template.render(error=None, **values), headers=_HEADERS)
@@ -90,42 +100,67 @@ def serve(network: PretrainedModel, host: str, port: int) -> None:
   place = f'[{host}]' if family == socket.AF_INET6 else host
   print(f'http://{place}:{listening.getsockname()[1]} (Ctrl-C stops it)', flush=True)
   hosts = ('localhost', '127.0.0.1', '[::1]') if host in _LOOPBACK else ('*',)
-  server = uvicorn.Server(
-    uvicorn.Config(application(network, hosts), log_level='warning', limit_concurrency=16)
-  )
   with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after shutting down
-    server.run(sockets=[listening])
+    server(application(network, hosts)).run(sockets=[listening])
 
 
-async def _uploaded(request: Request) -> np.ndarray:
-  """Reads the image of a request as uint8 RGB.
+def server(app: Starlette) -> uvicorn.Server:
+  """Returns a server that bounds the number of connections and how long each lasts."""
+
+  class Protocol(H11Protocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+      super().connection_made(transport)
+      self.loop.call_later(_CONNECTION_SECONDS, transport.close)
+
+  options: Any = {'log_level': 'warning', 'limit_concurrency': _CONNECTIONS, 'http': Protocol}
+  return uvicorn.Server(uvicorn.Config(app, **options))
+
+
+@contextlib.asynccontextmanager
+async def _upload(request: Request) -> AsyncIterator[UploadFile]:
+  """Receives the image of a request, whose size and time are bounded whatever its headers say.
 
   Raises:
-    UnreadableError: It is too large, has another format, or is damaged.
+    UnreadableError: It is too large or too slow, or there is none.
   """
   too_large = UnreadableError(f'the image is larger than {MAX_BYTES >> 20} MiB')
-  length = request.headers.get('content-length', '')
-  if not length.isdigit():
-    raise UnreadableError('the request has no content length')
-  if int(length) > MAX_BYTES + 4096:
+  received = 0
+
+  async def receive() -> Message:
+    nonlocal received
+    message = await request.receive()
+    received += len(message.get('body', b''))
+    if received > MAX_BYTES + _FORM:
+      raise too_large
+    return message
+
+  length = request.headers.get('content-length', '0')
+  if not length.isdecimal() or int(length) > MAX_BYTES + _FORM:
     raise too_large
-  try:
-    async with request.form(max_files=1, max_fields=1) as form:
-      upload: Any = form.get('image')
-      if upload is None or isinstance(upload, str):
-        raise UnreadableError("the form has no file 'image'")
-      content = await upload.read(MAX_BYTES + 1)
-  except HTTPException as error:  # not a form, or a malformed one
-    raise UnreadableError(error.detail) from None
-  if len(content) > MAX_BYTES:
-    raise too_large
-  return await run_in_threadpool(read_image, io.BytesIO(content), FORMATS)
+  async with contextlib.AsyncExitStack() as stack:
+    try:
+      async with asyncio.timeout(_BODY_SECONDS):
+        form = Request(request.scope, receive).form(max_files=1, max_fields=1)
+        upload = (await stack.enter_async_context(form)).get('image')
+    except HTTPException as error:  # not a form, or a malformed one
+      raise UnreadableError(error.detail) from None
+    except TimeoutError:
+      raise UnreadableError(f'the image did not arrive within {_BODY_SECONDS:g} seconds') from None
+    if not isinstance(upload, UploadFile):
+      raise UnreadableError("the form has no file 'image'")
+    if (upload.size or 0) > MAX_BYTES:
+      raise too_large
+    yield upload
 
 
-def _prediction(network: PretrainedModel, image: np.ndarray) -> dict[str, Any]:
-  """Returns the top-5 predictions, the Grad-CAM map, and the channels of every layer."""
+def _prediction(network: PretrainedModel, content: bytes) -> dict[str, Any]:
+  """Returns the top-5 predictions, the Grad-CAM map, and the channels of every layer.
+
+  Raises:
+    UnreadableError: The image has another format, or is damaged.
+  """
   spec, head = network.spec, network.spec.head
-  view = evaluation_view(image, spec)
+  view = evaluation_view(read_image(io.BytesIO(content), FORMATS), spec)
   layers = [name for name, layer in spec.named_layers() if not isinstance(layer, Flatten | Dropout)]
   (taps,) = feature_batches(network.model, network.variables, [view], layers, batch_size=1)
   best = top_classes(taps[head][0], network.readable_names)

@@ -1,12 +1,15 @@
 """`alexnet-flax demo`: the page's predictions, its limits, and the address it listens on."""
 
+import asyncio
 import html
 import io
+import itertools
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 
 import numpy as np
@@ -23,6 +26,7 @@ from alexnet_flax.viz import demo
 from tests.helpers import digits_run, encode, random_variables, smooth_image
 
 testclient = pytest.importorskip('starlette.testclient', reason='Starlette is not installed')
+httpx = pytest.importorskip('httpx', reason='httpx is not installed')
 
 SPEC = VARIANTS['torchvision'].scaled(1 / 16, 67)
 
@@ -92,9 +96,72 @@ def test_limits_of_size(client, monkeypatch):
   response = client.post('/predict', files={'image': ('a.png', noise)})
   assert response.status_code == 422
   assert 'is larger than' in response.text
-  chunked = client.post('/predict', content=iter([b'x']), headers={'content-type': 'multipart/form-data'})
-  assert chunked.status_code == 422
-  assert 'no content length' in chunked.text
+
+
+def form_of(content):
+  request = httpx.Request('POST', 'http://localhost/predict', files={'image': ('a.png', content)})
+  return request.read(), request.headers['content-type']
+
+
+@pytest.mark.parametrize('length', [None, '10'])
+def test_a_chunked_body_is_bounded_and_else_welcome(client, monkeypatch, length):
+  """With 'chunked' a content length means nothing."""
+  body, kind = form_of(encode(smooth_image(80, 80, 0), 'PNG'))
+  headers = {'content-type': kind, 'transfer-encoding': 'chunked'} | (
+    {'content-length': length} if length else {}
+  )
+  assert client.post('/predict', content=iter([body]), headers=headers).status_code == 200
+  monkeypatch.setattr(demo, 'MAX_BYTES', 100_000)
+  endless = itertools.chain([body[:500]], itertools.repeat(bytes(10_000), 1000))
+  response = client.post('/predict', content=endless, headers=headers)
+  assert response.status_code == 422
+  assert 'is larger than' in response.text
+
+
+def test_slow_bodies_end_and_images_are_decoded_one_at_a_time(network, monkeypatch):
+  monkeypatch.setattr(demo, '_BODY_SECONDS', 0.2)
+  active, most, real = 0, 0, demo._prediction
+  body, kind = form_of(encode(smooth_image(80, 80, 0), 'PNG'))
+
+  def counted(*given):
+    nonlocal active, most
+    active += 1
+    most = max(most, active)
+    found = real(*given)
+    active -= 1
+    return found
+
+  async def slow():
+    yield body[:300]
+    await asyncio.sleep(60)
+
+  async def ask():
+    transport = httpx.ASGITransport(demo.application(network))
+    async with httpx.AsyncClient(transport=transport, base_url='http://localhost') as client:
+      bodies = [slow(), body, slow(), body, body, slow()]
+      headers = {'content-type': kind}
+      return await asyncio.gather(*(client.post('/predict', content=one, headers=headers) for one in bodies))
+
+  monkeypatch.setattr(demo, '_prediction', counted)
+  answers = asyncio.run(ask())
+  assert [answer.status_code for answer in answers] == [422, 200, 422, 200, 200, 422]
+  assert 'did not arrive within 0.2 seconds' in answers[0].text
+  assert most == 1
+
+
+def test_a_connection_that_says_nothing_is_closed(network, monkeypatch):
+  monkeypatch.setattr(demo, '_CONNECTION_SECONDS', 0.3)
+  served = demo.server(demo.application(network))
+  with socket.create_server(('127.0.0.1', 0)) as listening:
+    thread = threading.Thread(target=served.run, kwargs={'sockets': [listening]})
+    thread.start()
+    try:
+      with socket.create_connection(listening.getsockname(), timeout=10) as idle:
+        idle.sendall(b'GET / HTT')
+        assert idle.recv(100) == b''
+    finally:
+      served.should_exit = True
+      thread.join()
 
 
 @pytest.mark.parametrize(
