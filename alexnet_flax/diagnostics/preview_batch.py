@@ -21,7 +21,8 @@ from alexnet_flax.training.experiment import build_experiment
 
 _MOST = 16
 _SIDE = 160  # of a tile, in pixels
-_TEXT = 32  # two lines
+_GAP, _MARGIN = 6, 56  # between tiles; left of them, for the names of the rows
+_TEXT = 36  # two lines
 
 
 def show_batch(config: Config, path: str) -> None:
@@ -84,17 +85,22 @@ def _label(label: np.ndarray, names: tuple[str, ...]) -> str:
 
 
 def _sheet(before: list[np.ndarray], after: list[np.ndarray], labels: list[str]) -> Image.Image:
-  """Draws rows of eight pairs, each above its label."""
+  """Draws rows of up to eight pairs, each above its label; the rows' names stand on the left."""
   columns = min(8, len(labels))
-  rows = -(-len(labels) // columns)
-  height = 2 * _SIDE + _TEXT + 8
-  sheet = Image.new('RGB', (columns * (_SIDE + 4) + 4, rows * height + 4), 'white')
-  draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+  height = 2 * (_SIDE + _GAP) + _TEXT
+  width, rows = _MARGIN + columns * (_SIDE + 2 * _GAP), -(-len(labels) // columns)
+  sheet = Image.new('RGB', (width, rows * height + _GAP), 'white')
+  draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
   for number, (first, second, label) in enumerate(zip(before, after, labels, strict=True)):
-    left, top = 4 + number % columns * (_SIDE + 4), 4 + number // columns * height
-    for image, y in ((first, top), (second, top + _SIDE)):
+    left = _MARGIN + number % columns * (_SIDE + 2 * _GAP)
+    top = _GAP + number // columns * height
+    for name, image, y in (('stored', first, top), ('input', second, top + _SIDE + _GAP)):
       tile = Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
       sheet.paste(tile, (left, y))
+      if number % columns == 0:
+        draw.text((_GAP, y + _SIDE // 2 - 8), name, 'black', font)
     for line, text in enumerate(label.splitlines()):
-      draw.text((left, top + 2 * _SIDE + 1 + 14 * line), text[:24], 'black', font)
+      while font.getlength(text) > _SIDE:
+        text = text[:-2].rstrip('…') + '…'
+      draw.text((left, top + 2 * _SIDE + _GAP + 3 + 15 * line), text, 'black', font)
   return sheet

@@ -1,7 +1,7 @@
 """Grad-CAM (Selvaraju et al. 2017), and its map overlaid on the image."""
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,12 @@ from alexnet_flax.inference.features import Images, inputs_of
 from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.models.spec import Conv, Pool, Spec
 
+if TYPE_CHECKING:
+  from PIL import Image
+
 _COLORS = 'inferno'
-_OPACITY = 0.55
+_OPACITY = 0.75  # where the map is 1; where it is 0 the image alone is seen
+_SIDE = 448  # at least, of a drawing's two parts
 
 
 def grad_cam(
@@ -67,15 +71,28 @@ def default_layer(spec: Spec) -> str:
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-  """Overlays a map, float [H, W] in 0 ... 1, on an image, uint8 [S, S, 3], in black to yellow."""
+  """Overlays a map, float [H, W] in 0 ... 1, on an image, uint8 [S, S, 3]: nothing at 0, yellow at 1."""
   import matplotlib
   from PIL import Image
 
   height, width = image.shape[:2]
   smooth = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
   heat = np.clip(np.asarray(smooth), 0, 1)
-  colors = matplotlib.colormaps[_COLORS](heat)[..., :3] * 255
-  return np.round((1 - _OPACITY) * image + _OPACITY * colors).astype(np.uint8)
+  colors, opacity = matplotlib.colormaps[_COLORS](heat)[..., :3] * 255, _OPACITY * heat[..., None]
+  return np.round((1 - opacity) * image + opacity * colors).astype(np.uint8)
+
+
+def drawing(view: np.ndarray, heat: np.ndarray, caption: str) -> 'Image.Image':
+  """Draws what the network saw, uint8 [S, S, 3], beside its map, above a caption."""
+  from PIL import Image, ImageDraw, ImageFont
+
+  side = view.shape[0] * -(-_SIDE // view.shape[0])
+  large = Image.fromarray(view).resize((side, side), Image.Resampling.BICUBIC)
+  sheet = Image.new('RGB', (2 * side + 12, side + 40), 'white')
+  sheet.paste(large, (0, 0))
+  sheet.paste(Image.fromarray(overlay(np.asarray(large), heat)), (side + 12, 0))
+  ImageDraw.Draw(sheet).text((8, side + 8), caption, 'black', ImageFont.load_default(size=20))
+  return sheet
 
 
 @functools.lru_cache(maxsize=4)

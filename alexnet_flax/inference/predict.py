@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from alexnet_flax.data.images import image_files, views_of_files
@@ -113,13 +112,13 @@ def _map_paths(files: Sequence[str], folder: str) -> dict[str, pathlib.Path]:
 
 
 def _write_map(network: PretrainedModel, prediction: Prediction, place: pathlib.Path) -> None:
-  from alexnet_flax.inference.grad_cam import grad_cam, overlay
+  from alexnet_flax.inference.grad_cam import drawing, grad_cam
 
   assert prediction.view is not None
-  label = np.array([prediction.best[0].label])
-  heat = grad_cam(network.model, network.variables, prediction.view[None], label)
+  best = prediction.best[0]
+  (heat,) = grad_cam(network.model, network.variables, prediction.view[None], np.array([best.label]))
   try:
     with atomic_path(place) as partial:
-      Image.fromarray(np.hstack([prediction.view, overlay(prediction.view, heat[0])])).save(partial)
+      drawing(prediction.view, heat, f'{one_line(best.name)}  {best.probability:.1%}').save(partial)
   except OSError as error:
     raise UsageError(f'cannot write {place}: {error.strerror or error}') from None

@@ -23,8 +23,8 @@ def shown(tmp_path, data_dir, *options):
 
 def tiles(sheet):
   """Returns (before, after) of the first eight images."""
-  corners = [4 + 164 * number for number in range(8)]
-  return [(sheet[4:164, left : left + 160], sheet[164:324, left : left + 160]) for left in corners]
+  corners = [56 + 172 * number for number in range(8)]
+  return [(sheet[6:166, left : left + 160], sheet[172:332, left : left + 160]) for left in corners]
 
 
 def test_without_augmentation_both_images_are_equal(tmp_path, data_dir, capsys):
@@ -37,6 +37,11 @@ def test_without_augmentation_both_images_are_equal(tmp_path, data_dir, capsys):
     assert np.abs(before.astype(int) - after).max() <= 2
     assert before.std() > 20
   assert '16 images of step 1' in capsys.readouterr().out
+  sheet = np.asarray(Image.open(tmp_path / 'out.png').convert('RGB'))
+  assert (sheet[80:90, :56] < 128).any()  # the names of both rows
+  assert (sheet[246:256, :56] < 128).any()
+  assert (sheet[166:172] == 255).all()  # gaps between the rows, and between pairs
+  assert (sheet[:332, 216:228] == 255).all()
   assert not (tmp_path / 'runs').exists()
 
 

@@ -174,8 +174,20 @@ def test_saliency_images(photos, weights, tmp_path, capsys):
   assert {line['saliency'] for line in lines} == {str(path) for path in maps.iterdir()}
   for line in lines:
     drawn = np.asarray(Image.open(line['saliency']))
-    assert drawn.shape == (67, 134, 3)
-    np.testing.assert_array_equal(drawn[:, :67], evaluation_view(np.asarray(Image.open(line['file'])), SPEC))
+    assert drawn.shape == (469 + 40, 2 * 469 + 12, 3)  # seven times the network's side
+    view = evaluation_view(np.asarray(Image.open(line['file'])), SPEC)
+    small = np.asarray(Image.fromarray(drawn[:469, :469]).resize((67, 67), Image.Resampling.BOX))
+    assert np.abs(small.astype(int) - view).mean() < 3
+    assert (drawn[469:] < 128).any()  # the class and its probability
+
+
+def test_an_overlay_shows_the_image_where_the_map_is_zero():
+  image, heat = smooth_image(40, 40, 0), np.zeros((4, 4), np.float32)
+  np.testing.assert_array_equal(overlay(image, heat), image)
+  heat[0, 0] = 1
+  drawn = overlay(image, heat)
+  assert np.abs(drawn[:5, :5].astype(int) - image[:5, :5]).mean() > 20
+  np.testing.assert_array_equal(drawn[30:, 30:], image[30:, 30:])
 
 
 @pytest.mark.parametrize('variant', ['batchnorm', 'caffe', 'cifar10_full'])
