@@ -200,7 +200,7 @@ def _table(results: dict[str, Any], protocol: Protocol, confusion: np.ndarray, n
     f'{protocol}\n',
     '                          95 % interval',
     f'top-1        {top1[0]:7.2f} %   {top1[1]:.2f} ... {top1[2]:.2f}',
-    f'top-5        {top5[0]:7.2f} %   {top5[1]:.2f} ... {top5[2]:.2f}',
+    *([f'top-5        {top5[0]:7.2f} %   {top5[1]:.2f} ... {top5[2]:.2f}'] if len(names) > 5 else []),
     f'loss         {loss:7.4f}     {low:.4f} ... {high:.4f}',
     f'calibration  {100 * results["calibration_error"]:7.2f} %   expected error, 15 bins\n',
   ]

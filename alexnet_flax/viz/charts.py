@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from alexnet_flax.errors import one_line
@@ -26,7 +27,10 @@ class Series(NamedTuple):
 
 
 def line_chart(series: Sequence[Series], x_label: str, y_label: str, *, percent: bool = False) -> str:
-  """Draws curves as an SVG element; its colours are the page's variables (--series-0, ..., currentColor)."""
+  """Draws curves as an SVG element; its colours are the page's variables (--series-0, ..., currentColor).
+
+  The axis is logarithmic where a few values would flatten all others.
+  """
   style: Any = {
     'svg.fonttype': 'none',
     'svg.hashsalt': 'alexnet_flax',
@@ -46,6 +50,15 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, *, percent:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(color=_TEXT, alpha=0.12, linewidth=0.6)
+    values = np.concatenate([one.ys for one in series])
+    values = values[np.isfinite(values)]
+    if not percent and len(values) > 3 and values.min() > 0:
+      low, high = np.quantile(values, (0.1, 0.8))
+      if high - low < 0.05 * (values.max() - values.min()):
+        axes.set_yscale('log')
+        axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter('{x:g}'))
+        axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     if percent:
       axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=None))
     if len(series) > 1:

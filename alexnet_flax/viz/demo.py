@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import io
+import pathlib
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -48,6 +49,7 @@ def application(network: PretrainedModel, hosts: tuple[str, ...] = ('*',)) -> St
   """
   page = page_template('demo.html').render(
     network=network,
+    name=pathlib.PurePath(network.source).name,
     filters=data_uri(filter_tiles(first_kernel(network.spec, network.variables['params'])), exact=True),
     max_bytes=MAX_BYTES,
   )

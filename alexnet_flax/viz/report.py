@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -165,6 +166,8 @@ def _charts(results: RunResults) -> Iterator[tuple[str, str]]:
     ('Throughput', 'images per second', 'images_per_second', ('train',)),
   ):
     curves = [Series(split, *results.curve(split, name), color=i) for i, split in enumerate(splits)]
+    if name == 'top5' and len(results.network.class_names) < 6:  # always right
+      continue
     if logged := [curve for curve in curves if curve.xs]:
       yield title, line_chart(logged, 'epoch', label, percent=name in ('top1', 'top5'))
 
@@ -213,6 +216,7 @@ def evaluation_section(results: RunResults) -> dict[str, Any] | None:
     'top1': predictions.top_k(1),
     'top5': predictions.top_k(5),
     'loss': predictions.mean_loss(),
+    'loss_of_chance': math.log(len(names)),
     'calibration_error': predictions.calibration_error(),
     'panel': _predicted_images(results, predictions, sources[1], panel),
     'mistakes': _predicted_images(results, predictions, sources[1], mistakes),

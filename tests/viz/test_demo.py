@@ -49,10 +49,18 @@ def photo():
   return buffer.getvalue()
 
 
+def bits(width, height):
+  buffer = io.BytesIO()
+  Image.new('1', (width, height)).save(buffer, 'PNG')
+  return buffer.getvalue()
+
+
 def test_the_page(client):
   response = client.get('/')
   assert response.status_code == 200
   assert 'What is in your image?' in response.text
+  assert 'The network <strong>net</strong> (variant <code>torchvision</code>' in response.text
+  assert 'cat, &lt;b&gt;dog&lt;/b&gt;, temple' in response.text
   assert "default-src 'none'" in response.headers['content-security-policy']
   assert not re.search(r'(src|href)="(?!data:)', response.text)
 
@@ -69,6 +77,8 @@ def test_predictions_are_those_of_the_network(client, network, tmp_path):
   for layer in ('conv1', 'relu5', 'pool5', 'fc6', 'fc8'):
     assert f'alt="activations of {layer}"' in response.text
   assert 'evidence for' in response.text
+  assert response.text.index('Top-5 predictions') < response.text.index('<img')  # first, on a phone
+  assert 'correct' not in response.text  # the network does not know it
 
 
 @pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
@@ -79,7 +89,7 @@ def test_predictions_are_those_of_the_network(client, network, tmp_path):
     (b'', 'not an image'),
     (photo()[:2000], 'truncated'),
     (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'not an image'),  # a format that is not accepted
-    (encode(np.zeros((10001, 10000), np.uint8), 'PNG'), 'are more than 100,000,000 pixels'),
+    (bits(20001, 10000), 'are more than 200,000,000 pixels'),
   ],
   ids=['text', 'nothing', 'truncated', 'postscript', 'bomb'],
 )

@@ -12,13 +12,14 @@ import pytest
 from alexnet_flax.cli.main import main
 from alexnet_flax.cli.train import train_and_report
 from alexnet_flax.data.augment import normalize
+from alexnet_flax.evaluation.scores import Estimate
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.training import train as training
 from alexnet_flax.training import workdir
 from alexnet_flax.training.logger import read_metrics
 from alexnet_flax.viz import report
 from alexnet_flax.viz.charts import Series, line_chart
-from alexnet_flax.viz.figures import channel_tiles, filter_tiles, first_kernel, tiles
+from alexnet_flax.viz.figures import channel_tiles, filter_tiles, first_kernel, page_template, tiles
 from alexnet_flax.viz.report import content, load_results, write_report
 from tests.helpers import TINY, digits_run, random_variables, replace
 
@@ -225,6 +226,32 @@ def test_tiles_contain_every_image_once():
   assert set(counts.values()) == {6}
   assert channel_tiles(np.arange(10.0)).shape == (6, 6, 3)
   assert channel_tiles(np.random.default_rng(0).normal(size=(4, 4, 100))).max() == 255
+
+
+def test_one_value_does_not_flatten_a_curve():
+  steps = list(range(20))
+  spike = line_chart([Series('a', steps, [674.0, *[2 - 0.05 * x for x in steps[1:]]], 0)], 'epoch', 'loss')
+  assert all(f'>{value}<' in spike for value in (1, 2, 500))  # a logarithmic axis
+  smooth = line_chart([Series('a', steps, [2 - 0.05 * x for x in steps], 0)], 'epoch', 'loss')
+  assert '>500<' not in smooth
+
+
+@pytest.mark.parametrize('classes', [2, 6])
+def test_no_top5_where_there_are_too_few_classes(results, tmp_path, classes):
+  """Of two classes, all are among five. By chance one is right in two."""
+  network = dataclasses.replace(results.network, class_names=tuple('abcdef'[:classes]))
+  section = {'top1': (0.5, 0.4, 0.6), 'top5': (1.0, 0.9, 1.0), 'loss': (0.7, 0.6, 0.8)}
+  section = {name: Estimate(*values) for name, values in section.items()}
+  section |= {'images': 9, 'calibration_error': 0.1, 'loss_of_chance': np.log(classes), 'gallery': 1}
+  section |= dict.fromkeys(('panel', 'mistakes', 'neighbours', 'confused', 'layers'), ())
+  section |= dict.fromkeys(('protocol', 'neighbours_layer', 'confusion', 'layers_over'), '')
+  few = dataclasses.replace(results, network=network, sources=None)
+  page = page_template('report.html').render(
+    title='', comparison=None, runs=[content(few) | {'results': results, 'evaluation': section}]
+  )
+  assert ('top-5' in page) == ('Top-5 accuracy' in page) == (classes > 5)
+  assert f'by chance {100 / classes:.2f} %' in page
+  assert f'ln {classes} = {np.log(classes):.4f}' in page
 
 
 def test_run_names_are_not_parsed_as_math():
