@@ -49,8 +49,9 @@ def unknown_name(what: str, name: str, choices: Iterable[str], adjective: str = 
   unknown variant 'torchvison'; did you mean 'torchvision'? (choices: paper, torchvision)
   """
   choices = list(choices)
-  nearest = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-  meant = f'; did you mean {nearest[0]!r}?' if nearest else ''
+  folded = {choice.lower(): choice for choice in choices}
+  nearest = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+  meant = f'; did you mean {folded[nearest[0]]!r}?' if nearest else ''
   return UsageError(f'{adjective} {what} {name!r}{meant} (choices: {", ".join(choices)})')
 
 

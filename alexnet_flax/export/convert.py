@@ -12,6 +12,7 @@ from alexnet_flax.data.images import UnreadableError, evaluation_view, read_imag
 from alexnet_flax.errors import UsageError, needs_extra
 from alexnet_flax.export import parity
 from alexnet_flax.export.model_card import write_card
+from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.pretrained import PretrainedModel, find_run, load_pretrained
 from alexnet_flax.weights import WRITABLE_ENDINGS, open_weights, save_weights
 from alexnet_flax.weights.download import stated_digests
@@ -100,11 +101,16 @@ def _write(path: pathlib.Path, network: PretrainedModel, names: str | None) -> t
   spec, variables = network.spec, network.variables
   if path.suffix not in _PROGRAMS:
     written = save_weights(path, spec, variables, names=names, class_names=network.class_names)
-    again = tensors_of(open_weights(written[0]).variables(spec))
+    file = open_weights(written[0])
+    again = tensors_of(file.variables(spec))
     for name, tensor in tensors_of(variables).items():
       if not np.array_equal(again[name], tensor):
         raise AssertionError(f'{written[0]} does not hold what was written: {name}')
-    return written, 'read back, it is the same to the bit'
+    share = spec.preprocessing.center_crop_share
+    usual = VARIANTS[spec.name].preprocessing.center_crop_share if spec.name in VARIANTS else share
+    note = f'; but who reads it crops {usual:.1%} of the short side, as {spec.name} does, and not {share:.1%}'
+    lost = file.spec is None and share != usual
+    return written, 'read back, it is the same to the bit' + (note if lost else '')
   with needs_extra(path.suffix):
     program = importlib.import_module(_PROGRAMS[path.suffix])
     written = program.write(path, spec, variables, network.class_names)

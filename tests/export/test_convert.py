@@ -1,5 +1,6 @@
 """`alexnet-flax convert`: what it writes, what it proves, and what it refuses."""
 
+import dataclasses
 import pickle
 
 import jax
@@ -211,3 +212,16 @@ def test_refusals_come_before_work(tmp_path, capsys, monkeypatch):
     assert main(['convert', *arguments]) == 2, arguments
     assert message in capsys.readouterr().err
     assert set(tmp_path.iterdir()) == there, arguments
+
+
+@pytest.mark.parametrize(('ending', 'lost'), [('pth', True), ('safetensors', False)])
+def test_a_crop_that_the_format_cannot_state(tmp_path, capsys, ending, lost):
+  """A run that took whole images: a file without a description is read as its variant, which crops."""
+  spec = SMALL['torchvision']
+  whole = dataclasses.replace(spec.preprocessing, center_crop_share=1.0)
+  save_weights(
+    tmp_path / 'a.safetensors', dataclasses.replace(spec, preprocessing=whole), random_variables(spec, 5)
+  )
+  assert main(['convert', str(tmp_path / 'a.safetensors'), str(tmp_path / f'b.{ending}')]) == 0
+  said = capsys.readouterr().out
+  assert ('crops 87.5% of the short side, as torchvision does, and not 100.0%' in said) == lost

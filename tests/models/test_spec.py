@@ -180,6 +180,7 @@ def test_specs_are_values():
   [
     (lambda: Activation('gelu'), "unknown Activation.kind 'gelu'; did you mean 'relu'"),
     (lambda: Pool(padding='VALDI'), "unknown Pool.padding 'VALDI'; did you mean 'VALID'"),
+    (lambda: Pool(padding='same'), "unknown Pool.padding 'same'; did you mean 'SAME'"),
     (lambda: Pool(kind='mean'), "unknown Pool.kind 'mean'"),
     (lambda: Conv(1, 1, padding='SAM'), "unknown Conv.padding 'SAM'; did you mean 'SAME'"),
     (lambda: VarianceScaling(1.0, 'fan_on', 'normal'), "unknown VarianceScaling.mode 'fan_on'"),
