@@ -329,9 +329,27 @@ _LAYER_KEYS: dict[str, tuple[type, str]] = {
 }
 
 
+# Keys that count only where another one has a certain value.
+_ONLY_WITH = {
+  'optimizer.boundary_epochs': ('optimizer.schedule', ('step',)),
+  'optimizer.decay_factor': ('optimizer.schedule', ('step',)),
+  'optimizer.decay_power': ('optimizer.schedule', ('polynomial',)),
+  'optimizer.end_learning_rate': ('optimizer.schedule', ('cosine', 'polynomial')),
+  'data.crop_scale': ('data.crop', ('random_resized_crop',)),
+  'data.crop_ratio': ('data.crop', ('random_resized_crop',)),
+}
+
+
 def idle_keys(config: Config) -> dict[str, str]:
-  """Returns the keys that have a value though the variant has no such layer, with a line that says so."""
+  """Returns the keys whose value has no effect, each with a line that says why.
+
+  The variant has no such layer, or another key says that something else is done.
+  """
   variant, found = config.model.variant, {}
+  for key, (other, values) in _ONLY_WITH.items():
+    value, there = value_of(config, key), value_of(config, other)
+    if value != value_of(Config(), key) and there not in values:
+      found[key] = f'{key} (={value}) does nothing with {other}={there}'
   for key, (kind, _) in _LAYER_KEYS.items():
     value = value_of(config, key)
     if value is not None and not any(isinstance(layer, kind) for layer in VARIANTS[variant].layers):

@@ -21,7 +21,7 @@ from alexnet_flax.data.images import evaluation_view
 from alexnet_flax.errors import UsageError, needs_extra, one_line, unknown_name
 from alexnet_flax.files import read_json, write_text
 from alexnet_flax.models.alexnet import AlexNet
-from alexnet_flax.models.spec import Spec
+from alexnet_flax.models.spec import Conv, Dense, Spec
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.weights import WRITABLE_ENDINGS, open_weights
 from alexnet_flax.weights.download import PUBLISHED, local_path
@@ -128,8 +128,6 @@ def load_pretrained(
   if variant is not None and variant not in VARIANTS:
     raise unknown_name('variant', variant, VARIANTS)
   if not isinstance(source, WeightsFile) and (run := find_run(source)):
-    if width != 1.0:
-      raise UsageError(f'{source} describes its own network; leave out --width={width}')
     found = _load_run(str(source), *run)
   else:
     file = source if isinstance(source, WeightsFile) else open_weights(source)
@@ -142,15 +140,20 @@ def load_pretrained(
         theirs = known.scaled(width, image_size)
       except ValueError as error:
         raise UsageError(str(error)) from None
-    if file.spec and width != 1.0:
-      raise UsageError(f'{source} describes its own network; leave out --width={width}')
     found = _model(source, theirs, file.variables(theirs), file.class_names)
   if variant not in (None, found.spec.name):
     raise UsageError(f'{source} holds {found.spec.name}, not --variant={variant}')
+  known = VARIANTS.get(found.spec.name, found.spec)
+  if width != 1.0 and _features(found.spec) != _features(known.scaled(width)):
+    raise UsageError(f'{source} says itself how wide it is, and that is not --width={width}; leave it out')
   if image_size not in (None, found.spec.image_size):
     side = found.spec.image_size
     raise UsageError(f'{source} is for {side}x{side}, not --image_size={image_size}')
   return found
+
+
+def _features(spec: Spec) -> list[int | None]:
+  return [layer.features for layer in spec.layers if isinstance(layer, Conv | Dense)]
 
 
 def find_run(source: str | os.PathLike[str]) -> tuple[pathlib.Path, str | None] | None:

@@ -75,7 +75,8 @@ def test_no_best_and_a_damaged_one(run, tmp_path):
 
 
 def test_options_that_a_run_does_not_need(run):
-  with pytest.raises(UsageError, match=r'describes its own network; leave out --width=0.5'):
+  assert load_pretrained(run, width=1 / 16).step == 30
+  with pytest.raises(UsageError, match=r'that is not --width=0.5; leave it out'):
     load_pretrained(run, width=0.5)
 
 

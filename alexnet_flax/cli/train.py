@@ -121,7 +121,7 @@ def parse(argv: list[str], values: 'flags.FlagValues | None' = None) -> tuple[Co
     if any(re.match(rf'--?config\.{key}(=|$)', argument) for argument in argv):
       raise UsageError(f'{line}; leave it out')
     print(f"note: {line}; the recipe's is left out", file=sys.stderr)
-    config = with_values(config, {key: None})
+    config = with_values(config, {key: configuration.value_of(Config(), key)})
   return config, values.workdir or f'runs/{recipe.stem}'
 
 

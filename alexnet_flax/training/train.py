@@ -57,7 +57,7 @@ def train(
       distributed.check_equal(shared | versions())
       with distributed.together():
         for line in idle_keys(config).values():
-          raise UsageError(f'{line}; leave it None')
+          raise UsageError(f'{line}; leave it as it is by default')
         experiment = build_experiment(config)
         make_folder(folder)
         if jax.process_index() == 0:

@@ -1,6 +1,7 @@
 """What people type: recipes, overrides, and the mistakes they make."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -45,6 +46,7 @@ def test_overrides():
     '--config.data.batch_size=64',
     '--config.optimizer.learning_rate=1',
     '--config.data.crop_scale=(0.5, 1)',
+    '--config.optimizer.schedule=step',
     '--config.optimizer.boundary_epochs=(3,)',
     '--config.total_steps=7',
     '--config.data.data_dir=/somewhere',
@@ -73,8 +75,28 @@ def test_keys_of_layers_that_the_variant_lacks(capsys, tmp_path):
     with pytest.raises(UsageError, match=f'does nothing: {variant} has no {kind}; leave it out'):
       parsed(f'--config=configs/digits.py:{variant}', f'--config.model.{key}')
   wrong = with_values(Config(), {'model.variant': 'cifar10_full', 'model.dropout_rate': 0.1})
-  with pytest.raises(UsageError, match='cifar10_full has no Dropout; leave it None'):
+  with pytest.raises(UsageError, match='cifar10_full has no Dropout; leave it as'):
     training.train(wrong, tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('flag', 'other'),
+  [
+    ('optimizer.boundary_epochs=(3,)', 'optimizer.schedule=cosine'),
+    ('optimizer.decay_power=2.0', 'optimizer.schedule=cosine'),
+    ('optimizer.end_learning_rate=0.1', 'optimizer.schedule=constant'),
+    ('data.crop_scale=(0.5, 1.0)', 'data.crop=random_crop'),
+  ],
+)
+def test_keys_that_another_key_makes_idle(flag, other):
+  with pytest.raises(UsageError, match=re.escape(f'does nothing with {other}; leave it out')):
+    parsed('--config=configs/digits.py', f'--config.{flag}', f'--config.{other}')
+
+
+def test_what_a_recipe_sets_for_its_own_schedule(capsys):
+  changed = parsed('--config=configs/imagenet_2012.py', '--config.optimizer.schedule=cosine')
+  assert changed.optimizer.boundary_epochs == ()
+  assert 'boundary_epochs' in capsys.readouterr().err
 
 
 def test_every_key_can_be_overridden():
@@ -151,7 +173,6 @@ MISTAKES = [
 
 @pytest.mark.parametrize(('arguments', 'message'), MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, arguments, message):
-  import re
 
   def run(config, workdir):
     raise AssertionError('the run began')
