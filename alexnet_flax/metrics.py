@@ -15,7 +15,7 @@ class Metrics:
   """Sums over images; `metrics['loss']` is the mean, and `+` merges.
 
   Attributes:
-    sums: Weighted sums by name: 'loss' in the loss's units, 'top1' and 'top5' in images.
+    sums: Weighted sums by name: 'loss' in the loss's units, 'top1' and, of six classes or more, 'top5' in images.
     images: The summed weight: the number of images counted, where all weights are 0 or 1.
 
   >>> a = Metrics({'top1': jnp.array(3.0)}, jnp.array(4.0))
@@ -60,7 +60,9 @@ def measure(logits: jax.Array, labels: jax.Array, losses: jax.Array, weight: jax
   label = jnp.argmax(target_distribution(logits, labels), axis=-1)
   _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
   hits = best == label[:, None]
-  values = {'loss': losses, 'top1': hits[:, 0], 'top5': jnp.any(hits, axis=-1)}
+  values = {'loss': losses, 'top1': hits[:, 0]}
+  if logits.shape[-1] > 5:  # of fewer classes all are among five
+    values['top5'] = jnp.any(hits, axis=-1)
 
   def total(value: jax.Array) -> jax.Array:
     # A weight of 0 silences its example even where the value is not finite.

@@ -22,6 +22,7 @@ from alexnet_flax import (
   train_step,
 )
 from alexnet_flax.data.augment import Augmentation, augment, normalize
+from alexnet_flax.metrics import measure
 from alexnet_flax.models.spec import Dropout, Preprocessing
 from alexnet_flax.models.surgery import with_head_on
 
@@ -362,3 +363,9 @@ def test_a_loss_must_have_one_value_an_example():
       ValueError, match=r'the losses \(of shape \(\)\) must have one value per example: \(8,\)'
     ):
       jax.eval_shape(step)
+
+
+@pytest.mark.parametrize(('classes', 'names'), [(5, {'loss', 'top1'}), (6, {'loss', 'top1', 'top5'})])
+def test_no_top5_of_fewer_than_six_classes(classes, names):
+  logits, labels = jnp.zeros((2, classes)), jnp.zeros(2, jnp.int32)
+  assert set(measure(logits, labels, cross_entropy(logits, labels), jnp.ones(2)).means()) == names

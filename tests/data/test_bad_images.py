@@ -247,3 +247,9 @@ def test_a_run_reports_skipped_images(tmp_path, capsys):
   strict = dataclasses.replace(config, data=dataclasses.replace(config.data, on_bad_image='error'))
   with pytest.raises(UsageError, match='cannot be decoded'):
     train.train(strict, tmp_path / 'other')
+
+
+def test_the_name_of_a_bad_image_cannot_forge_a_line():
+  said = []
+  BadImages('skip', say=said.append).report('a.jpg\n\x1b[2Jdone: 3 steps', 'no image')
+  assert said == [r'skipped: a.jpg\n\x1b[2Jdone: 3 steps cannot be decoded: no image']
