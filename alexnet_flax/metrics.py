@@ -15,7 +15,8 @@ class Metrics:
   """Sums over images; `metrics['loss']` is the mean, and `+` merges.
 
   Attributes:
-    sums: Weighted sums by name: 'loss' in the loss's units, 'top1' and, of six classes or more, 'top5' in images.
+    sums: Weighted sums by name: 'loss' in the loss's units, 'top1' in images, and 'top5', of six classes or
+      more.
     images: The summed weight: the number of images counted, where all weights are 0 or 1.
 
   >>> a = Metrics({'top1': jnp.array(3.0)}, jnp.array(4.0))
