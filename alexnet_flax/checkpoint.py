@@ -17,7 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -135,6 +135,26 @@ def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Trai
   return dataclasses.replace(like, **manager.restore(step, args=ocp.args.StandardRestore(target)))
 
 
+_Reader = TypeVar('_Reader', bound=Callable[..., Any])
+
+
+def _while_it_trains(read: _Reader) -> _Reader:
+  """Lets a function read a folder again when a run has removed a checkpoint in the meantime."""
+
+  @functools.wraps(read)
+  def read_again(folder: pathlib.Path, *arguments: Any) -> Any:
+    while True:
+      steps = steps_in(folder)
+      try:
+        return read(folder, *arguments)
+      except Exception:
+        if steps_in(folder) == steps:
+          raise
+
+  return cast(_Reader, read_again)
+
+
+@_while_it_trains
 def restore_variables(folder: pathlib.Path, which: str | None = None) -> tuple[int, dict[str, Any]]:
   """Returns the step of a checkpoint in a folder, and its {'params', 'batch_stats'} for evaluation.
 

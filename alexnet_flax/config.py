@@ -210,6 +210,23 @@ def config_dict(config: Config) -> 'ml_collections.ConfigDict':
   return ml_config_dict.ConfigDict(tree)
 
 
+def leave_open(tree: 'ml_collections.ConfigDict', *names: str) -> None:
+  """Makes keys of a `config_dict` None, for a recipe's `complete` to fill in: 'data.batch_size', ..."""
+  from ml_collections import config_dict as ml_config_dict
+
+  for name in names:
+    tree.update_from_flattened_dict({name: ml_config_dict.placeholder(all_keys()[name].types[0])})
+
+
+def fill_in(tree: 'ml_collections.ConfigDict', values: Mapping[str, Any]) -> None:
+  """Sets those keys that are None: {'data.batch_size': 32}."""
+  for name, value in values.items():
+    *groups, last = name.split('.')
+    group = functools.reduce(getattr, groups, tree)
+    if group[last] is None:
+      group[last] = value
+
+
 def from_dict(values: Mapping[str, Any]) -> Config:
   """Returns the configuration in nested dictionaries, checked; keys that are absent have their defaults.
 

@@ -1,10 +1,12 @@
 """Files that are written whole or not at all; errors of reading them say what to do."""
 
 import contextlib
+import glob
 import itertools
 import json
 import os
 import pathlib
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -25,6 +27,7 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """
   if path.is_dir():
     raise UsageError(f'cannot write {path}: it is a folder; move it away')
+  _remove_partial(path)
   partial = path.with_name(f'.partial-{os.getpid()}-{path.name}')
   try:
     yield partial
@@ -32,6 +35,17 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
   finally:
     with contextlib.suppress(OSError):
       partial.unlink()
+
+
+def _remove_partial(path: pathlib.Path) -> None:
+  """Removes what killed processes have left of a file that they were writing."""
+  for partial in path.parent.glob(f'.partial-[0-9]*-{glob.escape(path.name)}'):
+    try:
+      os.kill(int(partial.name.split('-')[1]), 0)
+    except ProcessLookupError:
+      partial.unlink(missing_ok=True)
+    except (OSError, ValueError, OverflowError):  # of another user, or not ours
+      pass
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -123,3 +137,19 @@ def _json_object(text: bytes) -> dict[str, Any] | None:
   except (ValueError, RecursionError):
     return None
   return found if isinstance(found, dict) else None
+
+
+def public(place: str) -> str:
+  """Shortens a path out of the current folder to its last part, and a URL to scheme, host and path.
+
+  >>> public('/home/ada/data/pets'), public('https://ada:secret@host/a.pth?token=1'), public('runs/a')
+  ('.../pets', 'https://host/a.pth', 'runs/a')
+  """
+  if '://' in place:
+    url = urllib.parse.urlsplit(place)
+    if url.scheme != 'file':
+      return f'{url.scheme}://{url.netloc.rpartition("@")[2]}{url.path}'
+    place = url.path
+  path = pathlib.PurePath(place)
+  leads_out = path.is_absolute() or place.startswith('~') or '..' in path.parts
+  return f'.../{path.name}' if leads_out else place

@@ -28,9 +28,10 @@ from alexnet_flax.weights.download import PUBLISHED, local_path
 from alexnet_flax.weights.format import WeightsFile
 
 if TYPE_CHECKING:
-  from alexnet_flax.config import Config
+  from alexnet_flax.config import Config, DataConfig
 
 FILE = 'classes.txt'  # in a run's folder
+LOCAL = 'local.json'  # likewise: what concerns this machine alone, and is not for others to read
 # Keras's list: {"0": ["n01440764", "tench"], ...}.
 IMAGENET_INDEX = 'https://storage.googleapis.com/download.tensorflow.org/data/imagenet_class_index.json'
 _SYNSET = re.compile(r'n\d{8}')
@@ -194,6 +195,21 @@ def run_config(source: str | os.PathLike[str]) -> 'Config':
   if stored is None:
     raise UsageError(f"{source} is not a run's folder: it has no config.json")
   return from_dict(stored)
+
+
+def run_data(source: str | os.PathLike[str], data_dir: str | None = None) -> 'DataConfig':
+  """Returns the data keys of a run, with the folder where its data lie: `data_dir`, or where they lay.
+
+  Raises:
+    UsageError: It is no run, or does not say where its data lay.
+  """
+  data, (folder, _) = run_config(source).data, find_run(source) or (pathlib.Path(source), None)
+  if data_dir is None:
+    local = read_json(folder / LOCAL)
+    data_dir = data.data_dir if local is None else local.get('data_dir')  # None: a run of another machine
+  if (data_dir or '').startswith('.../'):
+    raise UsageError(f'the data of {source} lay in a folder {data_dir} of another machine; give --data_dir')
+  return dataclasses.replace(data, data_dir=data_dir)
 
 
 def _load_run(source: str, folder: pathlib.Path, which: str | None) -> PretrainedModel:

@@ -1,10 +1,13 @@
 """`alexnet-flax doctor`."""
 
 import argparse
+import dataclasses
+import pathlib
 
 HELP = 'check machine, data and recipe for common problems'
 DESCRIPTION = (
-  'Accepts --config=FILE and --config.KEY=VALUE like train.py; the default is the embedded digits.'
+  'Accepts --config=FILE and --config.KEY=VALUE like train.py; the default is the run in --workdir, else the'
+  ' embedded digits.'
 )
 TAKES_FLAGS = True  # those of train.py
 
@@ -17,6 +20,11 @@ def run(arguments: argparse.Namespace) -> int:
   from alexnet_flax.cli.train import parse
   from alexnet_flax.config import Config
   from alexnet_flax.diagnostics.doctor import examine
+  from alexnet_flax.pretrained import run_config, run_data
 
-  config = parse(['train.py', *arguments.flags])[0] if arguments.flags else Config()
+  config = Config()
+  if arguments.flags:
+    config = parse(['train.py', *arguments.flags])[0]
+  elif (pathlib.Path(arguments.workdir).expanduser() / 'config.json').exists():
+    config = dataclasses.replace(run_config(arguments.workdir), data=run_data(arguments.workdir))
   return 2 if examine(config, arguments.workdir) else 0

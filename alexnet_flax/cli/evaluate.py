@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
   from alexnet_flax.data.bad_images import BadImages
   from alexnet_flax.evaluation.summary import check_writable, evaluate, write_json
-  from alexnet_flax.pretrained import find_run, load_pretrained, run_config
+  from alexnet_flax.pretrained import find_run, load_pretrained, run_config, run_data
 
   sources = [*arguments.networks, *arguments.weights]
   if not sources:
@@ -58,6 +58,9 @@ def run(arguments: argparse.Namespace) -> None:
   options = network_options(arguments)  # of weights files: a run says itself what it is
   alone = len(sources) == 1
   networks = [load_pretrained(one, **({} if find_run(one) and not alone else options)) for one in sources]
+  run = next(filter(find_run, sources), None)
+  if run is not None and dataset.partition(':')[0] == run_config(run).data.dataset:
+    arguments.data_dir = run_data(run, arguments.data_dir).data_dir
   names = ('data_dir', 'protocol', 'resize', 'size', 'batch_size', 'any_count', 'orientation')
   options = {name: getattr(arguments, name) for name in names}
   figures = evaluate(networks, dataset, **options, bad=bad, quiet=arguments.json == '-')

@@ -4,6 +4,7 @@ import difflib
 import os
 import pathlib
 import re
+import runpy
 import sys
 import traceback
 import typing
@@ -47,6 +48,9 @@ def main(argv: list[str], run: Callable[[Config, str], object] | None = None) ->
   # TensorFlow, where it is imported, prints notes on operations that are not used here.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # of a closed stream, which no file may get
+    pass
+  os.close(number)
   if {'-h', '--help', '--helpfull'} & set(argv):
     print(_usage())
     return 0
@@ -87,23 +91,28 @@ def train_and_report(config: Config, workdir: str) -> None:
   """Trains, then draws report.html if the configuration asks for it; a failure there is only a warning."""
   import jax
 
+  from alexnet_flax.training.logger import steady_output
   from alexnet_flax.training.train import train
 
-  train(config, workdir)
-  if not config.report or jax.process_index():
-    return
-  if jax.process_count() > 1:  # the others would wait for this one, and take it for lost
-    print(f'alexnet-flax report {workdir} draws what it learned')
-    return
-  try:
-    with needs_extra('report.html'):
-      from alexnet_flax.viz.report import FILE, load_results, write_report
+  folder = pathlib.Path(workdir).expanduser()
+  with steady_output(folder):
+    train(config, folder)
+    if not config.report or jax.process_index():
+      return
+    if jax.process_count() > 1:  # the others would wait for this one, and take it for lost
+      print(f'alexnet-flax report {workdir} draws what it learned')
+      return
+    try:
+      with needs_extra('report.html'):
+        from alexnet_flax.viz.report import FILE, load_results, write_report
 
-    path = pathlib.Path(workdir).expanduser() / FILE
-    write_report([load_results(workdir, config.data.data_dir)], path)
-    print(f'{path} shows what it learned', flush=True)
-  except Exception as error:
-    print(f'warning: no report: {error}', flush=True)
+      path, log = folder / FILE, folder / 'metrics.jsonl'
+      if path.is_file() and path.stat().st_mtime_ns >= log.stat().st_mtime_ns:  # nothing has been trained
+        return
+      write_report([load_results(workdir, config.data.data_dir)], path)
+      print(f'{path} shows what it learned', flush=True)
+    except Exception as error:
+      print(f'warning: no report: {error}', flush=True)
 
 
 def parse(argv: list[str], values: 'flags.FlagValues | None' = None) -> tuple[Config, str]:
@@ -149,6 +158,8 @@ def flags_of(argv: list[str]) -> 'flags.FlagValues':
       flags.DEFINE_integer(name, default, '', flag_values=values)
     rest = values(argv)
     _ = values.config and values.config.items()  # a recipe's own error comes only on use
+    if values.config and (complete := runpy.run_path(str(recipe)).get('complete')):
+      complete(values.config)
   except flags.UnrecognizedFlagError as error:
     flag, choices = f'--{error.flagname}', [f'--{name}' for name in ('config', *_TEXTS, *_NUMBERS)]
     key = None if difflib.get_close_matches(flag, choices, cutoff=0.8) else _nearest_key(error.flagname)

@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 from alexnet_flax.data.images import IMAGE_SUFFIXES, is_image_file, printable, walk_files
 from alexnet_flax.data.source import Example, Source, rank_in_class, read_file
 from alexnet_flax.errors import UsageError, unknown_name
+from alexnet_flax.files import public
 
 _EVERY = 5  # of a folder without splits, the share of images that is held out
 
@@ -81,7 +82,9 @@ def open_folder(split: str, data_dir: str | None) -> Source:
   digest = hashlib.sha256(
     b'\0'.join(os.fsencode(os.path.relpath(path, folder.root)) for path in paths)
   ).hexdigest()
-  return Source(printable(f'{data_dir}:{split}'), len(paths), names, read, scan, str(data_dir), digest)
+  return Source(
+    printable(f'{public(str(data_dir))}:{split}'), len(paths), names, read, scan, str(data_dir), digest
+  )
 
 
 def folder_splits(data_dir: str | None) -> list[str]:

@@ -20,7 +20,7 @@ from alexnet_flax.data import import_tensorflow
 from alexnet_flax.errors import UsageError, install_command
 from alexnet_flax.inference.layer_stats import layer_statistics
 from alexnet_flax.losses import LOSSES
-from alexnet_flax.models.spec import Activation
+from alexnet_flax.models.spec import Activation, BatchNorm
 from alexnet_flax.optim import freeze, optimizer
 from alexnet_flax.steps import Batch, TrainState, train_step
 from alexnet_flax.training.batches import eval_batches, train_batches
@@ -75,6 +75,7 @@ def findings(config: Config, workdir: str) -> Iterator[Finding]:
   counts = f'{train.num_examples:,} and {evaluated.num_examples:,} examples'
   yield Finding('ok', f'data: {train.name} and {evaluated.name}, {counts}, readable')
   yield disk(experiment, pathlib.Path(workdir).expanduser())
+  yield from recipe(experiment)
   if experiment.learner.preprocess is None:
     yield Finding('look', 'a linear probe does not train the network, so it is not checked')
     return
@@ -115,6 +116,24 @@ def disk(experiment: Experiment, folder: pathlib.Path) -> Finding:
   what = f'disk: {free / 1e9:,.1f} GB free in {folder}; checkpoints may take {needed / 1e9:,.1f} GB'
   advice = 'free some space, use another --workdir, or set keep_checkpoints=1'
   return Finding('bad' if needed > free else 'ok', what, advice)
+
+
+def recipe(experiment: Experiment) -> Iterator[Finding]:
+  """Checks whether BatchNorm's momentum fits the number of steps, and the learning rate the batch."""
+  config, settings = experiment.config, experiment.config.optimizer
+  momenta = [layer.momentum for layer in experiment.spec.layers if isinstance(layer, BatchNorm)]
+  if momenta:
+    momentum, updates = max(momenta), experiment.schedule.total_steps * settings.accumulate_steps
+    left = momentum**updates
+    what = f"BatchNorm's momentum of {momentum:g} leaves {left:.1%} of the initial statistics at the end"
+    fitting = f'{max(1 - 10 / updates, 0.5):.2g}'
+    advice = f'evaluation uses them: set model.batch_norm_momentum={fitting}, or train for more steps'
+    yield Finding('look' if left > 0.01 else 'ok', what, advice)
+  if settings.name == 'sgd':
+    rate, batch, usual = settings.learning_rate, config.data.batch_size, 0.2 if momenta else 0.05
+    what = f'learning rate {rate:g} at batch {batch}, that is {rate * 256 / batch:.2g} for 256 images'
+    advice = f'rates grow with the batch: set optimizer.learning_rate={usual * batch / 256:.2g}, or less'
+    yield Finding('look' if rate * 256 / batch > usual else 'ok', what, advice)
 
 
 def _throughput(experiment: Experiment, batches: Iterator[Batch]) -> Finding:

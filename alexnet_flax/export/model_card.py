@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.files import write_text
+from alexnet_flax.files import public, write_text
 from alexnet_flax.pretrained import PretrainedModel, find_run, run_config
 from alexnet_flax.training.logger import read_metrics
-from alexnet_flax.training.workdir import public, read_environment
+from alexnet_flax.training.workdir import read_environment
 
 
 def write_card(path: pathlib.Path, files: Sequence[pathlib.Path], network: PretrainedModel) -> None:

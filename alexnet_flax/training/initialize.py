@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from alexnet_flax.config import base_spec
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.variants import VARIANTS
-from alexnet_flax.pretrained import find_run, load_pretrained
+from alexnet_flax.pretrained import find_run, load_pretrained, run_config
 from alexnet_flax.steps import TrainState
 from alexnet_flax.training.experiment import Experiment
 from alexnet_flax.training.transfer import graft
@@ -50,6 +50,33 @@ def initial_state(experiment: Experiment) -> tuple[TrainState, list[str]]:
     f'left out of it: {_named(grafted.left_out, loaded.variables)}',
     f'new: {_named(grafted.new, variables)}',
   ]
+
+
+def model_keys(source: str) -> dict[str, Any]:
+  """Returns the configuration keys that give a run the network of a transfer's source.
+
+  Of a source that cannot be read there are none: the run that starts from it will say so.
+  """
+  try:
+    if find_run(source):
+      config = run_config(source)
+      names = ('variant', 'width', 'image_size', 'activation', 'pooling')
+      return {f'model.{name}': getattr(config.model, name) for name in names} | {
+        'transfer.layer': config.transfer.layer
+      }
+    spec = None if source == RANDOM else open_weights(source).find_spec()
+  except UsageError:
+    spec = None
+  if spec is None or spec.name not in VARIANTS:
+    return {}
+  widest, whole = (
+    max(getattr(layer, 'features', None) or 0 for layer in one.layers) for one in (spec, VARIANTS[spec.name])
+  )
+  return {
+    'model.variant': spec.name,
+    'model.width': widest / whole,
+    'model.image_size': spec.image_size,
+  }
 
 
 def training_lines(experiment: Experiment, state: TrainState) -> list[str]:

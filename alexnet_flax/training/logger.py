@@ -1,11 +1,15 @@
 """Logs a run: metrics.jsonl, TensorBoard events, and a progress bar or plain lines."""
 
+import contextlib
 import json
+import os
 import pathlib
+import socket
+import struct
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO, cast
 
 from alexnet_flax.errors import one_line
 from alexnet_flax.files import read_lines, rewrite_lines
@@ -26,48 +30,46 @@ class Logger:
 
     Of several processes one `is_writer`; the others write and print nothing.
     """
-    import tensorboardX
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tqdm import tqdm
 
-    self._is_writer, self._pending = is_writer, b''
+    self._is_writer = is_writer
     lines = read_metrics(folder, print if is_writer else None)
     lines = [line for line in lines if line['step'] <= first_step]
     if is_writer:
       if (last := max((line['step'] for line in lines), default=0)) < first_step:
         print(f'note: metrics.jsonl ends at step {last}, and the run goes on after step {first_step}')
       rewrite_lines(folder / 'metrics.jsonl', lines)
-      # Without a bound: its thread ends when the disk is full, and a bounded queue would block us then.
-      self._events = tensorboardX.SummaryWriter(str(folder), purge_step=first_step + 1, max_queue=0)
-      self._file = (folder / 'metrics.jsonl').open('ab', buffering=0)
+      self._metrics = _Appender(folder / 'metrics.jsonl', self.say)
+      # Not by a SummaryWriter, whose thread may write an event long after the checkpoint of its step.
+      events = folder / f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}'
+      self._events = _Appender(events, self.say)
     self._first_step, self._total_steps, self._steps_per_epoch = first_step, total_steps, steps_per_epoch
     self._start = time.monotonic()
     self._seconds_before = max((line['seconds'] for line in lines), default=0.0)
     disable = not (is_writer and sys.stderr.isatty())
     self._bar = tqdm(total=total_steps, initial=first_step, unit='step', disable=disable)
+    if is_writer:
+      start = SessionLog(status=SessionLog.START)  # TensorBoard drops the events of later steps before it
+      version = Event(wall_time=time.time(), file_version='brain.Event:2')
+      purge = Event(wall_time=time.time(), step=first_step + 1, session_log=start)
+      self._events.write(_record(version) + _record(purge))
 
   def write(self, step: int, split: str, metrics: Metrics, **others: float) -> dict[str, float]:
     """Logs the means of `metrics` and `others` at a step; returns them all."""
+    from tensorboardX.proto.event_pb2 import Event
+
     values = metrics.means() | others
     if not self._is_writer:
       return values
     seconds = round(self._seconds_before + time.monotonic() - self._start, 3)
     before = {'step': step, 'epoch': round(step / self._steps_per_epoch, 4), 'split': split}
     after = {'seconds': seconds, 'images': int(metrics.images)}
-    for name, value in values.items():
-      line = before | {'name': name, 'value': value} | after
-      self._pending += json.dumps(line, allow_nan=False).encode() + b'\n'
-      self._events.add_scalar(f'{split}/{name}', value, step)
-    self._flush()
+    lines = [before | {'name': name, 'value': value} | after for name, value in values.items()]
+    self._metrics.write(b''.join(json.dumps(line, allow_nan=False).encode() + b'\n' for line in lines))
+    scalars = [{'tag': f'{split}/{name}', 'simple_value': value} for name, value in values.items()]
+    self._events.write(_record(Event(wall_time=time.time(), step=step, summary={'value': scalars})))
     return values
-
-  def _flush(self) -> None:
-    """Writes pending lines; those that a full disk does not take are kept for the next time."""
-    try:
-      while self._pending:
-        self._pending = self._pending[self._file.write(self._pending) :]
-    except OSError as error:
-      why = f'cannot write {self._file.name}: {error.strerror}'
-      self.say(f'warning: {why}; its last lines are kept in memory')
 
   def advance(self, step: int) -> None:
     """Moves the progress bar to a step."""
@@ -99,9 +101,89 @@ class Logger:
     """Closes the progress bar and the files."""
     self._bar.close()
     if self._is_writer:
-      self._flush()
+      self._metrics.close()
       self._events.close()
-      self._file.close()
+
+
+class _Appender:
+  """A file to which bytes are appended at once; what a full disk does not take is kept for the next time."""
+
+  def __init__(self, path: pathlib.Path, say: Callable[[str], None]):
+    self._file, self._say, self._pending = path.open('ab', buffering=0), say, b''
+
+  def write(self, content: bytes) -> None:
+    self._pending += content
+    try:
+      while self._pending:
+        self._pending = self._pending[self._file.write(self._pending) :]
+    except OSError as error:
+      why = f'cannot write {self._file.name}: {error.strerror}'
+      self._say(f'warning: {why}; its last lines are kept in memory')
+
+  def close(self) -> None:
+    self.write(b'')
+    self._file.close()
+
+
+def _record(event: Any) -> bytes:
+  """Returns TensorBoard's record of an event."""
+  from tensorboardX.record_writer import masked_crc32c
+
+  content = event.SerializeToString()
+  length = struct.pack('<Q', len(content))
+  checks = [struct.pack('<I', masked_crc32c(part)) for part in (length, content)]
+  return length + checks[0] + content + checks[1]
+
+
+class _SteadyOutput:
+  """A stream that goes on in a file when its reader is gone: a closed pipe, a terminal that has hung up."""
+
+  def __init__(self, stream: TextIO | None, path: pathlib.Path):
+    self._stream, self._path = stream, path
+
+  def write(self, text: str) -> int:
+    if self._stream is None:  # closed from the start
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      with self._path.open('a', encoding='utf-8') as file:
+        return file.write(text)
+    try:
+      self._stream.write(text)
+    except OSError:
+      self._move()
+    return len(text)
+
+  def flush(self) -> None:
+    try:
+      if self._stream is not None:
+        self._stream.flush()
+    except OSError:
+      self._move()
+
+  def isatty(self) -> bool:
+    return self._stream is not None and self._stream.isatty()
+
+  def _move(self) -> None:
+    """Puts the file, or nothing, in the place of the reader, which gets what that did not take."""
+    assert self._stream is not None
+    for path in (self._path, pathlib.Path(os.devnull)):
+      with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open('ab') as file:
+          os.dup2(file.fileno(), self._stream.fileno())
+        self._stream.flush()
+        return
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def steady_output(folder: pathlib.Path) -> Iterator[None]:
+  """A block that prints on into `folder`/output.log when nobody reads its output any more."""
+  path = folder / 'output.log'
+  out, error = (cast(TextIO, _SteadyOutput(stream, path)) for stream in (sys.stdout, sys.stderr))
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+    yield
 
 
 _FIELDS = {

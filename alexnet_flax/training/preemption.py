@@ -1,5 +1,6 @@
 """Graceful shutdown: the first signal checkpoints and exits, the second exits immediately."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -7,12 +8,12 @@ import time
 from types import FrameType
 from typing import Self
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SAME_SECONDS = 1.0  # schedulers send a signal to a process and to its group
 
 
 class GracefulShutdown:
-  """A context in which SIGTERM and SIGINT request the end of training instead of ending the process."""
+  """A context in which SIGTERM, SIGINT and SIGHUP request the end of training, and do not end the process."""
 
   def __init__(self) -> None:
     self.requested: bool = False
@@ -21,7 +22,8 @@ class GracefulShutdown:
 
   def __enter__(self) -> Self:
     if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-      self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+      wanted = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as by nohup
+      self._before = {number: signal.signal(number, self._handle) for number in wanted}
     return self
 
   def __exit__(self, *error: object) -> None:
@@ -32,6 +34,8 @@ class GracefulShutdown:
     del frame
     if not self.requested:
       self.requested, self._since = True, time.monotonic()
-      os.write(2, f'{signal.Signals(number).name}: finishing the step; once more ends at once\n'.encode())
+      line = f'{signal.Signals(number).name}: finishing the step; once more ends at once\n'
+      with contextlib.suppress(OSError):  # the terminal may be gone
+        os.write(2, line.encode())
     elif time.monotonic() - self._since > _SAME_SECONDS:
       os._exit(128 + number)  # as a shell reports the signal

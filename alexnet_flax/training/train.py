@@ -6,12 +6,15 @@ import errno
 import itertools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
+import numpy as np
 
 from alexnet_flax import checkpoint
 from alexnet_flax.config import Config, all_keys, from_dict, idle_keys, to_dict, value_of
+from alexnet_flax.data.source import read_labels
+from alexnet_flax.data.tfds_source import IMAGE_FOLDER
 from alexnet_flax.errors import PreemptedError, UsageError
 from alexnet_flax.training import callbacks as builtin
 from alexnet_flax.training import distributed
@@ -19,12 +22,13 @@ from alexnet_flax.training.batches import train_batches, with_features
 from alexnet_flax.training.callbacks import Callback
 from alexnet_flax.training.experiment import Experiment, build_experiment, check_devices, compile_train_step
 from alexnet_flax.training.initialize import initial_state, training_lines
-from alexnet_flax.training.logger import Logger, format_values, read_metrics
+from alexnet_flax.training.logger import Logger, format_values, read_metrics, steady_output
 from alexnet_flax.training.loop import run_steps
 from alexnet_flax.training.preemption import GracefulShutdown
-from alexnet_flax.training.workdir import make_folder, sole_writer, versions, write_records
+from alexnet_flax.training.workdir import changed_keys, make_folder, sole_writer, versions, write_records
 
 _OF_ONE_PROCESS = ('data.data_dir', 'data.num_threads')  # keys that may differ from machine to machine
+_CLASSES = 20  # that are listed
 
 
 def train(
@@ -32,8 +36,10 @@ def train(
 ) -> dict[str, float]:
   """Trains to the configuration's end, resuming from the last whole checkpoint in `workdir`.
 
-  SIGTERM and SIGINT end training after a step, with a checkpoint. Under `jax.distributed`, every process
-  calls this; the folder must be the same for all, and process 0 writes the logs.
+  Nothing is done, nor written, where the folder's run has ended.
+
+  SIGTERM, SIGINT and SIGHUP end training after a step, with a checkpoint. Under `jax.distributed`, every
+  process calls this; the folder must be the same for all, and process 0 writes the logs.
 
   Args:
     config: The configuration.
@@ -44,14 +50,15 @@ def train(
     What the last evaluation measured: loss, top1, top5.
 
   Raises:
-    UsageError: Configuration, data or folder do not allow the run; a run in the folder is left as it was.
+    UsageError: Configuration, data or folder do not allow the run, or it has ended with other keys; a run in
+      the folder is left as it was.
     DivergedError: The loss, or the parameters' norm, is not finite.
     PreemptedError: The end was requested; the state is saved.
   """
   config = from_dict(to_dict(config))  # checked, wherever it comes from
   folder = pathlib.Path(workdir).expanduser()
   try:
-    with GracefulShutdown() as shutdown, contextlib.ExitStack() as stack:
+    with GracefulShutdown() as shutdown, steady_output(folder), contextlib.ExitStack() as stack:
       check_devices()
       shared = {name: value_of(config, name) for name in all_keys() if name not in _OF_ONE_PROCESS}
       distributed.check_equal(shared | versions())
@@ -89,6 +96,8 @@ def _train(
       f'{folder} has been trained for {latest} steps, more than the {last} asked for; use another --workdir'
       ' or a greater --config.total_steps'
     )
+  if latest == last:
+    return _finished(experiment, folder)
   manager = checkpoint.checkpoint_manager(folder / 'checkpoints', config.keep_checkpoints)
   replicated = experiment.steps.replicated
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), experiment.state)
@@ -106,12 +115,13 @@ def _train(
   batches = train_batches(experiment, first_step, folder=folder)
   first = list(itertools.islice(batches, 1))  # before the folder's files are touched
   if is_writer:
-    write_records(folder, config, experiment.data.train.class_names, resumed=latest is not None)
+    write_records(folder, config, experiment.data.train.class_names, first_step)
   logger = Logger(folder, first_step, last, experiment.schedule.steps_per_epoch, is_writer)
   bad = experiment.data.bad
   bad.say = logger.say if is_writer else print
   try:
-    for line in [_opening_line(experiment, first_step, folder), *lines, *training_lines(experiment, state)]:
+    opening = _opening_line(experiment, first_step, folder), *_class_lines(experiment)
+    for line in [*opening, *lines, *training_lines(experiment, state)]:
       logger.say(line)
     due = builtin.profiler(config.profile_steps, first_step, last, folder)
     due += builtin.all_callbacks(experiment, manager, logger, folder, callbacks)
@@ -123,16 +133,27 @@ def _train(
       raise PreemptedError(
         f'ended at step {progress.step} of {last}, as asked; the same command goes on from {where}'
       )
-    values = progress.values
-    if first_step >= last:  # the run had ended before
-      values = builtin.evaluate(experiment, progress.state).means()
-    logger.say(_closing_line(experiment, values, folder))
-    return values
+    logger.say(_closing_line(experiment, progress.values, folder))
+    return progress.values
   finally:
     if bad.skipped:  # each process of what it read
       bad.say(bad.summary())
     logger.close()
     manager.close()
+
+
+def _finished(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
+  """Says that the run has ended before; its folder stays as it is."""
+  split, last = experiment.eval_split, experiment.schedule.total_steps
+  if changes := changed_keys(folder, experiment.config, last):
+    keys = ', '.join(f'{key} (={now!r}) was {was!r}' for key, (was, now) in changes.items())
+    raise UsageError(f'the run in {folder} is finished, and {keys}; use another --workdir')
+  lines = [line for line in read_metrics(folder) if (line['step'], line['split']) == (last, split)]
+  values = {line['name']: line['value'] for line in lines}
+  if jax.process_index() == 0:
+    print(f'the run in {folder} is finished; nothing is trained, and its files stay as they are')
+    print(_closing_line(experiment, values, folder), flush=True)
+  return values
 
 
 def _opening_line(experiment: Experiment, step: int, folder: pathlib.Path) -> str:
@@ -145,6 +166,17 @@ def _opening_line(experiment: Experiment, step: int, folder: pathlib.Path) -> st
     f' {jax.device_count()} x {jax.devices()[0].device_kind}{processes}, steps {step + 1} to'
     f' {experiment.schedule.total_steps}, in {folder}'
   )
+
+
+def _class_lines(experiment: Experiment) -> Iterator[str]:
+  """Yields a line with the classes of the user's own images, and how many images each has."""
+  data = experiment.data
+  if experiment.config.data.dataset == IMAGE_FOLDER:
+    names = data.train.class_names
+    counts = [np.bincount(read_labels(x), minlength=len(names)) for x in (data.train, data.evaluated)]
+    shown = [f'{name} {train} + {held}' for name, train, held in zip(names, *counts, strict=True)][:_CLASSES]
+    more = f', and {len(names) - len(shown)} more' if len(names) > len(shown) else ''
+    yield f'{len(names)} classes, images to train on + to evaluate on: {", ".join(shown)}{more}'
 
 
 def _closing_line(experiment: Experiment, values: dict[str, float], folder: pathlib.Path) -> str:

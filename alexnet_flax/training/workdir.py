@@ -1,12 +1,13 @@
-"""The folder of a run: its lock, config.json and environment.json (versions, devices, commit, command)."""
+"""The folder of a run: its lock, and what it says of the run: configuration, history of it, environment."""
 
 import contextlib
+import json
+import os
 import pathlib
 import platform
 import subprocess
 import sys
 import tempfile
-import urllib.parse
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
@@ -15,9 +16,10 @@ import jax
 
 from alexnet_flax.config import Config, all_keys, from_dict, to_dict, value_of, with_values
 from alexnet_flax.errors import UsageError
-from alexnet_flax.files import read_json, set_aside, write_json
-from alexnet_flax.pretrained import write_names
+from alexnet_flax.files import public, read_json, read_lines, rewrite_lines, set_aside, write_json
+from alexnet_flax.pretrained import LOCAL, write_names
 
+CONFIG, HISTORY, ENVIRONMENT = 'config.json', 'config_history.jsonl', 'environment.json'
 _ROOM = 1 << 16  # bytes without which nothing can begin
 
 
@@ -60,24 +62,68 @@ def sole_writer(folder: pathlib.Path) -> Iterator[None]:
     lock.release()
 
 
-def write_records(folder: pathlib.Path, config: Config, class_names: Sequence[str], resumed: bool) -> None:
-  """Writes config.json, classes.txt and environment.json; says which keys differ from the run so far."""
-  path = folder / 'config.json'
-  new = _without_private(config)
-  if resumed and path.exists():
+def write_records(folder: pathlib.Path, config: Config, class_names: Sequence[str], step: int) -> None:
+  """Writes what a run consists of from `step` on: its configuration, class names and environment.
+
+  Keys that differ from the run so far are said, and kept in config_history.jsonl.
+  """
+  for name, read in ((CONFIG, _read_config), (HISTORY, read_history)):
     try:
-      old = from_dict(read_json(path) or {})
+      read(folder)
     except UsageError as error:
-      aside = set_aside(path, folder / 'damaged')
+      aside = set_aside(folder / name, folder / 'damaged')
       print(f'note: {error}; it is set aside as {aside}, and written anew')
-    else:
-      for key in all_keys():
-        was, now = value_of(old, key), value_of(new, key)
-        if was != now:
-          print(f'note: {key} was {was!r} in this run so far, and is {now!r} from here on')
-  write_json(path, to_dict(new))
+  changes = changed_keys(folder, config, step)
+  for key, (was, now) in changes.items():
+    print(f'note: {key} was {was!r} in this run so far, and is {now!r} from here on')
+  history = [line for line in read_history(folder) if line['step'] < step]
+  if changes or (folder / HISTORY).exists():  # before config.json: a kill between them loses nothing
+    rewrite_lines(folder / HISTORY, [*history, {'step': step, 'changes': changes}] if changes else history)
+  write_json(folder / CONFIG, to_dict(_without_private(config)))
+  place = config.data.data_dir  # so that evaluate and report find the data, wherever they are started
+  write_json(folder / LOCAL, {'data_dir': place and os.path.abspath(os.path.expanduser(place))})
   write_names(folder, class_names)
   write_json(folder / ENVIRONMENT, environment())
+
+
+def changed_keys(folder: pathlib.Path, config: Config, step: int) -> dict[str, tuple[Any, Any]]:
+  """Returns key -> (value in the folder's run up to `step`, value in `config`) where they differ.
+
+  Raises:
+    UsageError: The run's config.json, or its history, is broken.
+  """
+  stored = _read_config(folder)
+  if not step or stored is None:
+    return {}
+  old, new = _values(stored), _values(_without_private(config))
+  for line in reversed(read_history(folder)):
+    if line['step'] >= step:  # changed by a run of which no checkpoint is left
+      old |= {key: was for key, (was, _) in line['changes'].items() if key in old}
+  return {key: (old[key], new[key]) for key in new if old[key] != new[key]}
+
+
+def read_history(folder: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the changes of a run's configuration: {'step': 6, 'changes': {key: [was, is]}}, in order.
+
+  Raises:
+    UsageError: The file is broken.
+  """
+  lines = read_lines(folder / HISTORY, {'step': int, 'changes': dict})
+  if not all(
+    isinstance(pair, list) and len(pair) == 2 for line in lines for pair in line['changes'].values()
+  ):
+    raise UsageError(f'{folder / HISTORY} is broken: a change is a pair of values; remove the file')
+  return lines
+
+
+def _read_config(folder: pathlib.Path) -> Config | None:
+  stored = read_json(folder / CONFIG)
+  return None if stored is None else from_dict(stored)
+
+
+def _values(config: Config) -> dict[str, Any]:
+  """Returns key -> value, as JSON holds it."""
+  return json.loads(json.dumps({key: value_of(config, key) for key in all_keys()}))
 
 
 def _without_private(config: Config) -> Config:
@@ -88,24 +134,7 @@ def _without_private(config: Config) -> Config:
   )
 
 
-ENVIRONMENT = 'environment.json'
 _PACKAGES = 'alexnet_flax jax jaxlib flax optax orbax-checkpoint chex tensorflow-datasets numpy'
-
-
-def public(place: str) -> str:
-  """Shortens a path out of the current folder to its last part, and a URL to scheme, host and path.
-
-  >>> public('/home/ada/data/pets'), public('https://ada:secret@host/a.pth?token=1'), public('runs/a')
-  ('.../pets', 'https://host/a.pth', 'runs/a')
-  """
-  if '://' in place:
-    url = urllib.parse.urlsplit(place)
-    if url.scheme != 'file':
-      return f'{url.scheme}://{url.netloc.rpartition("@")[2]}{url.path}'
-    place = url.path
-  path = pathlib.PurePath(place)
-  leads_out = path.is_absolute() or place.startswith('~') or '..' in path.parts
-  return f'.../{path.name}' if leads_out else place
 
 
 def public_command(argv: list[str]) -> str:

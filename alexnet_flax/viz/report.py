@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,9 +27,9 @@ from alexnet_flax.files import write_text
 from alexnet_flax.inference.features import feature_batches
 from alexnet_flax.inference.layer_stats import layer_statistics
 from alexnet_flax.models.spec import Dropout, Flatten
-from alexnet_flax.pretrained import PretrainedModel, find_run, load_pretrained, run_config
+from alexnet_flax.pretrained import PretrainedModel, find_run, load_pretrained, run_config, run_data
 from alexnet_flax.training.logger import read_metrics
-from alexnet_flax.training.workdir import read_environment
+from alexnet_flax.training.workdir import read_environment, read_history
 from alexnet_flax.viz.charts import Series, line_chart
 from alexnet_flax.viz.figures import data_uri, filter_tiles, first_kernel, page_template
 
@@ -38,6 +39,7 @@ _MISTAKES = 8
 _QUERIES, _NEIGHBOURS, _GALLERY = 5, 6, 2000
 _FEW_CLASSES = 30  # up to which the whole confusion matrix is shown
 _STATISTICS_OVER = 64
+_WITH_IMAGES = re.compile(r'id="run-\d+-panel"')  # a section of a run whose data were available
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,7 @@ class RunResults:
   sources: tuple[Source, Source] | None  # of training and evaluation, if they are available
   metrics: list[dict[str, Any]]  # the lines of metrics.jsonl
   environment: dict[str, Any]  # versions, command, commit and devices
+  history: list[dict[str, Any]]  # changes of the configuration: the lines of config_history.jsonl
 
   @functools.cached_property
   def protocol(self) -> Protocol:
@@ -99,7 +102,7 @@ def load_results(folder: str, data_dir: str | None = None) -> RunResults:
 
   Args:
     folder: The folder of the run; RUN@best or RUN@STEP for another checkpoint than the last.
-    data_dir: The folder of its data sets; the configuration's if None.
+    data_dir: The folder of its data sets; where they lay in training if None.
 
   Raises:
     UsageError: It is not the folder of a run, or has no complete checkpoint.
@@ -107,24 +110,24 @@ def load_results(folder: str, data_dir: str | None = None) -> RunResults:
   config = run_config(folder)
   network = load_pretrained(folder)
   path, which = find_run(folder) or (pathlib.Path(folder), None)
-  data_dir = data_dir or config.data.data_dir
-  train, evaluated, sources = config.data.train_split, config.data.eval_split, None
+  sources = None
   try:
-    if (data_dir or '').startswith('.../'):  # runs do not record the user's folders
-      raise UsageError(f'the data were in a folder {data_dir}')
-    name = config.data.dataset
-    sources = (open_dataset(name, train, data_dir), open_dataset(name, evaluated, data_dir))
+    data = run_data(folder, data_dir)
+    train = open_dataset(data.dataset, data.train_split, data.data_dir)
+    sources = train, open_dataset(data.dataset, data.eval_split, data.data_dir)
   except UsageError as error:
-    print(f'note: {folder}: report without images: {error}; give --data_dir', file=sys.stderr)
+    note = f'{folder}: report without images: {error}; give --data_dir if they lie elsewhere'
+    print(f'note: {note}', file=sys.stderr)
   name = path.resolve().name + (f'@{which}' if which else '')
-  return RunResults(name, config, network, sources, read_metrics(path), read_environment(path))
+  records = read_metrics(path), read_environment(path), read_history(path)
+  return RunResults(name, config, network, sources, *records)
 
 
 def write_report(runs: Sequence[RunResults], path: pathlib.Path) -> None:
   """Writes a page about one run, or about several with a comparison.
 
   Raises:
-    UsageError: The file cannot be written.
+    UsageError: The file cannot be written, or shows images of more runs than this page would.
   """
   contents = [content(results) for results in runs]
   page = page_template('report.html').render(
@@ -132,7 +135,10 @@ def write_report(runs: Sequence[RunResults], path: pathlib.Path) -> None:
     runs=contents,
     comparison=_comparison(contents) if len(contents) > 1 else None,
   )
+  with_images = sum(results.sources is not None for results in runs)
   try:
+    if path.is_file() and with_images < len(_WITH_IMAGES.findall(path.read_text(encoding='utf-8'))):
+      raise UsageError(f'{path} shows images, which this report would not; give --data_dir, or another --out')
     write_text(path, page)
   except OSError as error:
     raise UsageError(f'cannot write {path}: {error.strerror}') from None

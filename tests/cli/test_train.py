@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from alexnet_flax import config
+from alexnet_flax import VARIANTS, config, save_weights
 from alexnet_flax.cli import main as __main__
 from alexnet_flax.cli import train
 from alexnet_flax.cli.train import main, parse
@@ -15,6 +15,8 @@ from alexnet_flax.config import Config, config_dict, from_dict, with_values
 from alexnet_flax.data import tfds_source
 from alexnet_flax.errors import DivergedError, UsageError
 from alexnet_flax.training import train as training
+from alexnet_flax.training import workdir
+from tests.helpers import TINY, encode, random_variables, replace, smooth_image
 
 RECIPES = sorted(path.as_posix() for path in pathlib.Path('configs').glob('*.py'))
 
@@ -23,12 +25,60 @@ def parsed(*arguments):
   return parse(['train.py', *arguments])[0]
 
 
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+  """A folder with 200 images of two classes for training, and 50 for validation."""
+  folder, content = tmp_path_factory.mktemp('photos'), encode(smooth_image(40, 40, 0))
+  for split, count in (('train', 200), ('validation', 50)):
+    for number in range(count):
+      place = folder / split / ('ant', 'bee')[number % 2]
+      place.mkdir(parents=True, exist_ok=True)
+      (place / f'{number}.jpg').write_bytes(content)
+  return f'--config.data.data_dir={folder}'
+
+
 @pytest.mark.parametrize('recipe', RECIPES)
-def test_every_recipe_is_complete_and_allowed(recipe):
-  parsed_config = parsed(f'--config={recipe}')
+def test_every_recipe_is_complete_and_allowed(recipe, photos):
+  data = [photos] if 'folder' in recipe else []
+  parsed_config = parsed(f'--config={recipe}', *data)
   assert from_dict(config_dict(parsed_config).to_dict()) == parsed_config
-  other = parsed(f'--config={recipe}:torchvision')
+  other = parsed(f'--config={recipe}:torchvision', *data)
   assert other.model.variant == 'torchvision'
+
+
+def test_the_recipe_for_a_folder_follows_the_number_of_images(photos):
+  small = parsed('--config=configs/folder.py', photos)
+  assert (small.data.batch_size, small.data.eval_split) == (16, 'validation')
+  assert (small.total_steps, small.optimizer.warmup_steps) == (20_000 // 16, 62)
+  assert small.optimizer.learning_rate == 0.1 / 16
+  assert small.model.batch_norm_momentum == 0.99
+  # What the command line says is kept, and the rest follows from it.
+  given = parsed(
+    '--config=configs/folder.py', photos, '--config.data.batch_size=64', '--config.model.width=1'
+  )
+  assert (given.data.batch_size, given.total_steps, given.model.width) == (64, 312, 1.0)
+  assert given.optimizer.learning_rate == 0.1 / 4
+  assert given.model.batch_norm_momentum == pytest.approx(1 - 10 / 312)
+  plain = parsed('--config=configs/folder.py:paper', photos)
+  assert (plain.model.variant, plain.optimizer.learning_rate) == ('paper', 0.02 / 16)
+  with pytest.raises(UsageError, match=r'data_dir \(=None\) must be a folder'):
+    parsed('--config=configs/folder.py')
+
+
+def test_a_transfer_takes_the_network_of_its_source(photos, tmp_path):
+  run = replace(TINY, model={'variant': 'ungrouped', 'batch_norm_momentum': None, 'image_size': 67})
+  (tmp_path / 'run').mkdir()
+  workdir.write_records(tmp_path / 'run', run, ['x', 'y'], 0)
+  spec = VARIANTS['caffenet'].scaled(1 / 8, 99)
+  save_weights(tmp_path / 'a.safetensors', spec, random_variables(spec, 3))
+  for recipe in ('--config=configs/folder.py', '--config=configs/finetune.py'):
+    config = parsed(recipe, photos, f'--config.transfer.source={tmp_path / "run"}')
+    assert (config.model.variant, config.model.width, config.model.image_size) == ('ungrouped', 1 / 16, 67)
+    assert config.transfer.layer == 'pool2'
+    config = parsed(recipe, photos, f'--config.transfer.source={tmp_path / "a.safetensors"}')
+    assert (config.model.variant, config.model.width, config.model.image_size) == ('caffenet', 1 / 8, 99)
+    config = parsed(recipe, photos, f'--config.transfer.source={tmp_path / "run"}', '--config.model.width=2')
+    assert config.model.width == 2.0
 
 
 def test_what_the_recipes_cite():

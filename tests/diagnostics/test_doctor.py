@@ -78,6 +78,19 @@ def test_doctor_sees_a_step_that_does_not_learn(tiny, monkeypatch):
     assert overfit.verdict == verdict, overfit
 
 
+def test_doctor_names_momentum_and_rate_as_causes(tiny):
+  """As of 244 photographs: 86 steps with a momentum of 0.99, or a rate for 256 images at batch 32."""
+  config = replace(tiny, model={'batch_norm_momentum': 0.99}, total_steps=86)
+  momentum, rate = doctor.recipe(build_experiment(config))
+  assert (momentum.verdict, rate.verdict) == ('look', 'look')
+  assert "BatchNorm's momentum of 0.99 leaves 42.1% of the initial statistics" in momentum.what
+  assert 'set model.batch_norm_momentum=0.88' in momentum.advice
+  assert 'learning rate 0.02 at batch 16, that is 0.32 for 256 images' in rate.what
+  assert 'set optimizer.learning_rate=0.013, or less' in rate.advice
+  config = replace(config, model={'batch_norm_momentum': 0.9}, optimizer={'learning_rate': 0.01})
+  assert [finding.verdict for finding in doctor.recipe(build_experiment(config))] == ['ok', 'ok']
+
+
 def test_doctor_reads_what_is_evaluated(tmp_path, capsys):
   for split in ('train', 'test'):
     for number in range(4):

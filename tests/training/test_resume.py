@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_flax import checkpoint
+from alexnet_flax import checkpoint, files
 from alexnet_flax.errors import DivergedError, PreemptedError, UsageError
-from alexnet_flax.training import batches, callbacks, experiment, logger, workdir
+from alexnet_flax.training import batches, callbacks, experiment, logger, preemption, workdir
 from alexnet_flax.training import train as training
 from tests.helpers import TINY, command, replace
 
@@ -38,7 +38,7 @@ def assert_same_bits(one, other):
     assert array.tobytes() == other[name].tobytes(), name
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_ends_with_75(data_dir, tmp_path, number):
   flags = ['--config.total_steps=100000', '--config.checkpoint_every_steps=100000', f'--workdir={tmp_path}']
   with subprocess.Popen(
@@ -56,7 +56,7 @@ def test_a_signal_saves_and_ends_with_75(data_dir, tmp_path, number):
   assert 'as asked; the same command goes on from there' in said
   (step,) = checkpoint.steps_in(tmp_path / 'checkpoints')
   assert checkpoint.damage(tmp_path / 'checkpoints' / str(step)) is None
-  if number is signal.SIGINT:
+  if number is signal.SIGHUP:
     return  # the rest is the same
   again = subprocess.run(
     command(data_dir, f'--config.total_steps={step + 2}', f'--workdir={tmp_path}'),
@@ -383,3 +383,73 @@ def test_a_signal_while_the_program_starts(tmp_path):
     assert process.wait(30) == 75
     assert process.stderr is not None
     assert process.stderr.read() == b''
+
+
+def test_output_that_nobody_reads_goes_on_in_the_folder(tiny, tmp_path, monkeypatch):
+  """As with `| head`, or a terminal that has hung up."""
+  reader, writer = os.pipe()
+  with open(writer, 'w') as broken:
+    monkeypatch.setattr(sys, 'stdout', broken)
+    os.close(reader)
+    values = training.train(replace(tiny, total_steps=2), tmp_path / 'run')
+  assert set(values) == {'loss', 'top1', 'top5'}
+  said = (tmp_path / 'run' / 'output.log').read_text().splitlines()
+  assert said[0].startswith('training batchnorm')
+  assert said[-1].startswith('done: 2 steps')
+
+
+def test_output_that_is_closed_from_the_start(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, 'stdout', None)
+  monkeypatch.setattr(sys, 'stderr', None)
+  with logger.steady_output(tmp_path / 'run'):
+    print('one')
+  with logger.steady_output(tmp_path / 'run'):
+    print('two', flush=True, file=sys.stderr)
+    assert not sys.stderr.isatty()
+  assert (tmp_path / 'run' / 'output.log').read_text() == 'one\ntwo\n'
+
+
+def test_which_signals_end_a_run():
+  with preemption.GracefulShutdown() as shutdown:
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert shutdown.requested
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as by nohup
+  try:
+    with preemption.GracefulShutdown() as shutdown:
+      os.kill(os.getpid(), signal.SIGHUP)
+      assert not shutdown.requested
+  finally:
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+  with subprocess.Popen(['true']) as process:
+    pass
+  for name in (f'.partial-{process.pid}-a[1].json', f'.partial-{process.pid}-b.json', '.partial-x-a[1].json'):
+    (tmp_path / name).write_text('cut sh')
+  (tmp_path / f'.partial-{os.getppid()}-a[1].json').write_text('is being written')
+  files.write_text(tmp_path / 'a[1].json', 'whole')
+  assert (tmp_path / 'a[1].json').read_text() == 'whole'
+  left = {path.name for path in tmp_path.iterdir()} - {'a[1].json'}
+  assert left == {
+    f'.partial-{process.pid}-b.json',
+    '.partial-x-a[1].json',
+    f'.partial-{os.getppid()}-a[1].json',
+  }
+
+
+def test_a_checkpoint_that_is_rotated_away_while_it_is_read(tmp_path, monkeypatch):
+  (tmp_path / '3').mkdir()
+  monkeypatch.setattr(checkpoint, 'damage', lambda *_: None)
+
+  def restore(folder, step):
+    if step == 3:
+      (tmp_path / '3').rename(tmp_path / '4')
+      raise FileNotFoundError(step)
+    return {'params': 1, 'batch_stats': 2}
+
+  monkeypatch.setattr(checkpoint, '_restore_on_one_device', restore)
+  assert checkpoint.restore_variables(tmp_path) == (4, {'params': 1, 'batch_stats': 2})
+  monkeypatch.setattr(checkpoint, '_restore_on_one_device', lambda *_: {}[0])
+  with pytest.raises(KeyError):
+    checkpoint.restore_variables(tmp_path)

@@ -9,13 +9,15 @@ import pytest
 
 import alexnet_flax
 from alexnet_flax import checkpoint
+from alexnet_flax.cli import main as cli
+from alexnet_flax.cli.train import main
 from alexnet_flax.config import Config
 from alexnet_flax.errors import DivergedError, UsageError
 from alexnet_flax.metrics import Metrics
 from alexnet_flax.optim import OptimizerConfig
-from alexnet_flax.training import callbacks, logger, train
+from alexnet_flax.training import callbacks, logger, train, workdir
 from alexnet_flax.training.experiment import build_experiment
-from tests.helpers import TINY, replace
+from tests.helpers import TINY, encode, replace, smooth_image
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
 
@@ -25,8 +27,8 @@ def tiny(data_dir):
   return replace(TINY, data={'data_dir': data_dir})
 
 
-def params(workdir, step):
-  manager = checkpoint.checkpoint_manager(workdir / 'checkpoints', 3)
+def params(folder, step):
+  manager = checkpoint.checkpoint_manager(folder / 'checkpoints', 3)
   return jax.device_get(manager.restore(step)['params'])
 
 
@@ -62,13 +64,22 @@ def test_a_run_writes_its_folder(tiny, tmp_path, capsys):
   assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['10', '5']
 
 
-def test_tensorboard_reads_the_events(tiny, tmp_path):
+def test_tensorboard_reads_the_events_at_once(tmp_path):
+  """A kill after a checkpoint may not take what TensorBoard was to show of the steps before it."""
   from tensorflow.python.summary.summary_iterator import summary_iterator
 
-  train.train(replace(tiny, data={'eval_split': 'test'}, total_steps=2), tmp_path)
+  log = logger.Logger(tmp_path, first_step=2, total_steps=5, steps_per_epoch=1, is_writer=True)
+  log.write(3, 'train', Metrics({'loss': np.float32(6.0)}, np.float32(4.0)))
   (path,) = tmp_path.glob('events.*')
-  seen = {(value.tag, event.step) for event in summary_iterator(str(path)) for value in event.summary.value}
-  assert {('train/loss', 2), ('test/top1', 2), ('train/learning_rate', 2)} <= seen
+  first, start, event = summary_iterator(str(path))
+  log.close()
+  assert first.file_version == 'brain.Event:2'
+  assert (start.step, start.session_log.status) == (3, start.session_log.START)
+  assert (event.step, event.summary.value[0].tag, event.summary.value[0].simple_value) == (
+    3,
+    'train/loss',
+    1.5,
+  )
 
 
 def test_a_resumed_run_ends_with_the_same_bits(tiny, tmp_path, capsys):
@@ -80,6 +91,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny, tmp_path, capsys):
   train.train(config, parts)
   out = capsys.readouterr().out
   assert 'note: total_steps was 6 in this run so far, and is 10 from here on' in out
+  assert workdir.read_history(parts) == [{'step': 6, 'changes': {'total_steps': [6, 10]}}]
   assert 'resuming batchnorm' in out
   assert 'steps 7 to 10' in out
   jax.tree.map(np.testing.assert_array_equal, params(whole, 10), params(parts, 10))
@@ -93,7 +105,8 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny, tmp_path, capsys):
 
 
 def test_lines_beyond_the_checkpoint_are_written_anew(tmp_path):
-  lines = [{'step': step, 'split': 'train', 'name': 'loss', 'seconds': step / 2} for step in (1, 2, 3)]
+  common = {'split': 'train', 'name': 'loss', 'value': 2.0, 'images': 4}
+  lines = [common | {'step': step, 'seconds': step / 2} for step in (1, 2, 3)]
   text = ''.join(json.dumps(line) + '\n' for line in lines) + '{"step": 4, "cut sho'
   (tmp_path / 'metrics.jsonl').write_text(text)
   log = logger.Logger(tmp_path, first_step=2, total_steps=5, steps_per_epoch=1, is_writer=True)
@@ -125,13 +138,51 @@ def test_a_configuration_made_by_hand_is_checked(tmp_path):
     alexnet_flax.train(Config(optimizer=OptimizerConfig(name='adam')), tmp_path)
 
 
-def test_a_run_that_has_ended_says_so(tiny, tmp_path, capsys):
+def test_a_finished_run_is_left_as_it_was(tiny, tmp_path, capsys):
   config = replace(tiny, total_steps=2)
   first = train.train(config, tmp_path)
-  lines = logger.read_metrics(tmp_path)
+  files = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in sorted(tmp_path.rglob('*'))}
+  capsys.readouterr()
   assert train.train(config, tmp_path) == first
-  assert logger.read_metrics(tmp_path) == lines
-  assert capsys.readouterr().out.splitlines()[-1].startswith('done: 2 steps')
+  said = capsys.readouterr().out.splitlines()
+  assert said[-2] == f'the run in {tmp_path} is finished; nothing is trained, and its files stay as they are'
+  assert said[-1].startswith('done: 2 steps')
+  for other, keys in (
+    (replace(config, optimizer={'learning_rate': 0.5}), r'optimizer.learning_rate \(=0.5\) was 0.02'),
+    (
+      replace(config, data={'eval_split': 'test[:24]'}),
+      r"data.eval_split \(='test\[:24\]'\) was 'test\[:37\]'",
+    ),
+    (replace(config, seed=3, report=True), r'report \(=True\) was False'),
+  ):
+    with pytest.raises(UsageError, match=rf'is finished, and .*{keys}; use another --workdir'):
+      train.train(other, tmp_path)
+  assert {
+    path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in sorted(tmp_path.rglob('*'))
+  } == files
+  with pytest.raises(UsageError, match='has been trained for 2 steps, more than the 1 asked for'):
+    train.train(replace(config, total_steps=1), tmp_path)
+
+
+def test_the_history_of_a_configuration(tmp_path, capsys):
+  (tmp_path / 'a').mkdir()
+  write = lambda config, step: workdir.write_records(tmp_path / 'a', config, ['x', 'y'], step)  # noqa: E731
+  write(TINY, 0)
+  write(TINY, 4)
+  assert not (tmp_path / 'a' / workdir.HISTORY).exists()
+  write(replace(TINY, data={'crop_scale': (0.5, 1.0)}), 4)
+  assert 'note: data.crop_scale was [0.7, 1.0] in this run so far' in capsys.readouterr().out
+  first = {'step': 4, 'changes': {'data.crop_scale': [[0.7, 1.0], [0.5, 1.0]]}}
+  assert workdir.read_history(tmp_path / 'a') == [first]
+  write(replace(TINY, data={'crop_scale': (0.5, 1.0)}, seed=1), 8)
+  assert workdir.read_history(tmp_path / 'a') == [first, {'step': 8, 'changes': {'seed': [0, 1]}}]
+  # The checkpoint of step 8 is gone: what changed there has never been.
+  write(replace(TINY, data={'crop_scale': (0.5, 1.0)}), 6)
+  assert workdir.read_history(tmp_path / 'a') == [first]
+  write(replace(TINY, seed=2), 2)
+  assert workdir.read_history(tmp_path / 'a') == [{'step': 2, 'changes': {'seed': [0, 2]}}]
+  write(TINY, 0)  # from the start
+  assert workdir.read_history(tmp_path / 'a') == []
 
 
 def test_the_latest_checkpoints_and_the_best_are_kept(tiny, tmp_path):
@@ -193,15 +244,11 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(tiny, tmp_path):
     train.train(config, tmp_path)
 
 
-def test_evaluating_the_training_split_is_told_from_training(tiny, tmp_path, capsys):
+def test_evaluating_the_training_split_is_told_from_training(tiny, tmp_path):
   config = replace(tiny, data={'eval_split': 'train', 'eval_batch_size': 512}, total_steps=2)
   train.train(config, tmp_path)
   images = {line['split']: line['images'] for line in logger.read_metrics(tmp_path)}
   assert images == {'train': 32, 'train[:]': 1433}
-  train.train(replace(config, data={'eval_split': 'test[:37]'}), tmp_path)  # ended; another split
-  assert 'done: 2 steps' in capsys.readouterr().out.splitlines()[-1]
-  with pytest.raises(UsageError, match='has been trained for 2 steps, more than the 1 asked for'):
-    train.train(replace(config, total_steps=1), tmp_path)
 
 
 def test_evaluation_is_the_same_for_any_batch_size(tiny):
@@ -277,3 +324,27 @@ def test_an_unwritable_workdir(tiny, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UsageError, match=r'cannot write to --workdir=.*file/run: Not a directory'):
     train.train(tiny, tmp_path / 'file' / 'run')
+
+
+def test_own_images_from_the_command_to_the_report(tmp_path, capsys):
+  """A folder whose path has a bracket, a space and an umlaut, and that no verb is told again."""
+  photos, run = tmp_path / 'photos [1] für', tmp_path / 'run [2] ä'
+  for split, count in (('train', 16), ('validation', 8)):
+    for number in range(count):
+      place = photos / split / ('ant', 'bee')[number % 2]
+      place.mkdir(parents=True, exist_ok=True)
+      (place / f'{number}.jpg').write_bytes(encode(smooth_image(60, 70, number)))
+  flags = ['--config.model.width=0.0625', '--config.model.image_size=57', '--config.transfer.layer=pool2']
+  flags += ['--config.total_steps=2', '--config.data.eval_batch_size=8', f'--config.data.data_dir={photos}']
+  assert main(['train.py', '--config=configs/folder.py', *flags, f'--workdir={run}']) == 0
+  said = capsys.readouterr().out
+  assert '2 classes, images to train on + to evaluate on: ant 8 + 4, bee 8 + 4' in said
+  assert f'{run}/report.html shows what it learned' in said
+  page = (run / 'report.html').read_text()
+  assert 'run-1-panel' in page
+  assert str(tmp_path) not in page
+  assert cli.main(['evaluate', str(run), '--json', str(tmp_path / 'figures.json')]) == 0
+  assert cli.main(['report', str(run)]) == 0
+  figures = (tmp_path / 'figures.json').read_text()
+  assert json.loads(figures)['images'] == 8
+  assert str(tmp_path) not in figures

@@ -1,5 +1,6 @@
 """Transfer learning: which layers, what is taken over, what stays, and what a run says of it."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from alexnet_flax import VARIANTS, AlexNet, create_train_state, save_weights, sgd, train_step
 from alexnet_flax import config as configuration
+from alexnet_flax.cli.train import main
 from alexnet_flax.config import Config
 from alexnet_flax.data.source import few_per_class, read_labels
 from alexnet_flax.data.tfds_source import open_dataset
@@ -24,6 +26,8 @@ from alexnet_flax.models.surgery import (
 from alexnet_flax.optim import freeze
 from alexnet_flax.pretrained import load_pretrained
 from alexnet_flax.training import train
+from alexnet_flax.training.experiment import build_experiment
+from alexnet_flax.training.initialize import initial_state
 from alexnet_flax.training.transfer import graft
 from tests.helpers import random_variables, replace
 
@@ -232,3 +236,54 @@ def test_sources_that_cannot_be_used(tiny, tmp_path, transfer, message):
     train.train(
       dataclasses.replace(config, transfer=configuration.TransferConfig(**transfer)), tmp_path / 'run'
     )
+
+
+ENDINGS = ('.safetensors', '.pth', '.weights.h5', '.keras', '.caffemodel')
+
+
+@pytest.mark.parametrize('variant', list(VARIANTS))
+def test_every_variant_is_transferred_from_every_format(variant, data_dir, tmp_path):
+  """By the flags of train.py, up to the state before the first step, which nothing compiles for."""
+  spec = VARIANTS[variant].scaled(1 / 16)
+  weights = random_variables(spec, 7)
+  sources = []
+  for ending in ENDINGS:
+    with contextlib.suppress(UsageError):  # the format lacks a layer of the variant
+      sources += save_weights(tmp_path / f'source{ending}', spec, weights)[:1]
+  assert sources
+  flags = [f'--config=configs/finetune.py:{variant}', '--config.model.width=0.0625']
+  flags += [f'--config.model.image_size={spec.image_size}', f'--config.data.data_dir={data_dir}']
+  checked = []
+
+  def start(config, workdir):
+    experiment = build_experiment(config)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), experiment.state)
+    init = lambda: jax.device_put(zeros, experiment.steps.replicated)  # noqa: E731
+    steps = dataclasses.replace(experiment.steps, init=init)
+    state, _ = initial_state(dataclasses.replace(experiment, steps=steps))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == jax.tree.map(
+      lambda leaf: (leaf.shape, leaf.dtype), experiment.state
+    )
+    expected = weights['params'] | {spec.head: zeros.params[spec.head]}
+    jax.tree.map(np.testing.assert_array_equal, state.params, expected)
+    jax.tree.map(np.testing.assert_array_equal, state.batch_stats, weights.get('batch_stats', {}))
+    checked.append(config.transfer.mode)
+
+  for source in sources:
+    for mode in ('fine_tune', 'linear_probe'):
+      chosen = [f'--config.transfer.source={source}', f'--config.transfer.mode={mode}']
+      assert main(['train.py', *flags, *chosen], start) == 0
+  assert len(checked) == 2 * len(sources)
+
+
+@pytest.mark.parametrize('mode', ['fine_tune', 'linear_probe'])
+def test_a_network_without_batchnorm_is_transferred(mode, data_dir, tmp_path):
+  spec = VARIANTS['caffenet'].scaled(1 / 16)
+  save_weights(tmp_path / 'a.safetensors', spec, random_variables(spec, 7))
+  flags = f'--config.transfer.mode={mode} --config.transfer.layer=pool2 --config.model.width=0.0625'
+  flags += ' --config.data.eval_split=test[:8] --config.data.train_split=train[:64] --config.report=false'
+  flags += f' --config.data.data_dir={data_dir} --config.total_steps=2 --config.optimizer.warmup_epochs=0'
+  source = f'--config.transfer.source={tmp_path / "a.safetensors"}'
+  command = ['train.py', '--config=configs/finetune.py:caffenet', *flags.split(), source]
+  command += [f'--config.model.image_size={spec.image_size}', f'--workdir={tmp_path / "run"}']
+  assert main(command) == 0

@@ -80,9 +80,9 @@ def test_the_environment_is_recorded(run, page):
   assert found['devices'] == '8 x cpu'
 
 
-def test_the_command_writes_the_same_page(run, page, data_dir, tmp_path, capsys):
+def test_the_command_writes_the_same_page(run, page, tmp_path, capsys):
   out = tmp_path / 'again.html'
-  assert main(['report', str(run), '--data_dir', data_dir, '--out', str(out)]) == 0
+  assert main(['report', str(run), '--out', str(out)]) == 0  # local.json says where the data lie
   assert capsys.readouterr().out == f'wrote {out}\n'
   assert _without_pixels(out.read_text()) == _without_pixels(page)
 
@@ -103,6 +103,11 @@ def without_data(run, tmp_path):
 
 def test_without_data_the_rest_is_shown(without_data, tmp_path, capsys):
   (tmp_path / 'run' / 'metrics.jsonl').unlink()
+  page = (without_data / 'report.html').read_bytes()
+  assert main(['report', str(without_data)]) == 2
+  assert 'report.html shows images, which this report would not; give --data_dir' in capsys.readouterr().err
+  assert (without_data / 'report.html').read_bytes() == page
+  (without_data / 'report.html').unlink()
   assert main(['report', str(without_data)]) == 0
   assert 'give --data_dir' in capsys.readouterr().err
   text = (tmp_path / 'run' / 'report.html').read_text()
@@ -151,6 +156,24 @@ def test_a_failed_report_does_not_fail_the_run(without_data, monkeypatch, capsys
   monkeypatch.setattr(training, 'train', lambda config, workdir: None)  # the run is already trained
   train_and_report(replace(TINY, report=True), str(without_data))
   assert 'warning: no report: cannot write' in capsys.readouterr().out
+
+
+def test_a_run_of_another_machine(without_data, capsys):
+  (without_data / 'local.json').unlink()
+  (without_data / 'report.html').unlink()
+  config = (without_data / 'config.json').read_text().replace(str(without_data.parent), '.../pets')
+  (without_data / 'config.json').write_text(config)
+  assert main(['report', str(without_data)]) == 0
+  assert 'lay in a folder .../pets of another machine; give --data_dir' in capsys.readouterr().err
+
+
+def test_what_changed_during_the_run_is_shown(results, tmp_path):
+  history = [{'step': 6, 'changes': {'optimizer.learning_rate': [0.02, 0.5]}}]
+  changed = dataclasses.replace(results, history=history)
+  vars(changed)['predictions'] = results.predictions  # cached
+  write_report([changed], tmp_path / 'a.html')
+  row = ('7', '<code>optimizer.learning_rate</code>', '<code>0.02</code>', '<code>0.5</code>')
+  assert f'<tr><td>{"</td><td>".join(row)}</td></tr>' in (tmp_path / 'a.html').read_text()
 
 
 def test_class_names_are_escaped(results, tmp_path):
