@@ -3,7 +3,7 @@
 A `.pth` file is a ZIP archive: a pickle DIR/data.pkl, and the numbers of each storage in DIR/data/KEY. Before
 PyTorch 1.6 it was five pickles, and the storages one after the other. The pickle names the functions that
 make tensors of storages. Ours are called in their place, and everything else that it names, such as the
-`argparse.Namespace` in torchvision's reference checkpoints, becomes an empty `Unread`.
+`argparse.Namespace` in torchvision's reference checkpoints, becomes an empty object.
 """
 
 import collections
@@ -30,12 +30,12 @@ _TYPES = {
 _KEYS = ('state_dict', 'model_state_dict', 'model_state', 'model', 'net', 'network', 'weights')
 
 
-class Unread:
+class _Unread:
   """An object of a class, or a value of a function, that a pickle names; nothing is imported or called."""
 
   name: str = ''
 
-  def __new__(cls, *_: Any, **__: Any) -> 'Unread':
+  def __new__(cls, *_: Any, **__: Any) -> '_Unread':
     """Takes any arguments."""
     return super().__new__(cls)
 
@@ -74,7 +74,7 @@ class _Unpickler(pickle.Unpickler):
         return lambda tensor, *_: tensor
       case 'torch' | 'torch.cuda', _ if name.removesuffix('Storage') in _TYPES:
         return name.removesuffix('Storage')
-    return type('Unread', (Unread,), {'name': f'{module}.{name}'})
+    return type('Unread', (_Unread,), {'name': f'{module}.{name}'})
 
   def persistent_load(self, pid: Any) -> _Storage:
     """Returns a storage for ('storage', type, key, device, size)."""
@@ -91,12 +91,12 @@ def parse_state_dict(content: bytes, source: str) -> dict[str, np.ndarray]:
   try:
     loaded, read = (_read_pickles if content.startswith(_LEGACY) else _read_archive)(content, source)
     while isinstance(loaded, dict):
-      inner = [loaded[key] for key in _KEYS if isinstance(loaded.get(key), dict | Unread)]
+      inner = [loaded[key] for key in _KEYS if isinstance(loaded.get(key), dict | _Unread)]
       if not inner:
         break
       loaded = inner[0]
     if not isinstance(loaded, dict):
-      what = loaded.name if isinstance(loaded, Unread) else type(loaded).__name__
+      what = loaded.name if isinstance(loaded, _Unread) else type(loaded).__name__
       raise UsageError(f'{source}: holds {what}, not a state dictionary; save model.state_dict()')
     return {name: _array(name, tensor, read, source) for name, tensor in loaded.items()}
   except UsageError:
@@ -137,9 +137,9 @@ def _read_pickles(content: bytes, source: str) -> tuple[Any, Callable[[str], byt
 
 
 def _array(name: Any, tensor: Any, read: Callable[[str], bytes], source: str) -> np.ndarray:
-  if not isinstance(name, str) or not isinstance(tensor, _Tensor | Unread):
+  if not isinstance(name, str) or not isinstance(tensor, _Tensor | _Unread):
     raise UsageError(f'{source}: not a state dictionary: its {name!r} is no tensor; save model.state_dict()')
-  if isinstance(tensor, Unread):  # sparse, quantized
+  if isinstance(tensor, _Unread):  # sparse, quantized
     raise UsageError(f'{source}: tensor {name} is not a dense one ({tensor.name}); save it as float32')
   (kind, key, size), offset, shape, strides = tensor
   last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
