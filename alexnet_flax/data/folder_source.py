@@ -21,6 +21,7 @@ from alexnet_flax.data.source import Example, Source, rank_in_class, read_file
 from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.files import public
 
+_LAYOUTS = 'SPLIT/CLASS/image or CLASS/image'
 _EVERY = 5  # of a folder without splits, the share of images that is held out
 
 
@@ -79,12 +80,9 @@ def open_folder(split: str, data_dir: str | None) -> Source:
     contents = [read_file(paths[number]) for number in numbers.tolist()]
     return [example._replace(image=one) for example, one in zip(scan(numbers), contents, strict=True)]
 
-  digest = hashlib.sha256(
-    b'\0'.join(os.fsencode(os.path.relpath(path, folder.root)) for path in paths)
-  ).hexdigest()
-  return Source(
-    printable(f'{public(str(data_dir))}:{split}'), len(paths), names, read, scan, str(data_dir), digest
-  )
+  inside = (os.fsencode(path.removeprefix(os.path.join(folder.root, ''))) for path in paths)
+  digest, name = hashlib.sha256(b'\0'.join(inside)).hexdigest(), printable(f'{public(str(data_dir))}:{split}')
+  return Source(name, len(paths), names, read, scan, str(data_dir), digest)
 
 
 def folder_splits(data_dir: str | None) -> list[str]:
@@ -92,34 +90,17 @@ def folder_splits(data_dir: str | None) -> list[str]:
   return sorted(_scan(data_dir).splits)
 
 
-def count_images(data_dir: str | None) -> dict[str, dict[str, int]]:
-  """Counts the images of each class in each split of a folder, without reading them.
-
-  Returns:
-    {'train': {'ants': 98, 'bees': 97}, 'validation': {...}}.
-
-  Raises:
-    UsageError: There is no such folder, or no image in it.
-  """
-  splits = _scan(data_dir).splits
-  return {split: _counts(images) for split, images in splits.items()}
-
-
 def _scan(data_dir: str | None) -> _Folder:
   root = os.path.expanduser(data_dir or '')
   if not os.path.isdir(root):
-    raise UsageError(
-      f'image_folder: data_dir (={data_dir}) must be a folder of SPLIT/CLASS/image or CLASS/image'
-    )
-  files = {path: os.path.relpath(path, root).split(os.sep) for path in walk_files(root)}
+    raise UsageError(f'image_folder: data_dir (={data_dir}) must be a folder of {_LAYOUTS}')
+  prefix = os.path.join(root, '')
+  files = {path: path.removeprefix(prefix).split(os.sep) for path in walk_files(root)}
   deep, flat = (
     {p: parts for p, parts in files.items() if is_image_file(p) and len(parts) == n} for n in (3, 2)
   )
   if not deep and not flat:
-    suffixes = ', '.join(IMAGE_SUFFIXES)
-    raise UsageError(
-      f'no images in {data_dir}; it must contain SPLIT/CLASS/image or CLASS/image ({suffixes})'
-    )
+    raise UsageError(f'no images in {data_dir}; it must contain {_LAYOUTS} ({", ".join(IMAGE_SUFFIXES)})')
   used = flat if len(flat) > len(deep) else deep
   splits: dict[str, list[_Image]] = {}
   order = sorted(used.items(), key=lambda item: item[1])
