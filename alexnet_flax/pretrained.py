@@ -119,8 +119,8 @@ def load_pretrained(
       RUN@STEP (another of its checkpoints), what `load_weights` takes, or an open weights file.
     spec: The network of a weights file that does not describe itself.
     variant: The name of that network instead; if both are None, the variant that the file can be of.
-    width: The variant's scale, as for `Spec.scaled`.
-    image_size: The variant's image size, if not its own.
+    width: The variant's scale, as for `Spec.scaled`; if it is 1, the file's.
+    image_size: The variant's image size; if None, the file's, if it says it, or else the variant's own.
 
   Raises:
     UsageError: There is no such source or variant, it cannot be read, it is not clear which network it is
@@ -137,10 +137,7 @@ def load_pretrained(
       known = VARIANTS[variant] if variant else file.find_spec()
       if known is None:
         raise UsageError(f'{source}: of none of the known networks; name its variant')
-      try:
-        theirs = known.scaled(width, image_size)
-      except ValueError as error:
-        raise UsageError(str(error)) from None
+      theirs = file.scaled(known, width, image_size)
     found = _model(source, theirs, file.variables(theirs), file.class_names)
   if variant not in (None, found.spec.name):
     raise UsageError(f'{source} holds {found.spec.name}, not --variant={variant}')

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def add_network(parser: argparse.ArgumentParser) -> None:
   """Adds the options that say which network a weights file is of."""
   parser.add_argument('--variant', help='the network, if the file does not describe it')
-  parser.add_argument('--width', type=float, default=1.0, help="its width (default: the variant's own, 1)")
+  parser.add_argument('--width', type=float, default=1.0, help="its width (default: the file's)")
   parser.add_argument('--image_size', type=int, help="its images' side (default: the variant's own)")
 
 

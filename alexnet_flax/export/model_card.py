@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import UsageError, one_line
 from alexnet_flax.files import public, write_text
 from alexnet_flax.pretrained import PretrainedModel, find_run, run_config
 from alexnet_flax.training.logger import read_metrics
@@ -69,16 +69,12 @@ def _origin(network: PretrainedModel) -> list[str]:
 
 def _text(text: str) -> str:
   """Text for a cell of a Markdown table, of which nothing is markup, HTML or a control character."""
-  return re.sub(r'([\\`*_{}\[\]()<>#|~&!])', r'\\\1', _visible(text))
+  return re.sub(r'([\\`*_{}\[\]()<>#|~&!])', r'\\\1', one_line(text))
 
 
 def _code(text: str) -> str:
   """Text for a code span in such a cell."""
-  return '`' + _visible(text).replace('`', "'").replace('|', r'\|') + '`'
-
-
-def _visible(text: str) -> str:
-  return ''.join(letter if letter.isprintable() else ' ' for letter in text)
+  return '`' + one_line(text).replace('`', "'").replace('|', r'\|') + '`'
 
 
 def _number(value: float) -> str:

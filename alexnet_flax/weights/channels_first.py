@@ -19,8 +19,8 @@ def to_channels_first(name: str, array: np.ndarray, spec: Spec) -> np.ndarray:
     return array
   if array.ndim == 4:
     return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
-  if name == _flattening(spec):
-    side, outputs = _last_side(spec), array.shape[1]
+  if name == flattening(spec):
+    side, outputs = last_side(spec, spec.image_size), array.shape[1]
     array = array.reshape(side, side, -1, outputs).transpose(2, 0, 1, 3).reshape(-1, outputs)
   return np.ascontiguousarray(array.T)
 
@@ -31,8 +31,8 @@ def from_channels_first(name: str, array: np.ndarray, spec: Spec) -> np.ndarray:
     return array
   if array.ndim == 4:
     return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
-  if name == _flattening(spec):
-    side, outputs = _last_side(spec), array.shape[0]
+  if name == flattening(spec):
+    side, outputs = last_side(spec, spec.image_size), array.shape[0]
     if array.shape[1] % (side * side):
       return array
     array = array.reshape(outputs, -1, side, side).transpose(0, 2, 3, 1).reshape(outputs, -1)
@@ -45,12 +45,13 @@ def channels_last(array: Any) -> np.ndarray:
   return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
 
 
-def _flattening(spec: Spec) -> str | None:
-  """The kernel that sees a flattened image."""
+def flattening(spec: Spec) -> str | None:
+  """Returns the name of the kernel that sees a flattened image."""
   layers = list(spec.named_layers())
   flat = next((i for i, (_, layer) in enumerate(layers) if isinstance(layer, Flatten)), len(layers))
   return next((f'params/{name}/kernel' for name, layer in layers[flat:] if isinstance(layer, Dense)), None)
 
 
-def _last_side(spec: Spec) -> int:
-  return list(spec.side_lengths(spec.image_size).values())[-1]
+def last_side(spec: Spec, size: int) -> int:
+  """Returns the side of the image that is flattened, for images of side `size`."""
+  return [size, *spec.side_lengths(size).values()][-1]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.models.spec import Spec
+from alexnet_flax.models.spec import Conv, Dense, Spec
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.weights.layout import Tensors, variables_of
 
@@ -39,12 +39,14 @@ class Parsed(NamedTuple):
     spec: The network, if the file describes it.
     class_names: The names of the classes, if the file has them.
     layers: The computing layers, (name, description) in order, if the file describes them.
+    image_size: The side of the network's images, if the file says it.
   """
 
   stored: Any
   spec: Spec | None = None
   class_names: tuple[str, ...] = ()
   layers: Sequence[tuple[str, Any]] | None = None
+  image_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Format:
     companions: Files that are written beside it: ending -> function.
     variants: The variants that a file which does not contain its spec can be of, most likely first.
     describe: Returns a spec's layers as `Parsed.layers` has those of a file, for comparison.
+    outputs: Returns how many outputs a file has for a layer of a spec; LookupError if it has no such layer.
     layer_names: Maps our layers' names to the program's.
     activations: Runs a file in the program that the format comes from, for `convert --verify`. Takes the
       file, its spec, the number of classes and images; returns the program's name and version, and its
@@ -76,6 +79,7 @@ class Format:
   companions: Mapping[str, Write] = dataclasses.field(default_factory=dict)
   variants: tuple[str, ...] = ()
   describe: Callable[[Spec], Sequence[tuple[str, Any]]] = lambda spec: ()
+  outputs: 'Callable[[WeightsFile, Spec, str], int] | None' = None
   layer_names: Callable[[Spec], dict[str, str]] | None = None
   activations: 'Callable[[WeightsFile, Spec, int, Inputs], tuple[str, Activations]] | None' = None
 
@@ -100,7 +104,7 @@ class WeightsFile:
     source: The path, URL or name that it was opened by.
     path: Where it lies on this machine.
     format: Its format.
-    stored, spec, class_names, layers: Its content, as in `Parsed`.
+    stored, spec, class_names, layers, image_size: Its content, as in `Parsed`.
   """
 
   source: str
@@ -110,6 +114,7 @@ class WeightsFile:
   spec: Spec | None
   class_names: tuple[str, ...]
   layers: Sequence[tuple[str, Any]] | None
+  image_size: int | None
 
   def find_spec(self) -> Spec | None:
     """Returns the network that the file contains, or the variant whose layers it has."""
@@ -120,6 +125,24 @@ class WeightsFile:
         self._check_layers(VARIANTS[name])
         return VARIANTS[name]
     return None
+
+  def scaled(self, spec: Spec, width: float = 1.0, image_size: int | None = None) -> Spec:
+    """Returns `spec.scaled(width, image_size)`; what is not given, as the file has it.
+
+    Raises:
+      UsageError: `width` is not positive.
+    """
+    layers = [
+      (layer.features or 0, name) for name, layer in spec.named_layers() if isinstance(layer, Conv | Dense)
+    ]
+    features, widest = max(layers)
+    if width == 1 and self.format.outputs:
+      with contextlib.suppress(LookupError, ValueError, TypeError, UsageError):  # of another network
+        width = self.format.outputs(self, spec, widest) / features or 1.0
+    try:
+      return spec.scaled(width, image_size or self.image_size)
+    except ValueError as error:
+      raise UsageError(str(error)) from None
 
   def variables(self, spec: Spec) -> dict[str, Any]:
     """Returns the variables of a network; values and errors as for `load_weights`."""

@@ -67,10 +67,10 @@ def parse_hdf5(content: bytes, source: str) -> Parsed:
   """The arrays of an HDF5 file of Keras's, and its layers if it describes them."""
   try:
     found = hdf5.read(content, source)
-    layers = described_layers(json.loads(found.config)) if found.config else None
+    described = _described(json.loads(found.config)) if found.config else {}
   except _BROKEN_CONFIG as error:
     raise UsageError(f'{source}: broken, or not a sequential Keras network: {error}') from None
-  return Parsed(found, layers=layers)
+  return Parsed(found, **described)
 
 
 def parse_keras(content: bytes, source: str) -> Parsed:
@@ -78,11 +78,11 @@ def parse_keras(content: bytes, source: str) -> Parsed:
   try:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
       check_inflated_size(sum(member.file_size for member in archive.infolist()), content, source)
-      layers = described_layers(json.loads(archive.read('config.json')))
+      described = _described(json.loads(archive.read('config.json')))
       weights = archive.read(_WEIGHTS)
   except (*_BROKEN_CONFIG, EOFError, *_BROKEN_ARCHIVE) as error:
     raise UsageError(f'{source}: broken, or not a sequential Keras network: {error}') from None
-  return Parsed(hdf5.read(weights, source), layers=layers)
+  return Parsed(hdf5.read(weights, source), **described)
 
 
 def read(file: WeightsFile, spec: Spec) -> Tensors:
@@ -242,13 +242,26 @@ def _keras_layer(name: str, layer: Layer, variant: str, classes: int) -> tuple[s
       raise UsageError(f'Keras has no layer like {name} of {variant}: {layer}')
 
 
+def _described(config: dict[str, Any]) -> dict[str, Any]:
+  """What a network's description says, for `Parsed`."""
+  settings = _layers(config)[0]['config']
+  _, *sides, _ = settings.get('batch_shape', settings.get('batch_input_shape')) or (None, None)
+  square = len(sides) == 2 and sides[0] == sides[1] and isinstance(sides[0], int)
+  return {'layers': described_layers(config), 'image_size': sides[0] if square else None}
+
+
+def _layers(config: dict[str, Any]) -> list[dict[str, Any]]:
+  network = config['config']
+  return network if isinstance(network, list) else network['layers']  # Keras 2.0's is a list
+
+
 def described_layers(config: dict[str, Any]) -> list[tuple[str, str]]:
   """The computing layers of a network: (name, kind and settings), activations apart.
 
   Dropout, input layers and a final softmax are left out.
   """
-  found, network = [], config['config']
-  for layer in network if isinstance(network, list) else network['layers']:  # Keras 2.0's is a list
+  found = []
+  for layer in _layers(config):
     kind, settings = layer['class_name'], layer['config']
     if kind in ('InputLayer', 'Dropout'):
       continue
@@ -289,6 +302,7 @@ KERAS_WEIGHTS: Format = Format(
   read=read,
   write=write_weights,
   variants=('batchnorm',),
+  outputs=lambda file, spec, layer: len(file.stored.arrays[tensor_names(spec)[f'params/{layer}/bias']]),
   describe=lambda spec: described_layers(keras_config(spec, 1)),
   activations=activations,
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import types
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from flax import traverse_util
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.models.spec import Conv, Dense, Preprocessing, Spec
+from alexnet_flax.weights.channels_first import flattening, last_side
 
 Tensors = dict[str, np.ndarray]  # 'params/conv1/kernel' -> array, as linen lays it out
 
@@ -73,13 +75,23 @@ def check(tensors: Tensors, spec: Spec, source: str, names: Mapping[str, str] | 
     array, what = tensors[name], f'{source}: tensor {f"{names[name]} ({name})" if names else name}'
     if array.shape != shape:
       size = f'{spec.image_size}x{spec.image_size}'
-      raise UsageError(f'{what} has shape {array.shape}, in our layout; {spec.name} at {size} needs {shape}')
+      advice = _fitting_sizes(spec, array.shape, shape) if name == flattening(spec) else ''
+      raise UsageError(
+        f'{what} has shape {array.shape}, in our layout; {spec.name} at {size} needs {shape}{advice}'
+      )
     if not np.issubdtype(array.dtype, np.floating):
       raise UsageError(f'{what} holds {array.dtype}; floats are needed')
     if not np.isfinite(array).all():
       raise UsageError(f'{what} holds NaN or infinite values')
   # Contiguous: safetensors writes the memory of an array, whatever its strides are.
   return {name: np.ascontiguousarray(tensors[name], np.float32) for name in shapes}
+
+
+def _fitting_sizes(spec: Spec, theirs: tuple[int, ...], ours: tuple[int, ...]) -> str:
+  """Advice for a fully connected layer that has seen images of another size."""
+  side = math.sqrt(theirs[0] / ours[0]) * last_side(spec, spec.image_size)
+  sizes = [size for size in range(1, 1025) if last_side(spec, size) == side]
+  return f'; images of {sizes[0]} to {sizes[-1]} pixels fit it (image_size)' if sizes else ''
 
 
 def match_input(tensors: Tensors, spec: Spec, theirs: Preprocessing, source: str) -> Tensors:

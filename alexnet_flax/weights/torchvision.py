@@ -134,6 +134,7 @@ SAFETENSORS: Format = Format(
   read=read,
   write=write_safetensors,
   variants=('torchvision',),
+  outputs=lambda file, spec, layer: len(file.stored[tensor_names(spec)[f'params/{layer}/bias']]),
   layer_names=layer_names,
   activations=activations,
 )

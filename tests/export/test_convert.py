@@ -15,7 +15,7 @@ from alexnet_flax.export import parity
 from alexnet_flax.export.convert import TOLERANCE
 from alexnet_flax.inference.features import features
 from alexnet_flax.models.spec import Activation, BatchNorm, Conv, LocalResponseNorm, Pool
-from alexnet_flax.pretrained import PretrainedModel
+from alexnet_flax.pretrained import PretrainedModel, load_pretrained
 from alexnet_flax.weights import caffe, open_weights
 from alexnet_flax.weights.channels_first import from_channels_first
 from tests.helpers import random_variables, smooth_image
@@ -131,13 +131,15 @@ def test_verification_finds_sabotage(tmp_path, capsys, monkeypatch, where, what,
 def test_what_it_refuses_is_one_line_and_writes_nothing(tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(tmp_path)
   written(tmp_path, 'batchnorm', 'a.keras')
+  written(tmp_path, 'batchnorm', 'a.weights.h5')
   written(tmp_path, 'torchvision', 'a.safetensors')
   (tmp_path / 'torn.keras').write_bytes((tmp_path / 'a.keras').read_bytes()[:5000])
   (tmp_path / 'code.pth').write_bytes(pickle.dumps(print))
   there = set(tmp_path.iterdir())
   named = ['--variant', 'batchnorm', *SIZE]
   for arguments, message in [
-    (['a.keras', 'b.safetensors'], 'batchnorm at 224x224 needs (96,)'),
+    (['a.weights.h5', 'b.safetensors'], 'needs (576, 256); images of 57 to 88 pixels fit it (image_size)'),
+    (['a.keras', 'b.safetensors', '--width', '0.5'], 'batchnorm at 67x67 needs (48,)'),
     (['a.keras', 'b.safetensors', '--variant', 'torchvison'], "did you mean 'torchvision'"),
     (['a.keras', 'b.safetensors', '--variant', 'torchvision', *SIZE], 'Keras has no layer like conv1'),
     (['a.keras', 'b.xyz', *named], 'b.xyz: unknown ending; choose from .safetensors'),
@@ -225,3 +227,22 @@ def test_a_crop_that_the_format_cannot_state(tmp_path, capsys, ending, lost):
   assert main(['convert', str(tmp_path / 'a.safetensors'), str(tmp_path / f'b.{ending}')]) == 0
   said = capsys.readouterr().out
   assert ('crops 87.5% of the short side, as torchvision does, and not 100.0%' in said) == lost
+
+
+@pytest.mark.parametrize(
+  ('variant', 'name', 'size'),
+  [
+    ('batchnorm', 'a.keras', 67),
+    ('caffe', 'a.caffemodel', 67),
+    ('torchvision', 'a.pth', None),
+    ('batchnorm', 'a.weights.h5', None),
+  ],
+)
+def test_a_narrow_network_says_its_width_and_its_size(tmp_path, variant, name, size):
+  """Width by the number of outputs; the size where the file says it, else the variant's."""
+  spec = VARIANTS[variant].scaled(0.0625, size)
+  variables = random_variables(spec, 5)
+  save_weights(tmp_path / name, spec, variables)
+  loaded = load_pretrained(tmp_path / name)
+  assert loaded.spec == spec
+  same(loaded.variables, variables)

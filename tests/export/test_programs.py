@@ -1,6 +1,8 @@
 """Networks for other programs to run: ONNX in ONNX Runtime, StableHLO by jax.export, and model cards."""
 
+import dataclasses
 import json
+from itertools import filterfalse
 
 import jax
 import jax.export
@@ -13,8 +15,10 @@ from alexnet_flax.cli.main import main
 from alexnet_flax.errors import UsageError
 from alexnet_flax.export import onnx as onnx_graph
 from alexnet_flax.export import stablehlo
+from alexnet_flax.export.model_card import write_card
 from alexnet_flax.inference.features import feature_batches
 from alexnet_flax.models.spec import Activation, LocalResponseNorm, Pool
+from alexnet_flax.pretrained import PretrainedModel
 from alexnet_flax.training.logger import read_metrics
 from tests.helpers import digits_run, random_variables
 
@@ -142,3 +146,29 @@ def test_mistakes(data_dir, tmp_path, arguments, message, capsys):
   assert main(['convert', str(digits_run(data_dir)), str(tmp_path / name), *options]) == 2
   assert message in capsys.readouterr().err
   assert not list(tmp_path.iterdir())
+
+
+def test_names_are_text_in_a_card(tmp_path):
+  """Neither markup, nor HTML, nor another line."""
+  names = [
+    '<img src=x onerror=alert(1)>',
+    '](javascript:alert(1))',
+    'a|b',
+    '`c`',
+    'two\nlines',
+    '\x1b[2Jclear',
+  ]
+  spec = dataclasses.replace(small(VARIANTS['caffe']), source='[x](javascript:y)')
+  network = PretrainedModel('weights', AlexNet(spec, 6), random_variables(spec, 6), tuple(names))
+  path = tmp_path / 'a`b<script>.onnx.md'
+  write_card(path, [tmp_path / 'a`b|<script>.onnx'], network)
+  card = path.read_text()
+  assert card.isprintable() or set(filterfalse(str.isprintable, card)) == {'\n'}
+  (classes,) = (line for line in card.splitlines() if line.startswith('| classes'))
+  assert r'\<img src=x onerror=alert\(1\)\>' in classes
+  assert r'\]\(javascript:alert' in classes
+  assert r'a\|b' in classes
+  assert 'two\\\\nlines' in classes
+  assert card.splitlines()[0] == r'# a\`b\<script\>.onnx'
+  assert r"`a'b\|<script>.onnx`" in card
+  assert r'\[x\]\(javascript:y\)' in card

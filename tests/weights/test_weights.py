@@ -272,7 +272,7 @@ def test_formats_refuse_what_they_cannot_hold(tmp_path):
     ('paper', '.keras', 'Keras has no layer like conv1 of paper'),
     ('caffe', '.weights.h5', 'Keras has no layer like norm1 of caffe'),
     ('original_code', '.caffemodel', 'Caffe has no layer like conv1 of original_code'),
-    ('batchnorm', '.caffemodel', 'images are 0..255'),
+    ('batchnorm', '.caffemodel', 'Caffe cannot pad like conv1 of batchnorm'),
     ('batchnorm', '.onnxx', 'unknown ending; choose from .safetensors'),
   ]:
     spec = tiny(name)

@@ -48,7 +48,7 @@ def parse(content: bytes, source: str) -> Parsed:
   if not any(layer.blobs for layer in layers):
     advice = "if it dates from 2013, run Caffe's upgrade_net_proto_binary on it"
     raise UsageError(f'{source}: no layers with weights; {advice}')
-  return Parsed(layers, layers=_described(layers))
+  return Parsed(layers, layers=_described(layers), image_size=_image_size(layers))
 
 
 def read(file: WeightsFile, spec: Spec) -> Tensors:
@@ -158,6 +158,17 @@ def _kind(layer: Any) -> str:
   return layer.type if isinstance(layer.type, str) else V1_TYPES.get(layer.type, f'type {layer.type}')
 
 
+def _image_size(layers: Iterable[Any]) -> int | None:
+  """The side of square images, from an input layer, or from a data layer's crop."""
+  for layer in layers:
+    if layer.HasField('transform_param') and layer.transform_param.crop_size:
+      return layer.transform_param.crop_size
+    if _kind(layer) == 'Input' and layer.input_param.shape:
+      dimensions = list(layer.input_param.shape[0].dim)
+      return dimensions[3] if len(dimensions) == 4 and dimensions[2] == dimensions[3] > 0 else None
+  return None
+
+
 def _array(blob: Any, what: str) -> np.ndarray:
   shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
   content, kind = (blob.data, '<f4') if blob.data else (blob.double_data, '<f8')
@@ -207,6 +218,7 @@ CAFFE: Format = Format(
   write=write,
   companions={'.prototxt': write_prototxt},
   variants=('caffe', 'caffenet', 'batchnorm_grouped'),
+  outputs=lambda file, spec, layer: _array(_weight_layers(file.stored, spec)[layer].blobs[1], layer).size,
   describe=lambda spec: _described(build_net(spec, 1).layer),
   layer_names=layer_names,
   activations=activations,

@@ -17,7 +17,7 @@ BlobProto: int32 num = 1, int32 channels = 2, int32 height = 3, int32 width = 4,
   BlobShape shape = 7, bytes double_data = 8
 ParamSpec: float lr_mult = 3, float decay_mult = 4
 InputParameter: BlobShape* shape = 1
-TransformationParameter: float scale = 1, string mean_file = 4, float* mean_value = 5
+TransformationParameter: float scale = 1, uint32 crop_size = 3, string mean_file = 4, float* mean_value = 5
 ConvolutionParameter: uint32 num_output = 1, bool bias_term = 2, uint32* pad = 3, uint32* kernel_size = 4,
   uint32 group = 5, uint32* stride = 6, uint32* dilation = 18
 InnerProductParameter: uint32 num_output = 1, bool bias_term = 2
