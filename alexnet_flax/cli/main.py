@@ -16,6 +16,7 @@ from alexnet_flax.cli import (
   predict,
   prepare,
   report,
+  start,
   verify_resume,
 )
 from alexnet_flax.errors import UsageError, needs_extra, unknown_name
@@ -28,9 +29,8 @@ VERBS = {module.__name__.rpartition('.')[2].replace('_', '-'): module for module
 
 def main(argv: list[str] | None = None) -> int:
   """Runs a verb and returns its exit code; a foreseeable error is one line."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   try:
+    start.set_up()
     words = sys.argv[1:] if argv is None else argv
     if words and words[0] == 'train':
       raise UsageError(

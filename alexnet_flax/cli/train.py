@@ -1,7 +1,6 @@
 """`python train.py --config=FILE --workdir=DIR [--config.KEY=VALUE ...]`: reads the flags and trains."""
 
 import difflib
-import os
 import pathlib
 import re
 import runpy
@@ -11,6 +10,7 @@ import typing
 from collections.abc import Callable
 
 from alexnet_flax import config as configuration
+from alexnet_flax.cli import start
 from alexnet_flax.config import Config, from_dict, idle_keys, with_values
 from alexnet_flax.errors import DivergedError, PreemptedError, UsageError, needs_extra, unknown_name
 from alexnet_flax.models.variants import VARIANTS
@@ -45,12 +45,6 @@ _NUMBERS = {
 
 def main(argv: list[str], run: Callable[[Config, str], object] | None = None) -> int:
   """Trains, or calls `run` instead, and returns the exit code; a foreseeable error is one line."""
-  # TensorFlow, where it is imported, prints notes on operations that are not used here.
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-  while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # of a closed stream, which no file may get
-    pass
-  os.close(number)
   if {'-h', '--help', '--helpfull'} & set(argv):
     print(_usage())
     return 0
@@ -58,6 +52,7 @@ def main(argv: list[str], run: Callable[[Config, str], object] | None = None) ->
     print(f'error: {_usage()}', file=sys.stderr)
     return 2
   try:
+    start.set_up()
     with needs_extra('train.py'):
       code = _main(argv, run or train_and_report)
   except (UsageError, DivergedError, PreemptedError) as error:

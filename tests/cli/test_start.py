@@ -1,0 +1,44 @@
+"""Commands in the environments that people have: any encoding of output, a user without a home folder."""
+
+import io
+import os
+import pwd
+import sys
+
+import pytest
+
+from alexnet_flax.cli import start
+from alexnet_flax.cli.main import main
+from alexnet_flax.errors import UsageError
+
+
+@pytest.mark.parametrize(
+  ('encoding', 'printed'),
+  [('ascii', b'K\\xe4se \\u65e5 \\udcff\n'), ('latin-1', b'K\xe4se \\u65e5 \\udcff\n')],
+)
+def test_output_of_any_encoding_takes_any_name(monkeypatch, encoding, printed):
+  out = io.BytesIO()
+  monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(out, encoding=encoding))
+  start.set_up()
+  print('Käse 日', os.fsdecode(b'\xff'), flush=True)
+  assert out.getvalue() == printed
+
+
+def test_a_user_without_passwd_entry_and_home_has_a_temporary_one(monkeypatch, tmp_path, capsys):
+  def no_entry(number):
+    raise KeyError(number)
+
+  monkeypatch.setattr(pwd, 'getpwuid', no_entry)
+  monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+  monkeypatch.setenv('HOME', '')
+  monkeypatch.delenv('HOME')
+  start.set_up()
+  assert os.path.expanduser('~') == str(tmp_path / f'alexnet_flax-{os.getuid()}')
+  assert os.path.isdir(os.path.expanduser('~'))
+  assert 'note: this user has no home folder' in capsys.readouterr().err
+  monkeypatch.delenv('HOME')
+  monkeypatch.setattr(os, 'getuid', lambda: 12345)
+  (tmp_path / 'alexnet_flax-12345').mkdir()
+  with pytest.raises(UsageError, match=r'this user has no home folder, and .* is of another; set HOME'):
+    start.set_up()
+  assert main(['predict', 'a.png']) == 2
