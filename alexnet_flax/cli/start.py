@@ -1,4 +1,4 @@
-"""What each command sets before it begins: TensorFlow's environment, output of any encoding, a home folder."""
+"""What each command sets up first: TensorFlow's environment, output of any encoding, a home folder."""
 
 import io
 import os
