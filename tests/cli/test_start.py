@@ -4,12 +4,15 @@ import io
 import os
 import pwd
 import sys
+import types
 
+import jax
 import pytest
 
 from alexnet_flax.cli import start
 from alexnet_flax.cli.main import main
 from alexnet_flax.errors import UsageError
+from alexnet_flax.training.experiment import compile_train_step
 
 
 @pytest.mark.parametrize(
@@ -42,3 +45,10 @@ def test_a_user_without_passwd_entry_and_home_has_a_temporary_one(monkeypatch, t
   with pytest.raises(UsageError, match=r'this user has no home folder, and .* is of another; set HOME'):
     start.set_up()
   assert main(['predict', 'a.png']) == 2
+
+
+def test_a_run_without_compilation():
+  """With JAX_DISABLE_JIT=1, to look into a step; JAX compiles nothing ahead of time then."""
+  steps = types.SimpleNamespace(train=jax.jit(lambda x: x + 1))
+  with jax.disable_jit():
+    assert compile_train_step(types.SimpleNamespace(steps=steps), None)(1) == 2
