@@ -59,9 +59,22 @@ def standard_promotion():
 
 
 @pytest.fixture(autouse=True, scope='module')
-def memory_is_given_back():
+def memory_of_a_module():
   """Compiled functions and their constants would otherwise stay for the whole test run."""
   yield
+  give_memory_back()
+
+
+@pytest.fixture(autouse=True)
+def memory_of_a_test():
+  yield
+  with contextlib.suppress(OSError):  # other systems have no /proc
+    pages = int(pathlib.Path('/proc/self/statm').read_text(encoding='utf-8').split()[1])
+    if pages * os.sysconf('SC_PAGE_SIZE') > 1.7e9:
+      give_memory_back()
+
+
+def give_memory_back():
   jax.clear_caches()
   gc.collect()
   with contextlib.suppress(AttributeError, OSError):  # other C libraries have no malloc_trim
