@@ -44,7 +44,7 @@ def test_a_folder_in_the_place_of_a_file(tmp_path):
   with pytest.raises(UsageError, match=r'cannot read .*metrics\.jsonl: Is a directory'):
     read_metrics(tmp_path)
   with pytest.raises(UsageError, match=r'cannot write .*config\.json: it is a folder; move it away'):
-    workdir.write_records(tmp_path, Config(), (), resumed=False)
+    workdir.write_records(tmp_path, Config(), (), 0)
   with pytest.raises(UsageError, match=r'\.lock is a folder; remove it'), workdir.sole_writer(tmp_path):
     pass
   assert sorted(path.name for path in tmp_path.iterdir()) == sorted(

@@ -152,7 +152,8 @@ def check_devices() -> None:
 
 def compile_train_step(experiment: Experiment, like: TrainState) -> Any:
   """Compiles the training step for the shapes of the run, before there is a batch."""
-  if jax.config.read('jax_disable_jit'):  # to look into the step; there is nothing to compile then
+  # To look into the step. There is nothing to compile then.
+  if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
     return experiment.steps.train
   size, count = experiment.spec.image_size, experiment.config.data.batch_size
   steps = experiment.steps
