@@ -35,7 +35,7 @@ def test_a_broken_file_is_one_line(tmp_path, content):
     read_metrics(tmp_path)
 
 
-def test_a_folder_in_the_place_of_a_file(tmp_path):
+def test_a_folder_in_the_place_of_a_file(tmp_path, capsys):
   for name in ('config.json', 'environment.json', 'metrics.jsonl', '.lock'):
     (tmp_path / name).mkdir()
   with pytest.raises(UsageError, match=r'cannot read .*config\.json: Is a directory'):
@@ -43,13 +43,13 @@ def test_a_folder_in_the_place_of_a_file(tmp_path):
   assert workdir.read_environment(tmp_path) == {}
   with pytest.raises(UsageError, match=r'cannot read .*metrics\.jsonl: Is a directory'):
     read_metrics(tmp_path)
-  with pytest.raises(UsageError, match=r'cannot write .*config\.json: it is a folder; move it away'):
-    workdir.write_records(tmp_path, Config(), (), 0)
   with pytest.raises(UsageError, match=r'\.lock is a folder; remove it'), workdir.sole_writer(tmp_path):
     pass
-  assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-    ('config.json', 'environment.json', 'metrics.jsonl', '.lock')
-  )
+  with pytest.raises(UsageError, match=r'cannot write .*environment\.json: it is a folder; move it away'):
+    workdir.write_records(tmp_path, Config(), (), 0)
+  assert 'config.json: Is a directory' in capsys.readouterr().out
+  assert (tmp_path / 'damaged' / 'config.json-1').is_dir()
+  assert run_config(tmp_path) == Config()
 
 
 @pytest.mark.parametrize('missing', ['step', 'split', 'name', 'value', 'seconds', 'images'])
