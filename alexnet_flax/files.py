@@ -1,11 +1,13 @@
 """Files that are written whole or not at all; errors of reading them say what to do."""
 
 import contextlib
+import errno
 import glob
 import itertools
 import json
 import os
 import pathlib
+import stat
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -121,8 +123,16 @@ def set_aside(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
   return aside
 
 
+def refuse_pipe(path: str | os.PathLike[str]) -> None:
+  """Raises OSError for a pipe or a device: reading it may never end."""
+  mode = os.stat(path).st_mode
+  if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+    raise OSError(errno.EINVAL, 'not a regular file')
+
+
 def _read(path: pathlib.Path) -> bytes | None:
   try:
+    refuse_pipe(path)
     return path.read_bytes()
   except FileNotFoundError:
     return None

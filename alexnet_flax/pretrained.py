@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -19,7 +20,7 @@ import scipy.special
 from alexnet_flax.data.augment import normalize
 from alexnet_flax.data.images import evaluation_view
 from alexnet_flax.errors import UsageError, needs_extra, one_line, unknown_name
-from alexnet_flax.files import read_json, write_text
+from alexnet_flax.files import read_json, refuse_pipe, write_text
 from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.models.spec import Conv, Dense, Spec
 from alexnet_flax.models.variants import VARIANTS
@@ -128,6 +129,8 @@ def load_pretrained(
   """
   if variant is not None and variant not in VARIANTS:
     raise unknown_name('variant', variant, VARIANTS)
+  if not 0 < width < math.inf:
+    raise UsageError(f'--width={width} must be positive')
   if not isinstance(source, WeightsFile) and (run := find_run(source)):
     found = _load_run(str(source), *run)
   else:
@@ -255,6 +258,7 @@ def read_names(path: str | pathlib.Path, num_classes: int | None = None) -> tupl
     UsageError: It cannot be read, or has not `num_classes` lines.
   """
   try:
+    refuse_pipe(pathlib.Path(path).expanduser())
     text = pathlib.Path(path).expanduser().read_text(encoding='utf-8-sig')
   except (OSError, UnicodeDecodeError) as error:
     raise UsageError(f'cannot read the class names in {path}: {error}') from None

@@ -1,15 +1,19 @@
 """Files of a run that are damaged: each is one line that says what to do, and what can be kept is kept."""
 
 import json
+import os
 
 import pytest
 
 from alexnet_flax import files
 from alexnet_flax.config import Config
+from alexnet_flax.data.images import UnreadableError, read_image
+from alexnet_flax.data.source import read_file
 from alexnet_flax.errors import UsageError
-from alexnet_flax.pretrained import run_config
+from alexnet_flax.pretrained import read_names, run_config
 from alexnet_flax.training import workdir
 from alexnet_flax.training.logger import Logger, read_metrics
+from alexnet_flax.weights import open_weights
 
 LINE = {'step': 4, 'epoch': 0.5, 'split': 'train', 'name': 'loss', 'value': 2, 'seconds': 1.5, 'images': 64}
 # Valid JSON or not, none of it is what belongs there.
@@ -102,3 +106,13 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(fcntl, 'flock', flock)
   with workdir.sole_writer(tmp_path):
     assert 'cannot be locked ([Errno 37] No locks available); see that no other' in capsys.readouterr().out
+
+
+def test_pipes_do_not_hang(tmp_path):
+  """Wherever a file of the user's is opened: images, class names, a run's files, weights."""
+  pipe = tmp_path / 'image.jpg'
+  os.mkfifo(pipe)
+  for read in (read_image, read_names, files.read_json, open_weights):
+    with pytest.raises((UsageError, UnreadableError), match='not a regular file'):
+      read(pipe)
+  assert 'not a regular file' in str(read_file(str(pipe)))

@@ -12,6 +12,7 @@ import numpy as np
 
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError, needs_extra
+from alexnet_flax.files import refuse_pipe
 from alexnet_flax.models.spec import Spec
 
 if typing.TYPE_CHECKING:
@@ -130,6 +131,8 @@ def read_image(
   from PIL import Image, UnidentifiedImageError
 
   try:
+    if isinstance(file, str | os.PathLike):
+      refuse_pipe(file)
     with open_image(file, formats) as opened:
       if opened.width * opened.height > max_pixels:
         raise UnreadableError(f'{opened.width}x{opened.height} are more than {max_pixels:,} pixels')

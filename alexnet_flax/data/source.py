@@ -11,6 +11,7 @@ import numpy as np
 from alexnet_flax.data.image_header import Stored
 from alexnet_flax.data.images import UnreadableError, printable
 from alexnet_flax.errors import UsageError
+from alexnet_flax.files import refuse_pipe
 
 _TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOTCONN, errno.EHOSTDOWN}
 _WAITS = (0.1, 1.0, 5.0)  # seconds before reading is tried again
@@ -113,6 +114,7 @@ def read_file(path: str) -> bytes | UnreadableError:
   """
   for wait in (*_WAITS, None):
     try:
+      refuse_pipe(path)
       with open(path, 'rb') as file:
         return file.read()
     except OSError as error:

@@ -127,11 +127,7 @@ class WeightsFile:
     return None
 
   def scaled(self, spec: Spec, width: float = 1.0, image_size: int | None = None) -> Spec:
-    """Returns `spec.scaled(width, image_size)`; what is not given, as the file has it.
-
-    Raises:
-      UsageError: `width` is not positive.
-    """
+    """Returns `spec.scaled(width, image_size)`; what is not given, as the file has it."""
     layers = [
       (layer.features or 0, name) for name, layer in spec.named_layers() if isinstance(layer, Conv | Dense)
     ]
@@ -139,10 +135,7 @@ class WeightsFile:
     if width == 1 and self.format.outputs:
       with contextlib.suppress(LookupError, ValueError, TypeError, UsageError):  # of another network
         width = self.format.outputs(self, spec, widest) / features or 1.0
-    try:
-      return spec.scaled(width, image_size or self.image_size)
-    except ValueError as error:
-      raise UsageError(str(error)) from None
+    return spec.scaled(width, image_size or self.image_size)
 
   def variables(self, spec: Spec) -> dict[str, Any]:
     """Returns the variables of a network; values and errors as for `load_weights`."""
