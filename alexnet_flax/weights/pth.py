@@ -39,6 +39,10 @@ class _Unread:
     """Takes any arguments."""
     return super().__new__(cls)
 
+  def __call__(self, *_: Any) -> 'Unread':
+    """Takes the place of a function, too."""
+    return self
+
   def _ignore(self, *_: Any) -> None:
     """Takes what a pickle would put into the object."""
 

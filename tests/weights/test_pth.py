@@ -34,6 +34,14 @@ class Call:
     self.name, self.arguments, self.state = name, arguments, state
 
 
+class Called(Call):
+  """A call of what a call returned."""
+
+  def __init__(self, function, *arguments):
+    super().__init__(function.name, *arguments)
+    self.function = function
+
+
 class Pickler(pickle._Pickler):
   """Writes what PyTorch's pickles contain: storages by their keys, and functions by their names."""
 
@@ -52,7 +60,7 @@ class Pickler(pickle._Pickler):
       module, _, name = value.rpartition('.')
       self.write(b'c' + f'{module}\n{name}\n'.encode())
     elif isinstance(value, Call):
-      self.save(Name(value.name))
+      self.save(value.function if isinstance(value, Called) else Name(value.name))
       self.save(tuple(value.arguments))
       self.write(b'R')
       if value.state is not None:
@@ -187,6 +195,7 @@ def test_nothing_in_a_pickle_is_imported_or_run(arrays, tmp_path):
     Call('builtins.getattr', Name('builtins.list'), 'append'),
     Call('this.is_not_imported', state={'x': 1}),
     Call('numpy.load', str(marker)),
+    Called(Call('operator.methodcaller', 'system', f'touch {marker}'), Name('os')),
   ):
     same(archive_of({'model': plain, 'args': hostile}), arrays, path)
     path.write_bytes(archive_of(hostile))
