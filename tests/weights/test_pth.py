@@ -195,7 +195,7 @@ def test_nothing_in_a_pickle_is_imported_or_run(arrays, tmp_path):
     Call('builtins.getattr', Name('builtins.list'), 'append'),
     Call('this.is_not_imported', state={'x': 1}),
     Call('numpy.load', str(marker)),
-    Called(Call('operator.methodcaller', 'system', f'touch {marker}'), Name('os')),
+    Called(Call('operator.methodcaller', 'system', f'touch {marker}'), Name('os.path')),
   ):
     same(archive_of({'model': plain, 'args': hostile}), arrays, path)
     path.write_bytes(archive_of(hostile))
