@@ -17,6 +17,7 @@ from alexnet_flax.data.prepare import resize
 from alexnet_flax.data.prepare.color_pca import read_components
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.data.views import VIEW_NUMBERS, TrainView
+from alexnet_flax.errors import UsageError
 from tests.helpers import encode, smooth_image
 
 
@@ -119,6 +120,23 @@ def test_an_interrupted_run_continues_with_the_next_shard(folder, monkeypatch, c
   capsys.readouterr()
   assert prepare(folder, '--side', '32', '--encoding', 'raw')[0] == 0
   assert 'already' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('content', [b'', b'{"splits', b'\xff', b'null'])
+def test_damaged_files_of_a_prepared_data_set(folder, capsys, content):
+  code, out = prepare(folder, '--side', '32')
+  (place,) = (folder.parent / 'tfds' / 'pets_32_q90').iterdir()
+  (place / 'rgb_components.json').write_bytes(content)
+  with pytest.raises(
+    UsageError, match=r'rgb_components.json is damaged; remove .* and prepare the data set again'
+  ):
+    read_components(str(place), 'pets_32_q90')
+  (place / 'prepared_from.json').write_bytes(content)
+  assert (code, prepare(folder, '--side', '32')[0]) == (0, 2)
+  assert 'was made from other images; remove it' in capsys.readouterr().err
+  (place / 'dataset_info.json').unlink()
+  assert prepare(folder, '--side', '32')[0] == 0  # begun anew
+  assert open_dataset('pets_32_q90', 'train', out).num_examples == 20
 
 
 def test_bad_images_are_skipped_on_request(folder, capsys):

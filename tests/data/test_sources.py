@@ -159,6 +159,18 @@ def test_imagenet_archives_with_tfds_builder(tmp_path):
     assert by_image[encoded] == label
 
 
+def test_archives_that_are_cut_short(tmp_path):
+  write_imagenet_archives(tmp_path, images=1)
+  for name in ('ILSVRC2012_img_val.tar', 'ILSVRC2012_img_train.tar'):
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(
+      UsageError, match=r"cannot prepare 'imagenet2012': .*; if an archive is damaged, get it"
+    ) as error:
+      tfds_source.prepare('imagenet2012', str(tmp_path / 'tfds'), str(tmp_path))
+    assert '\n' not in str(error.value)
+
+
 def test_missing_archives(tmp_path):
   with pytest.raises(UsageError, match=r'cannot prepare .*ILSVRC2012_img_train\.tar'):
     tfds_source.prepare('imagenet2012', str(tmp_path), str(tmp_path / 'nowhere'))

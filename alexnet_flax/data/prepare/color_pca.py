@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 
+from alexnet_flax.errors import UsageError
 from alexnet_flax.files import write_text
 
 _FILE = 'rgb_components.json'
@@ -45,9 +46,16 @@ def write_components(folder: pathlib.Path, components: PrincipalComponents) -> N
 
 
 def read_components(folder: str, name: str) -> PrincipalComponents | None:
-  """Reads the components from a data set's folder; for ImageNet, falls back to the published ones."""
+  """Reads the components from a data set's folder; for ImageNet, falls back to the published ones.
+
+  Raises:
+    UsageError: Their file is damaged.
+  """
   path = pathlib.Path(folder, _FILE)
   if path.is_file():
-    stored = json.loads(path.read_text())
-    return PrincipalComponents(tuple(stored['eigenvalues']), tuple(map(tuple, stored['eigenvectors'])))
+    try:
+      stored = json.loads(path.read_bytes())
+      return PrincipalComponents(tuple(stored['eigenvalues']), tuple(map(tuple, stored['eigenvectors'])))
+    except (ValueError, TypeError, KeyError):
+      raise UsageError(f'{path} is damaged; remove {folder} and prepare the data set again') from None
   return IMAGENET if name.startswith('imagenet2012') else None

@@ -149,7 +149,10 @@ def _is_done(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
     UsageError: It contains another finished plan.
   """
   path, plan = folder / _PLAN, json.loads(json.dumps(plan))
-  found = json.loads(path.read_text()) if path.exists() else None
+  try:
+    found = json.loads(path.read_bytes())
+  except (FileNotFoundError, ValueError):  # not begun, or damaged: nothing is known of what lies there
+    found = None
   if (folder / 'dataset_info.json').exists():
     if found != plan:
       raise UsageError(f'{folder} was made from other images; remove it, or give another --out_dir')
