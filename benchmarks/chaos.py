@@ -1,4 +1,4 @@
-"""Kills a run a hundred times, a third of them during a save, and compares it with an undisturbed run.
+"""Kills a run a hundred times, most of them during a save, and compares it with an undisturbed run.
 
   python benchmarks/chaos.py --kills 100
 
