@@ -4,10 +4,12 @@ TFDS describes data sets without importing TensorFlow, and so does this module. 
 because the training order is ours (`sampling.py`) and TFDS's readers only know their own.
 """
 
+import contextlib
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -134,6 +136,19 @@ def _require_splits(builder: tfds.core.DatasetBuilder) -> None:
     raise UsageError(f'{builder.data_dir} is not complete; remove it and prepare the data set again')
 
 
+@contextlib.contextmanager
+def _no_folder_left() -> Iterator[None]:
+  """A block after which the folder is gone that TFDS makes, and leaves, for each builder without data."""
+  before = tempfile.tempdir
+  with tempfile.TemporaryDirectory() as folder:
+    tempfile.tempdir = folder
+    try:
+      yield
+    finally:
+      tempfile.tempdir = before
+
+
+@_no_folder_left()
 def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   data_dir = data_dir and os.path.expanduser(data_dir)
   try:

@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 
 from alexnet_flax.errors import PreemptedError, UsageError
 from alexnet_flax.files import write_text
+from alexnet_flax.training.preemption import heeded_signals
 from alexnet_flax.training.rendezvous import meet
 
 _CHILD = 'ALEXNET_FLAX_CHILD'
@@ -248,7 +249,7 @@ def supervise(argv: Sequence[str], cluster: Cluster) -> int:
   ) as child:
     before = {
       number: signal.signal(number, lambda number, _: child.send_signal(number))
-      for number in (signal.SIGTERM, signal.SIGINT)
+      for number in heeded_signals()
     }
     try:
       assert child.stderr is not None
@@ -257,7 +258,8 @@ def supervise(argv: Sequence[str], cluster: Cluster) -> int:
         if line.startswith(code_line):
           told = int(line.removeprefix(code_line))
         elif told is None and not line.startswith(('    @ ', '*** Check failure stack trace')):
-          print(line, end='', file=sys.stderr, flush=True)
+          with contextlib.suppress(OSError):  # nobody may read it any more, and the run goes on
+            print(line, end='', file=sys.stderr, flush=True)
       code = child.wait()
     finally:
       for number, handler in before.items():

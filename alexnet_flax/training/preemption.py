@@ -8,8 +8,13 @@ import time
 from types import FrameType
 from typing import Self
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SAME_SECONDS = 1.0  # schedulers send a signal to a process and to its group
+
+
+def heeded_signals() -> list[signal.Signals]:
+  """Returns the signals that end a run, but for those that the process ignores, as under nohup."""
+  signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+  return [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
 
 
 class GracefulShutdown:
@@ -22,8 +27,7 @@ class GracefulShutdown:
 
   def __enter__(self) -> Self:
     if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-      wanted = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as by nohup
-      self._before = {number: signal.signal(number, self._handle) for number in wanted}
+      self._before = {number: signal.signal(number, self._handle) for number in heeded_signals()}
     return self
 
   def __exit__(self, *error: object) -> None:

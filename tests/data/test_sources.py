@@ -3,6 +3,7 @@
 import io
 import pathlib
 import tarfile
+import tempfile
 
 import numpy as np
 import pytest
@@ -48,6 +49,15 @@ def test_no_digit_is_in_both_splits(data_dir):
     assert share == pytest.approx(0.2, abs=0.01)
   same = {images[i].tobytes() for i in indices['train']} & {images[i].tobytes() for i in indices['test']}
   assert not same
+
+
+def test_no_folder_is_left_among_the_temporary_ones(data_dir, tmp_path, monkeypatch):
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+  open_dataset('digits', 'train', data_dir)
+  with pytest.raises(UsageError, match='is not prepared'):
+    open_dataset('mnist', 'train', data_dir)
+  assert not list(tmp_path.iterdir())
+  assert tempfile.gettempdir() == str(tmp_path)
 
 
 def test_digits_equal_scikit_learn(data_dir):

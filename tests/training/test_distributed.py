@@ -170,7 +170,7 @@ def test_a_signal_to_one_ends_both_at_the_same_step(data_dir, tmp_path):
   for line in running[0].stdout:
     if line.startswith('step '):
       break
-  running[1].send_signal(signal.SIGTERM)
+  running[1].send_signal(signal.SIGHUP)
   results = finish(running)
   assert [code for code, _, _ in results] == [75, 75], results
   (step,) = checkpoint.steps_in(tmp_path / 'checkpoints')
