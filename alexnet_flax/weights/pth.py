@@ -39,7 +39,7 @@ class _Unread:
     """Takes any arguments."""
     return super().__new__(cls)
 
-  def __call__(self, *_: Any) -> 'Unread':
+  def __call__(self, *_: Any) -> '_Unread':
     """Takes the place of a function, too."""
     return self
 
