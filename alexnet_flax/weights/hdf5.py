@@ -53,7 +53,9 @@ def read(content: bytes, source: str) -> Content:
         config = file.attrs.get('model_config')
         arrays = {path.removeprefix(root): array for path, array in arrays.items()}
         return Content(*_by_class(arrays, weights), None if config is None else _text(config), legacy=True)
-  except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+  except UsageError:
+    raise
+  except Exception as error:  # h5py raises errors of many kinds for a damaged file
     raise UsageError(f'{source}: broken: {" ".join(str(error).split())[:200]}') from None
   # Keras 2.12 to 2.15 had another name for layers/.
   arrays = {re.sub(f'^{_LAYERS}/', 'layers/', path): array for path, array in arrays.items()}

@@ -14,7 +14,6 @@ import re
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -28,9 +27,6 @@ from alexnet_flax.weights import hdf5
 from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile, check_inflated_size
 from alexnet_flax.weights.layout import Tensors, check, in_order, match_input, pick
 
-# What zipfile raises for a damaged archive; the third for passwords and unknown compression methods.
-_BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, RuntimeError)
-_BROKEN_CONFIG = (KeyError, ValueError, TypeError, AttributeError, RecursionError)
 _WEIGHTS = 'model.weights.h5'  # inside a .keras archive
 # Layers that change nothing, or that may as well be an argument of the layer before them.
 _NEUTRAL = ('activation', 're_lu', 'softmax', 'dropout', 'flatten', 'input_layer')
@@ -68,7 +64,7 @@ def parse_hdf5(content: bytes, source: str) -> Parsed:
   try:
     found = hdf5.read(content, source)
     described = _described(json.loads(found.config)) if found.config else {}
-  except _BROKEN_CONFIG as error:
+  except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
     raise UsageError(f'{source}: broken, or not a sequential Keras network: {error}') from None
   return Parsed(found, **described)
 
@@ -80,7 +76,9 @@ def parse_keras(content: bytes, source: str) -> Parsed:
       check_inflated_size(sum(member.file_size for member in archive.infolist()), content, source)
       described = _described(json.loads(archive.read('config.json')))
       weights = archive.read(_WEIGHTS)
-  except (*_BROKEN_CONFIG, EOFError, *_BROKEN_ARCHIVE) as error:
+  except UsageError:
+    raise
+  except Exception as error:  # zipfile raises errors of many kinds for a damaged archive
     raise UsageError(f'{source}: broken, or not a sequential Keras network: {error}') from None
   return Parsed(hdf5.read(weights, source), **described)
 
@@ -290,7 +288,7 @@ def _recognize_keras(content: bytes, path: pathlib.Path) -> bool:
   try:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
       return _WEIGHTS in archive.namelist()
-  except zipfile.BadZipFile:
+  except Exception:  # as above
     return path.suffix == '.keras'
 
 

@@ -255,7 +255,15 @@ def test_a_pipe_does_not_hang(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'text', ['[' * 100_000, '{}', '[]', '{"config": {"layers": [{"class_name": "Dense"}]}}', '\udcff']
+  'text',
+  [
+    '[' * 100_000,
+    '{}',
+    '[]',
+    '{"config": []}',
+    '{"config": {"layers": [{"class_name": "Dense"}]}}',
+    '\udcff',
+  ],
 )
 def test_damaged_descriptions(variables, tmp_path, text):
   path = tmp_path / 'a.keras'
@@ -264,3 +272,19 @@ def test_damaged_descriptions(variables, tmp_path, text):
     archive.writestr('model.weights.h5', b'')
   with pytest.raises(UsageError, match='broken, or not a sequential Keras network'):
     open_weights(path)
+
+
+@pytest.mark.parametrize(
+  ('name', 'old', 'new'),
+  [
+    ('a.keras', b'PK\x01\x02\x14\x03\x14', b'PK\x01\x02\x14\x03\x54'),  # a version of ZIP to come
+    ('a.weights.h5', b'conv2d_1', b'\x80onv2d_1'),  # not UTF-8
+  ],
+)
+def test_libraries_raise_errors_of_any_kind(variables, tmp_path, name, old, new):
+  save_weights(tmp_path / name, SPEC, variables)
+  content = (tmp_path / name).read_bytes()
+  assert old in content
+  (tmp_path / name).write_bytes(content.replace(old, new))
+  with pytest.raises(UsageError, match=f'{name}: broken'):
+    load_weights(tmp_path / name, SPEC)
