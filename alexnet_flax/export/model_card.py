@@ -1,8 +1,10 @@
 """Model cards: what a weights file holds, how it was trained, and how well it scores."""
 
+import json
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +12,7 @@ from alexnet_flax.errors import UsageError, one_line
 from alexnet_flax.files import public, write_text
 from alexnet_flax.pretrained import PretrainedModel, find_run, run_config
 from alexnet_flax.training.logger import read_metrics
-from alexnet_flax.training.workdir import read_environment
+from alexnet_flax.training.workdir import read_environment, read_history
 
 
 def write_card(path: pathlib.Path, files: Sequence[pathlib.Path], network: PretrainedModel) -> None:
@@ -55,6 +57,7 @@ def _origin(network: PretrainedModel) -> list[str]:
   last = [line for line in evaluated if line['step'] == evaluated[-1]['step']]
   crops = 'ten crops' if data.eval_view.ten_crop else 'one central crop'
   accuracy = ', '.join(f'{line["name"]} {line["value"]:.2%}'.replace('%', ' %') for line in last)
+  history = [line for line in read_history(folder) if line['step'] < step]
   return [
     f'| trained on | {_code(data.dataset)}, split {_code(data.train_split)}, {step:,} steps of'
     f' {data.batch_size} |',
@@ -63,8 +66,14 @@ def _origin(network: PretrainedModel) -> list[str]:
     f'| accuracy | {accuracy}, over {last[0]["images"]:,} images at step {last[0]["step"]:,} |'
     if last
     else '| accuracy | not measured |',
+    *(f'| changed after step {line["step"]:,} | {_changes(line["changes"])} |' for line in history),
     *(f'| {key} | {_code(environment[key])} |' for key in ('command', 'commit') if environment.get(key)),
   ]
+
+
+def _changes(changes: Mapping[str, Sequence[Any]]) -> str:
+  shown = ((_code(key), *(_code(json.dumps(value)) for value in pair)) for key, pair in changes.items())
+  return ', '.join(f'{key} from {was} to {now}' for key, was, now in shown)
 
 
 def _text(text: str) -> str:

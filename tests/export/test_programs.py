@@ -13,12 +13,12 @@ from safetensors.numpy import load_file
 from alexnet_flax import VARIANTS, AlexNet, Spec, save_weights
 from alexnet_flax.cli.main import main
 from alexnet_flax.errors import UsageError
+from alexnet_flax.export import model_card, stablehlo
 from alexnet_flax.export import onnx as onnx_graph
-from alexnet_flax.export import stablehlo
 from alexnet_flax.export.model_card import write_card
 from alexnet_flax.inference.features import feature_batches
 from alexnet_flax.models.spec import Activation, LocalResponseNorm, Pool
-from alexnet_flax.pretrained import PretrainedModel
+from alexnet_flax.pretrained import PretrainedModel, load_pretrained
 from alexnet_flax.training.logger import read_metrics
 from tests.helpers import digits_run, random_variables
 
@@ -146,6 +146,15 @@ def test_mistakes(data_dir, tmp_path, arguments, message, capsys):
   assert main(['convert', str(digits_run(data_dir)), str(tmp_path / name), *options]) == 2
   assert message in capsys.readouterr().err
   assert not list(tmp_path.iterdir())
+
+
+def test_a_card_says_what_was_changed_during_the_run(data_dir, tmp_path, monkeypatch):
+  history = [{'step': step, 'changes': {'optimizer.learning_rate': [0.02, 0.5]}} for step in (10, 20)]
+  monkeypatch.setattr(model_card, 'read_history', lambda folder: history)
+  write_card(tmp_path / 'a.md', [tmp_path / 'a.onnx'], load_pretrained(digits_run(data_dir)))
+  card = (tmp_path / 'a.md').read_text()
+  assert '| changed after step 10 | `optimizer.learning_rate` from `0.02` to `0.5` |' in card
+  assert 'changed after step 20' not in card  # the checkpoint is from before
 
 
 def test_names_are_text_in_a_card(tmp_path):
