@@ -32,6 +32,7 @@ from alexnet_flax.pretrained import PretrainedModel, top_classes
 from alexnet_flax.viz.figures import channel_tiles, data_uri, filter_tiles, first_kernel, page_template
 
 MAX_BYTES = 20 << 20
+_MAX_PIXELS = 100_000_000  # of strangers; files of one's own may have more
 _FORM = 4096  # bytes of a form besides its image
 _BODY_SECONDS = 30.0  # within which an image must have arrived
 _CONNECTION_SECONDS = 120.0  # after which a connection is closed, whatever it does
@@ -162,7 +163,7 @@ def _prediction(network: PretrainedModel, content: bytes) -> dict[str, Any]:
     UnreadableError: The image has another format, or is damaged.
   """
   spec, head = network.spec, network.spec.head
-  view = evaluation_view(read_image(io.BytesIO(content), FORMATS), spec)
+  view = evaluation_view(read_image(io.BytesIO(content), FORMATS, max_pixels=_MAX_PIXELS), spec)
   layers = [name for name, layer in spec.named_layers() if not isinstance(layer, Flatten | Dropout)]
   (taps,) = feature_batches(network.model, network.variables, [view], layers, batch_size=1)
   best = top_classes(taps[head][0], network.readable_names)
