@@ -149,6 +149,18 @@ def _json_object(text: bytes) -> dict[str, Any] | None:
   return found if isinstance(found, dict) else None
 
 
+def expanded(place: str | os.PathLike[str]) -> pathlib.Path:
+  """Returns a path, with the user's home folder in the place of ~.
+
+  Raises:
+    UsageError: It begins with a user, or the user of this process, who has no home folder here.
+  """
+  try:
+    return pathlib.Path(place).expanduser()
+  except RuntimeError:
+    raise UsageError(f'{place}: there is no such home folder; write the path without ~') from None
+
+
 def public(place: str) -> str:
   """Shortens a path out of the current folder to its last part, and a URL to scheme, host and path.
 

@@ -20,7 +20,7 @@ import scipy.special
 from alexnet_flax.data.augment import normalize
 from alexnet_flax.data.images import evaluation_view
 from alexnet_flax.errors import UsageError, needs_extra, one_line, unknown_name
-from alexnet_flax.files import read_json, refuse_pipe, write_text
+from alexnet_flax.files import expanded, read_json, refuse_pipe, write_text
 from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.models.spec import Conv, Dense, Spec
 from alexnet_flax.models.variants import VARIANTS
@@ -163,10 +163,10 @@ def find_run(source: str | os.PathLike[str]) -> tuple[pathlib.Path, str | None] 
   Raises:
     UsageError: Something else follows the @.
   """
-  if (path := pathlib.Path(source).expanduser()).is_dir():
+  if (path := expanded(source)).is_dir():
     return path, None
   folder, _, which = os.fspath(source).rpartition('@')
-  if not folder or not (path := pathlib.Path(folder).expanduser()).is_dir():
+  if not folder or not (path := expanded(folder)).is_dir():
     return None
   if which != 'best' and not re.fullmatch('[0-9]+', which):
     raise UsageError(f'{source}: after the @ comes best, or the step of a checkpoint, not {which!r}')
@@ -258,8 +258,8 @@ def read_names(path: str | pathlib.Path, num_classes: int | None = None) -> tupl
     UsageError: It cannot be read, or has not `num_classes` lines.
   """
   try:
-    refuse_pipe(pathlib.Path(path).expanduser())
-    text = pathlib.Path(path).expanduser().read_text(encoding='utf-8-sig')
+    refuse_pipe(expanded(path))
+    text = expanded(path).read_text(encoding='utf-8-sig')
   except (OSError, UnicodeDecodeError) as error:
     raise UsageError(f'cannot read the class names in {path}: {error}') from None
   names = tuple(map(_unquoted, text.removesuffix('\n').split('\n')))

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from alexnet_flax import files
+from alexnet_flax.cli.main import main
 from alexnet_flax.config import Config
 from alexnet_flax.data.images import UnreadableError, read_image
 from alexnet_flax.data.source import read_file
@@ -116,3 +117,19 @@ def test_pipes_do_not_hang(tmp_path):
     with pytest.raises((UsageError, UnreadableError), match='not a regular file'):
       read(pipe)
   assert 'not a regular file' in str(read_file(str(pipe)))
+
+
+@pytest.mark.parametrize(
+  'command',
+  [
+    ['predict', 'a.jpg', '--weights', '~no-such-user/run'],
+    ['report', '~no-such-user/run'],
+    ['evaluate', '~no-such-user/run'],
+    ['convert', '~no-such-user/run', 'a.safetensors'],
+    ['doctor', '--workdir', '~no-such-user/run'],
+  ],
+)
+def test_a_home_folder_that_is_not_there(command, capsys):
+  assert main(command) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert '~no-such-user/run: there is no such home folder' in line

@@ -2,7 +2,8 @@
 
 import argparse
 import dataclasses
-import pathlib
+
+from alexnet_flax.files import expanded
 
 HELP = 'check machine, data and recipe for common problems'
 DESCRIPTION = (
@@ -25,6 +26,6 @@ def run(arguments: argparse.Namespace) -> int:
   config = Config()
   if arguments.flags:
     config = parse(['train.py', *arguments.flags])[0]
-  elif (pathlib.Path(arguments.workdir).expanduser() / 'config.json').exists():
+  elif (expanded(arguments.workdir) / 'config.json').exists():
     config = dataclasses.replace(run_config(arguments.workdir), data=run_data(arguments.workdir))
   return 2 if examine(config, arguments.workdir) else 0

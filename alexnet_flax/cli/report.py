@@ -6,6 +6,7 @@ import pathlib
 
 from alexnet_flax.cli.options import RUNS, add_data_dir
 from alexnet_flax.errors import UsageError
+from alexnet_flax.files import expanded
 
 HELP = 'write an HTML report of a run, or of several side by side'
 DESCRIPTION = (
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
   default = pathlib.Path(FILE)
   if len(runs) == 1 and (found := find_run(folders[0])):
     default = found[0] / (FILE.replace('.', f'-{found[1]}.') if found[1] else FILE)
-  path = pathlib.Path(arguments.out).expanduser() if arguments.out else default
+  path = expanded(arguments.out) if arguments.out else default
   if len({run.name for run in runs}) < len(runs):  # such as a/digits and b/digits
     runs = [dataclasses.replace(run, name=folder) for run, folder in zip(runs, folders, strict=True)]
   write_report(runs, path)

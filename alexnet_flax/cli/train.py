@@ -13,6 +13,7 @@ from alexnet_flax import config as configuration
 from alexnet_flax.cli import start
 from alexnet_flax.config import Config, from_dict, idle_keys, with_values
 from alexnet_flax.errors import DivergedError, PreemptedError, UsageError, needs_extra, unknown_name
+from alexnet_flax.files import expanded
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.training import distributed
 from alexnet_flax.training.distributed import Cluster
@@ -89,7 +90,7 @@ def train_and_report(config: Config, workdir: str) -> None:
   from alexnet_flax.training.logger import steady_output
   from alexnet_flax.training.train import train
 
-  folder = pathlib.Path(workdir).expanduser()
+  folder = expanded(workdir)
   with steady_output(folder):
     train(config, folder)
     if not config.report or jax.process_index():

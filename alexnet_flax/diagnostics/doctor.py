@@ -18,6 +18,7 @@ import scipy.stats
 from alexnet_flax.config import Config
 from alexnet_flax.data import import_tensorflow
 from alexnet_flax.errors import UsageError, install_command
+from alexnet_flax.files import expanded
 from alexnet_flax.inference.layer_stats import layer_statistics
 from alexnet_flax.losses import LOSSES
 from alexnet_flax.models.spec import Activation, BatchNorm
@@ -74,7 +75,7 @@ def findings(config: Config, workdir: str) -> Iterator[Finding]:
   train, evaluated = experiment.data.train, experiment.data.evaluated
   counts = f'{train.num_examples:,} and {evaluated.num_examples:,} examples'
   yield Finding('ok', f'data: {train.name} and {evaluated.name}, {counts}, readable')
-  yield disk(experiment, pathlib.Path(workdir).expanduser())
+  yield disk(experiment, expanded(workdir))
   yield from recipe(experiment)
   if experiment.learner.preprocess is None:
     yield Finding('look', 'a linear probe does not train the network, so it is not checked')

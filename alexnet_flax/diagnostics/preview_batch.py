@@ -1,7 +1,5 @@
 """`train.py --show_batch=out.png`: draws the network's input in the first step, beside the stored images."""
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,7 @@ from alexnet_flax.data.image_header import decode_pixels
 from alexnet_flax.data.images import UnreadableError, evaluation_crops
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError, one_line
-from alexnet_flax.files import atomic_path
+from alexnet_flax.files import atomic_path, expanded
 from alexnet_flax.models.spec import Preprocessing
 from alexnet_flax.steps import Batch, Preprocess, micro_batches
 from alexnet_flax.training.batches import train_batches
@@ -49,7 +47,7 @@ def show_batch(config: Config, path: str) -> None:
       before.append(np.full((size, size, 3), 128, np.uint8))
   names = [_label(label, source.class_names) for label in np.asarray(seen['label'][:_MOST])]
   try:
-    with atomic_path(pathlib.Path(path).expanduser()) as partial:
+    with atomic_path(expanded(path)) as partial:
       _sheet(before, list(after), names).save(partial)
   except (OSError, ValueError) as error:
     raise UsageError(f'cannot write --show_batch={path}: {error}') from None

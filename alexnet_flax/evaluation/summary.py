@@ -24,7 +24,7 @@ from alexnet_flax.evaluation.imagenet import (
 )
 from alexnet_flax.evaluation.protocols import Protocol, open_evaluated, protocol_of, split_name
 from alexnet_flax.evaluation.scores import Predictions, most_confused
-from alexnet_flax.files import write_text
+from alexnet_flax.files import expanded, write_text
 from alexnet_flax.pretrained import PretrainedModel
 
 Orientation = Literal['upright', 'stored']
@@ -88,7 +88,7 @@ def evaluate(
 
 def check_writable(path: str) -> None:
   """Raises UsageError if --json cannot be written, before hours are spent on the results."""
-  place = pathlib.Path(path).expanduser()
+  place = expanded(path)
   if path != '-' and (place.is_dir() or not os.access(place if place.exists() else place.parent, os.W_OK)):
     raise UsageError(f'cannot write --json={path}: {"a folder" if place.is_dir() else "not writable"}')
 
@@ -104,7 +104,7 @@ def write_json(path: str, results: dict[str, Any]) -> None:
     sys.stdout.write(text)
     return
   try:
-    place = pathlib.Path(path).expanduser()
+    place = expanded(path)
     if place.exists() and not place.is_file():
       place.write_text(text)  # a device or a pipe cannot be replaced
     else:

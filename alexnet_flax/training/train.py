@@ -16,6 +16,7 @@ from alexnet_flax.config import Config, all_keys, from_dict, idle_keys, to_dict,
 from alexnet_flax.data.source import read_labels
 from alexnet_flax.data.tfds_source import IMAGE_FOLDER
 from alexnet_flax.errors import PreemptedError, UsageError
+from alexnet_flax.files import expanded
 from alexnet_flax.training import callbacks as builtin
 from alexnet_flax.training import distributed
 from alexnet_flax.training.batches import train_batches, with_features
@@ -56,7 +57,7 @@ def train(
     PreemptedError: The end was requested; the state is saved.
   """
   config = from_dict(to_dict(config))  # checked, wherever it comes from
-  folder = pathlib.Path(workdir).expanduser()
+  folder = expanded(workdir)
   try:
     with GracefulShutdown() as shutdown, steady_output(folder), contextlib.ExitStack() as stack:
       check_devices()

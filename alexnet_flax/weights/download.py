@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from alexnet_flax.errors import UsageError, needs_extra, unknown_name
+from alexnet_flax.files import expanded
 
 # Name -> URL and digest. The digests are published with the files: in torchvision's file name, in
 # BVLC/caffe's models/*/readme.md, and in cvjena/cnn-models' AlexNet_cvgj/model_download_link.txt.
@@ -40,7 +41,7 @@ def local_path(source: str | os.PathLike[str]) -> pathlib.Path:
     UsageError: There is no such file or name, or it cannot be downloaded.
   """
   text = os.fspath(source)
-  path = pathlib.Path(text).expanduser()
+  path = expanded(text)
   if path.is_file():
     return path
   if text in PUBLISHED:
@@ -103,7 +104,7 @@ def without_credentials(source: str) -> str:
 
 def _downloaded(url: str, digest: str | None) -> pathlib.Path:
   """The file in the cache; pooch moves it there when all of it has come and the digest is right."""
-  cache = pathlib.Path(os.environ.get('ALEXNET_FLAX_CACHE', '~/.cache/alexnet_flax')).expanduser()
+  cache = expanded(os.environ.get('ALEXNET_FLAX_CACHE', '~/.cache/alexnet_flax'))
   folder = cache / hashlib.sha256(url.encode()).hexdigest()[:8]  # two hosts may have files of one name
   shown = without_credentials(url)
   path = folder / (pathlib.PurePosixPath(shown.split('/', 3)[-1]).name.lstrip('.') or 'weights')

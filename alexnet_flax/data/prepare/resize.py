@@ -32,7 +32,7 @@ from alexnet_flax.data.tfds_source import IMAGE_FOLDER, open_dataset, split_name
 from alexnet_flax.data.tfrecord import write_record
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError, unknown_name
-from alexnet_flax.files import atomic_path, write_text
+from alexnet_flax.files import atomic_path, expanded, write_text
 
 VERSION = '1.0.0'
 _SHARD_BYTES = 256 << 20
@@ -112,7 +112,7 @@ def prepare_smaller(
   new_name = re.sub(r'\W+', '_', f'{base}_{image_format.suffix()}').lower()
   new_name = new_name if new_name[0].isalpha() else f'd_{new_name}'  # TFDS requires a letter
   root = out_dir or (None if is_folder else data_dir)
-  folder = pathlib.Path(root or tfds.core.constants.DATA_DIR).expanduser() / new_name / VERSION
+  folder = expanded(root or tfds.core.constants.DATA_DIR) / new_name / VERSION
   bad = BadImages(on_bad_image, lambda line: tqdm.write(line), '--on_bad_image=skip')
   sources = {split: open_dataset(name, split, data_dir) for split in split_names(name, data_dir)}
   plan = {
