@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import glob
+import importlib.util
 import os
+import pathlib
 import threading
 import typing
 from collections.abc import Iterator, Sequence
@@ -220,3 +222,14 @@ def resize_short_side(image: np.ndarray, view: EvalView) -> np.ndarray:
   with needs_extra('resizing images'):
     from PIL import Image
   return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def caption_font(size: float) -> Any:
+  """Returns a Pillow font: matplotlib's DejaVu Sans if it is installed, else Pillow's own, of ASCII alone."""
+  from PIL import ImageFont
+
+  matplotlib = importlib.util.find_spec('matplotlib')  # not imported: only its file is needed
+  if matplotlib is None or matplotlib.origin is None:
+    return ImageFont.load_default(size)
+  fonts = pathlib.Path(matplotlib.origin).parent / 'mpl-data' / 'fonts' / 'ttf'
+  return ImageFont.truetype(fonts / 'DejaVuSans.ttf', size)

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from alexnet_flax.config import Config
 from alexnet_flax.data import sampling
 from alexnet_flax.data.image_header import decode_pixels
-from alexnet_flax.data.images import UnreadableError, evaluation_crops
+from alexnet_flax.data.images import UnreadableError, caption_font, evaluation_crops
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError, one_line
 from alexnet_flax.files import atomic_path, expanded
@@ -88,7 +88,7 @@ def _sheet(before: list[np.ndarray], after: list[np.ndarray], labels: list[str])
   height = 2 * (_SIDE + _GAP) + _TEXT
   width, rows = _MARGIN + columns * (_SIDE + 2 * _GAP), -(-len(labels) // columns)
   sheet = Image.new('RGB', (width, rows * height + _GAP), 'white')
-  draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+  draw, font = ImageDraw.Draw(sheet), caption_font(12)
   for number, (first, second, label) in enumerate(zip(before, after, labels, strict=True)):
     left = _MARGIN + number % columns * (_SIDE + 2 * _GAP)
     top = _GAP + number // columns * height

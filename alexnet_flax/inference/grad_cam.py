@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_flax.data.augment import normalize
+from alexnet_flax.data.images import caption_font
 from alexnet_flax.errors import unknown_name
 from alexnet_flax.inference.features import Images, inputs_of
 from alexnet_flax.models.alexnet import AlexNet
@@ -84,14 +85,14 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 def drawing(view: np.ndarray, heat: np.ndarray, caption: str) -> 'Image.Image':
   """Draws what the network saw, uint8 [S, S, 3], beside its map, above a caption."""
-  from PIL import Image, ImageDraw, ImageFont
+  from PIL import Image, ImageDraw
 
   side = view.shape[0] * -(-_SIDE // view.shape[0])
   large = Image.fromarray(view).resize((side, side), Image.Resampling.BICUBIC)
   sheet = Image.new('RGB', (2 * side + 12, side + 40), 'white')
   sheet.paste(large, (0, 0))
   sheet.paste(Image.fromarray(overlay(np.asarray(large), heat)), (side + 12, 0))
-  ImageDraw.Draw(sheet).text((8, side + 8), caption, 'black', ImageFont.load_default(size=20))
+  ImageDraw.Draw(sheet).text((8, side + 8), caption, 'black', caption_font(20))
   return sheet
 
 

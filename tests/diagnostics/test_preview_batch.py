@@ -7,6 +7,7 @@ from PIL import Image
 
 from alexnet_flax import AlexNet, create_train_state, sgd, train_step
 from alexnet_flax.cli.train import main
+from alexnet_flax.data.images import caption_font
 from alexnet_flax.diagnostics.preview_batch import seen_in_step
 from alexnet_flax.models.spec import Dense, Flatten, Spec
 
@@ -88,3 +89,10 @@ def test_the_drawing_shows_the_input_of_the_step(accumulate_steps):
   seen = seen_in_step(noisy, batch, jax.random.fold_in(key, 0), accumulate_steps)
   np.testing.assert_array_equal(seen['label'], batch['label'])
   np.testing.assert_allclose(seen['image'], np.stack([given[label] for label in range(8)]), atol=1e-6)
+
+
+def test_captions_in_other_scripts():
+  """A letter that a font lacks is drawn as a box, the same for all."""
+  font = caption_font(12)
+  drawn = {letter: bytes(font.getmask(letter)) for letter in 'ÄéžŁЖΩ\U0010fffd'}
+  assert len(set(drawn.values())) == len(drawn)
