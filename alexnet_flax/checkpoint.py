@@ -7,6 +7,7 @@ import errno
 import fnmatch
 import functools
 import hashlib
+import itertools
 import logging
 import operator
 import os
@@ -172,7 +173,8 @@ def restore_variables(folder: pathlib.Path, which: str | None = None) -> tuple[i
   elif which is not None:
     chosen = [step for step in steps if step == int(which)]
   else:
-    chosen = [step for step in steps if damage(folder / str(step)) is None][:1]
+    whole = (step for step in steps if damage(folder / str(step)) is None)
+    chosen = list(itertools.islice(whole, 1))
   if not chosen:
     there = f': it has those of steps {", ".join(map(str, reversed(steps)))}' if which and steps else ''
     raise UsageError(f'no checkpoint{f" {which}" if which else ""} in {folder}{there}')

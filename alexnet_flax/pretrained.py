@@ -166,7 +166,7 @@ def find_run(source: str | os.PathLike[str]) -> tuple[pathlib.Path, str | None] 
   if (path := expanded(source)).is_dir():
     return path, None
   folder, _, which = os.fspath(source).rpartition('@')
-  if not folder or not (path := expanded(folder)).is_dir():
+  if not folder or path.exists() or not (path := expanded(folder)).is_dir():
     return None
   if which != 'best' and not re.fullmatch('[0-9]+', which):
     raise UsageError(f'{source}: after the @ comes best, or the step of a checkpoint, not {which!r}')

@@ -16,11 +16,15 @@ From scratch it is AlexNet with batch normalization at a quarter of its width, o
 variant, width and image size from its source. docs/runs.md has results.
 """
 
-from alexnet_flax.config import Config, config_dict, fill_in, leave_open
+import operator
+
+from alexnet_flax.config import Config, config_dict, fill_in, leave_open, value_of
 from alexnet_flax.data.tfds_source import open_dataset, split_names
 from alexnet_flax.models.spec import BatchNorm
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.training.initialize import model_keys
+
+_PERIODS = ('total', 'eval_every', 'checkpoint_every', 'optimizer.warmup')
 
 
 def get_config(arg: str | None = None):
@@ -28,6 +32,7 @@ def get_config(arg: str | None = None):
   config = config_dict(Config())
   leave_open(config, 'model.variant', 'model.width', 'data.eval_split', 'data.batch_size')
   leave_open(config, 'optimizer.learning_rate', 'transfer.learning_rates')
+  leave_open(config, *(f'{period}_epochs' for period in _PERIODS))
   if arg is not None:
     config.model.variant = arg
   config.data.dataset = 'image_folder'
@@ -42,18 +47,23 @@ def complete(config):
   data, source = config.data, config.transfer.source
   if data.eval_split is None:
     held_out = [name for name in split_names(data.dataset, data.data_dir) if name != data.train_split]
-    fill_in(config, {'data.eval_split': next(iter(held_out), 'validation')})
+    usual = [name for name in ('validation', 'valid', 'val', 'dev', 'test') if name in held_out]
+    fill_in(config, {'data.eval_split': [*usual, *held_out, 'validation'][0]})
   images = open_dataset(data.dataset, data.train_split, data.data_dir).num_examples
   fill_in(config, model_keys(source) if source else {})
   fill_in(config, {'model.variant': 'batchnorm', 'model.width': 0.25, 'model.image_size': 128})
 
   batch = 1 << min(max((images // 8).bit_length() - 1, 3), 7)
   fill_in(config, {'data.batch_size': batch, 'data.eval_batch_size': 128})
-  steps = max(20_000, 30 * images) // data.batch_size // (5 if source else 1)
-  fill_in(config, {'total_steps': steps})
-  steps = config.total_steps
-  periods = {'eval_every_steps': max(steps // 10, 1), 'checkpoint_every_steps': max(steps // 5, 1)}
-  fill_in(config, {'optimizer.warmup_steps': steps // 20, **periods})
+  steps = max(20_000, 30 * images) // max(data.batch_size, 1) // (5 if source else 1)
+  if config.total_epochs is not None:
+    steps = round(config.total_epochs * images / max(data.batch_size, 1))
+  steps = config.total_steps or max(steps, 1)
+  lengths = steps, max(steps // 10, 1), max(steps // 5, 1), steps // 20
+  for period, length in zip(_PERIODS, lengths, strict=True):
+    epochs = f'{period}_epochs'
+    if operator.attrgetter(epochs)(config) is None:  # given in epochs, it is not said in steps
+      fill_in(config, {f'{period}_steps': length, epochs: value_of(Config(), epochs)})
 
   has_norms = any(isinstance(layer, BatchNorm) for layer in VARIANTS[config.model.variant].layers)
   rate = (0.1 if has_norms else 0.02) / 256 * data.batch_size

@@ -10,7 +10,7 @@ from alexnet_flax.cli.main import main
 from alexnet_flax.cli.train import main as train
 from alexnet_flax.errors import UsageError
 from alexnet_flax.export import convert
-from alexnet_flax.pretrained import load_pretrained
+from alexnet_flax.pretrained import find_run, load_pretrained
 from alexnet_flax.viz import report
 from tests.helpers import SMALL, digits_run
 
@@ -129,3 +129,9 @@ def test_transfer_from_the_best(run, tmp_path, data_dir, capsys):
 def test_networks_that_are_named_twice_or_not_at_all(run, capsys, words, message):
   assert main([str(run) if word == 'RUN' else word for word in words.split()]) == 2
   assert message in capsys.readouterr().err
+
+
+def test_a_file_with_an_at_sign_beside_a_folder(tmp_path):
+  (tmp_path / 'cats').mkdir()
+  (tmp_path / 'cats@2x.jpg').write_bytes(b'')
+  assert find_run(tmp_path / 'cats@2x.jpg') is None

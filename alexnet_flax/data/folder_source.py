@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 
 from alexnet_flax.data.images import IMAGE_SUFFIXES, is_image_file, printable, walk_files
 from alexnet_flax.data.source import Example, Source, rank_in_class, read_file
-from alexnet_flax.errors import UsageError, unknown_name
+from alexnet_flax.errors import UsageError, one_line, unknown_name
 from alexnet_flax.files import public
 
 _LAYOUTS = 'SPLIT/CLASS/image or CLASS/image'
@@ -167,4 +167,4 @@ def _report(
 
 @functools.cache  # a run opens its splits several times
 def _note(text: str) -> None:
-  print(f'note: {printable(text)}', file=sys.stderr)
+  print(one_line(f'note: {printable(text)}'), file=sys.stderr)

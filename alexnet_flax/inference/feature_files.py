@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
-import importlib.metadata
 import itertools
 import json
 import os
@@ -183,8 +182,6 @@ def _attributes(network: PretrainedModel, names: str, pool: str | None, dtype: n
     'preprocessing': json.dumps(dataclasses.asdict(spec.preprocessing)),
     'pool': pool or 'none',
     'dtype': str(dtype),
-    'versions': ', '.join(
-      f'{one} {importlib.metadata.version(one)}' for one in ('alexnet_flax', 'jax', 'numpy')
-    ),
+    'versions': ', '.join(f'{one} {sys.modules[one].__version__}' for one in _VERSIONS),
     'created': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }

@@ -135,6 +135,8 @@ def _train(
         f'ended at step {progress.step} of {last}, as asked; the same command goes on from {where}'
       )
     logger.say(_closing_line(experiment, progress.values, folder))
+    if (saved := manager.latest_step() or 0) != last:  # on_save_error=continue
+      logger.say(f'warning: step {saved} is the last that is saved; the same command goes on from there')
     return progress.values
   finally:
     if bad.skipped:  # each process of what it read

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from alexnet_flax.config import Config, all_keys, from_dict, to_dict, value_of, with_values
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import UsageError, one_line
 from alexnet_flax.files import public, read_json, read_lines, rewrite_lines, set_aside, write_json
 from alexnet_flax.pretrained import LOCAL, write_names
 
@@ -72,16 +72,16 @@ def write_records(folder: pathlib.Path, config: Config, class_names: Sequence[st
       read(folder)
     except UsageError as error:
       aside = set_aside(folder / name, folder / 'damaged')
-      print(f'note: {error}; it is set aside as {aside}, and written anew')
+      print(one_line(f'note: {error}; it is set aside as {aside}, and written anew'))
   changes = changed_keys(folder, config, step)
   for key, (was, now) in changes.items():
-    print(f'note: {key} was {was!r} in this run so far, and is {now!r} from here on')
+    print(one_line(f'note: {key} was {was!r} in this run so far, and is {now!r} from here on'))
   history = [line for line in read_history(folder) if line['step'] < step]
   if changes or (folder / HISTORY).exists():  # before config.json: a kill between them loses nothing
     rewrite_lines(folder / HISTORY, [*history, {'step': step, 'changes': changes}] if changes else history)
   write_json(folder / CONFIG, to_dict(_without_private(config)))
-  place = config.data.data_dir  # so that evaluate and report find the data, wherever they are started
-  write_json(folder / LOCAL, {'data_dir': place and os.path.abspath(os.path.expanduser(place))})
+  # So that evaluate and report find the data, wherever they are started.
+  write_json(folder / LOCAL, {'data_dir': _data_folder(config)})
   write_names(folder, class_names)
   write_json(folder / ENVIRONMENT, environment())
 
@@ -99,7 +99,18 @@ def changed_keys(folder: pathlib.Path, config: Config, step: int) -> dict[str, t
   for line in reversed(read_history(folder)):
     if line['step'] >= step:  # changed by a run of which no checkpoint is left
       old |= {key: was for key, (was, _) in line['changes'].items() if key in old}
-  return {key: (old[key], new[key]) for key in new if old[key] != new[key]}
+  changes = {key: (old[key], new[key]) for key in new if old[key] != new[key]}
+  key, local = 'data.data_dir', read_json(folder / LOCAL)
+  if local is not None:  # which has the whole path
+    changes.pop(key, None)
+    if local.get('data_dir') != _data_folder(config):
+      changes[key] = (old[key], new[key])
+  return changes
+
+
+def _data_folder(config: Config) -> str | None:
+  place = config.data.data_dir
+  return place and os.path.abspath(os.path.expanduser(place))
 
 
 def read_history(folder: pathlib.Path) -> list[dict[str, Any]]:

@@ -92,7 +92,7 @@ class RunResults:
     kept, views = [], []
     for index, example in zip(indices.tolist(), source.read(indices), strict=True):
       with contextlib.suppress(UnreadableError):
-        views.append(evaluation_crops(decode_pixels(example.image), view))
+        views.append(evaluation_crops(decode_pixels(example.image, self.config.data.max_pixels), view))
         kept.append(index)
     return np.array(kept, np.int64), np.array(views).reshape(-1, view.image_size, view.image_size, 3)
 
@@ -239,7 +239,8 @@ def _predicted_images(
 ) -> list[dict[str, Any]]:
   """Returns images with their labels and top-5 predictions: (class, probability, is correct)."""
   names = results.network.readable_names
-  _, views = results.views(source, predictions.indices[rows])
+  kept, views = results.views(source, predictions.indices[rows])
+  rows = rows[np.isin(predictions.indices[rows], kept)]
   found = []
   for row, view in zip(rows.tolist(), views, strict=True):
     top = (predictions.top_classes[row], predictions.probabilities[row], predictions.hits[row])

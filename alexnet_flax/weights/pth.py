@@ -26,6 +26,7 @@ _TYPES = {
   'Float': '<f4', 'Double': '<f8', 'Half': '<f2', 'BFloat16': jnp.bfloat16, 'Byte': 'u1', 'Char': 'i1',
   'Short': '<i2', 'Int': '<i4', 'Long': '<i8', 'Bool': '?',
 }  # fmt: skip
+_DEPTH = 4  # of dictionaries in dictionaries; one may hold itself
 # Under which training programs keep the state dictionary, among other things.
 _KEYS = ('state_dict', 'model_state_dict', 'model_state', 'model', 'net', 'network', 'weights')
 
@@ -94,11 +95,13 @@ def parse_state_dict(content: bytes, source: str) -> dict[str, np.ndarray]:
   """
   try:
     loaded, read = (_read_pickles if content.startswith(_LEGACY) else _read_archive)(content, source)
-    while isinstance(loaded, dict):
+    for _ in range(_DEPTH):
       inner = [loaded[key] for key in _KEYS if isinstance(loaded.get(key), dict | _Unread)]
       if not inner:
         break
       loaded = inner[0]
+      if not isinstance(loaded, dict):
+        break
     if not isinstance(loaded, dict):
       what = loaded.name if isinstance(loaded, _Unread) else type(loaded).__name__
       raise UsageError(f'{source}: holds {what}, not a state dictionary; save model.state_dict()')
@@ -114,7 +117,10 @@ def _read_archive(content: bytes, source: str) -> tuple[Any, Callable[[str], byt
   """The pickled object, and a function that reads a storage by its key."""
   archive = zipfile.ZipFile(io.BytesIO(content))
   check_inflated_size(sum(member.file_size for member in archive.infolist()), content, source)
-  (folder,) = (name[: -len('data.pkl')] for name in archive.namelist() if name.endswith('/data.pkl'))
+  folders = [name[: -len('data.pkl')] for name in archive.namelist() if name.endswith('/data.pkl')]
+  if len(folders) != 1:
+    raise UsageError(f'{source}: a ZIP archive with {len(folders)} data.pkl; PyTorch writes one')
+  folder = folders[0]
   if f'{folder}byteorder' in archive.namelist() and archive.read(f'{folder}byteorder') != b'little':
     raise UsageError(f'{source}: its numbers are big-endian; save it on a little-endian machine')
   loaded = _Unpickler(io.BytesIO(archive.read(f'{folder}data.pkl')), encoding='latin1').load()

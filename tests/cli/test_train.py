@@ -59,6 +59,13 @@ def test_the_recipe_for_a_folder_follows_the_number_of_images(photos):
   assert (given.data.batch_size, given.total_steps, given.model.width) == (64, 312, 1.0)
   assert given.optimizer.learning_rate == 0.1 / 4
   assert given.model.batch_norm_momentum == pytest.approx(1 - 10 / 312)
+  lengths = ['--config.total_epochs=5', '--config.eval_every_epochs=2', '--config.optimizer.warmup_epochs=1']
+  epochs = parsed('--config=configs/folder.py', photos, *lengths)
+  assert (epochs.total_epochs, epochs.eval_every_epochs, epochs.optimizer.warmup_epochs) == (5, 2, 1)
+  assert epochs.total_steps is epochs.eval_every_steps is epochs.optimizer.warmup_steps is None
+  assert epochs.checkpoint_every_steps
+  with pytest.raises(UsageError, match=r'data.batch_size \(=0\) must be at least 1'):
+    parsed('--config=configs/folder.py', photos, '--config.data.batch_size=0')
   plain = parsed('--config=configs/folder.py:paper', photos)
   assert (plain.model.variant, plain.optimizer.learning_rate) == ('paper', 0.02 / 16)
   with pytest.raises(UsageError, match=r'data_dir \(=None\) must be a folder'):

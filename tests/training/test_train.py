@@ -160,6 +160,13 @@ def test_a_finished_run_is_left_as_it_was(tiny, tmp_path, capsys):
   assert {
     path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in sorted(tmp_path.rglob('*'))
   } == files
+  files_of_run = json.loads((tmp_path / 'local.json').read_text())
+  (tmp_path / 'local.json').write_text(json.dumps({'data_dir': f'/elsewhere/{files_of_run["data_dir"]}'}))
+  with pytest.raises(
+    UsageError, match=r'is finished, and data.data_dir \(='
+  ):  # the same name, another folder
+    train.train(config, tmp_path)
+  (tmp_path / 'local.json').write_text(json.dumps(files_of_run))
   with pytest.raises(UsageError, match='has been trained for 2 steps, more than the 1 asked for'):
     train.train(replace(config, total_steps=1), tmp_path)
 

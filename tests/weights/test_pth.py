@@ -297,3 +297,10 @@ def test_our_own_files_are_pickles_of_the_same_kind(arrays, tmp_path):
     pickled = archive.read('archive/data.pkl')
   assert pickled.count(b'ctorch._utils\n_rebuild_tensor_v2\n') == len(arrays)
   same((tmp_path / 'a.pth').read_bytes(), arrays, tmp_path / 'a.pth')
+
+
+def test_a_dictionary_that_holds_itself():
+  own: dict = {'epoch': 3}
+  own['model'] = own
+  with pytest.raises(UsageError, match='not a state dictionary'):
+    pth.parse_state_dict(archive_of(own), 'a.pth')
