@@ -26,6 +26,7 @@ import contextlib
 import ctypes
 import gc
 import pathlib
+import signal
 
 import jax
 import pytest
@@ -49,6 +50,14 @@ def shared_data() -> pathlib.Path:
 def data_dir(tmp_path_factory) -> str:
   """A folder of TFDS data sets for one process of the test run."""
   return str(tmp_path_factory.mktemp('tfds'))
+
+
+@pytest.fixture
+def hangup_counts():
+  """Programs that the test starts end by SIGHUP, also where the tests themselves run under nohup."""
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  yield
+  signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

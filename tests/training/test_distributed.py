@@ -68,7 +68,11 @@ def start(data_dir, workdir, processes, devices, *flags, of_last=()):
 
 def finish(running):
   """(exit code, stdout, stderr) of each."""
-  said = [process.communicate(timeout=240) for process in running]
+  try:
+    said = [process.communicate(timeout=240) for process in running]
+  finally:
+    for process in running:
+      process.kill()  # which a test that failed would leave behind
   return [(process.returncode, *texts) for process, texts in zip(running, said, strict=True)]
 
 
@@ -163,6 +167,7 @@ def test_when_one_is_killed_the_other_says_which_and_the_restart_goes_on(data_di
   assert 'resuming' in results[0][1]
 
 
+@pytest.mark.usefixtures('hangup_counts')
 def test_a_signal_to_one_ends_both_at_the_same_step(data_dir, tmp_path):
   flags = ('--config.total_steps=100000', '--config.eval_every_steps=100000')
   running = start(data_dir, tmp_path, 2, 2, *flags, '--config.checkpoint_every_steps=100000')

@@ -38,6 +38,7 @@ def assert_same_bits(one, other):
     assert array.tobytes() == other[name].tobytes(), name
 
 
+@pytest.mark.usefixtures('hangup_counts')
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_ends_with_75(data_dir, tmp_path, number):
   flags = ['--config.total_steps=100000', '--config.checkpoint_every_steps=100000', f'--workdir={tmp_path}']
