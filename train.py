@@ -8,7 +8,7 @@ import sys
 def main() -> int:
   """Runs the command; returns its exit code."""
   for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-    if signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
+    if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
       signal.signal(number, lambda *_: os._exit(75))  # before the run's own handlers nothing is to be saved
   from alexnet_flax.cli import train
 

@@ -12,9 +12,9 @@ _SAME_SECONDS = 1.0  # schedulers send a signal to a process and to its group
 
 
 def heeded_signals() -> list[signal.Signals]:
-  """Returns the signals that end a run, but for those that the process ignores, as under nohup."""
-  signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-  return [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
+  """Returns the signals that end a run: SIGHUP is not among them under nohup, which lets a process ignore it."""
+  under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+  return [signal.SIGTERM, signal.SIGINT, *([] if under_nohup else [signal.SIGHUP])]
 
 
 class GracefulShutdown:
