@@ -59,7 +59,7 @@ def unknown_name(what: str, name: str, choices: Iterable[str], adjective: str = 
 _EXTRAS = {
   'train': (
     'absl cv2 filelock google_crc32c importlib_resources ml_collections orbax PIL pooch requests simplejpeg'
-    ' sklearn tensorboardX tensorflow tensorflow_datasets tqdm'
+    ' sklearn tensorboardX tensorflow tensorflow_datasets tqdm urllib3'
   ),
   'report': 'jinja2 matplotlib',
   'demo': 'python_multipart starlette uvicorn',

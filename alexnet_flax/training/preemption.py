@@ -12,7 +12,7 @@ _SAME_SECONDS = 1.0  # schedulers send a signal to a process and to its group
 
 
 def heeded_signals() -> list[signal.Signals]:
-  """Returns the signals that end a run: SIGHUP is not among them under nohup, which lets a process ignore it."""
+  """Returns the signals that end a run; under nohup, which lets a process ignore it, without SIGHUP."""
   under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
   return [signal.SIGTERM, signal.SIGINT, *([] if under_nohup else [signal.SIGHUP])]
 

@@ -410,6 +410,7 @@ def test_output_that_is_closed_from_the_start(tmp_path, monkeypatch):
   assert (tmp_path / 'run' / 'output.log').read_text() == 'one\ntwo\n'
 
 
+@pytest.mark.usefixtures('hangup_counts')
 def test_which_signals_end_a_run():
   with preemption.GracefulShutdown() as shutdown:
     os.kill(os.getpid(), signal.SIGHUP)

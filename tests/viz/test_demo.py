@@ -89,7 +89,7 @@ def test_predictions_are_those_of_the_network(client, network, tmp_path):
     (b'', 'not an image'),
     (photo()[:2000], 'truncated'),
     (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'not an image'),  # a format that is not accepted
-    (bits(20001, 10000), 'are more than 200,000,000 pixels'),
+    (bits(20001, 10000), 'are more than 100,000,000 pixels'),
   ],
   ids=['text', 'nothing', 'truncated', 'postscript', 'bomb'],
 )
