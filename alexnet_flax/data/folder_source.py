@@ -57,7 +57,7 @@ def open_folder(split: str, data_dir: str | None) -> Source:
   }
   try:
     parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-  except (KeyError, ValueError, NotImplementedError):
+  except (KeyError, ValueError, NotImplementedError):  # the last is TFDS's of 'all[:50%]'
     hint = '' if split not in splits else "; in TFDS, split names consist of letters, digits, '_' and '-'"
     if os.path.isdir(os.path.join(folder.root, split)) and split not in splits:
       hint = f'; the folder {split} holds no CLASS/image'

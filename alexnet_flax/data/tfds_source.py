@@ -169,7 +169,7 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 def _split_info(builder: tfds.core.DatasetBuilder, split: str) -> Any:
   try:
     info = builder.info.splits[split]
-  except (KeyError, ValueError, NotImplementedError):
+  except (KeyError, ValueError, NotImplementedError):  # the last is TFDS's of 'all[:50%]'
     error = unknown_name('split', split, builder.info.splits)
     raise UsageError(f'{builder.name}: {error}; a slice is written train[:80%]') from None
   if info.num_examples <= 0:

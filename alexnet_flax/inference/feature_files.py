@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from alexnet_flax.data.images import image_files, views_of_files
+from alexnet_flax.data.images import image_files, printable, views_of_files
 from alexnet_flax.errors import UsageError, needs_extra, one_line, unknown_name
 from alexnet_flax.files import atomic_path
 from alexnet_flax.inference.features import feature_batches
@@ -106,8 +106,7 @@ def write_features(
       of_file = _attributes(network, names, pool, dtype)
       of_layers = {name: {'layer': ours[name], 'axes': _AXES[stored[name].ndim]} for name in stored}
       if archive:
-        encoded = [os.fsencode(file).decode('utf-8', 'backslashreplace') for file in files]
-        archive.create_dataset(_NAMES_KEY, data=encoded, dtype=h5py.string_dtype())
+        archive.create_dataset(_NAMES_KEY, data=[*map(printable, files)], dtype=h5py.string_dtype())
         archive.attrs.update(of_file)
         for name, attributes in of_layers.items():
           stored[name].attrs.update(attributes)

@@ -52,7 +52,7 @@ def sole_writer(folder: pathlib.Path) -> Iterator[None]:
   except filelock.Timeout:
     message = f'another process trains in {folder}; wait for its end, or use another --workdir'
     raise UsageError(message) from None
-  except (NotImplementedError, OSError) as error:
+  except (NotImplementedError, OSError) as error:  # filelock's and the system's of no locks
     if (folder / '.lock').is_dir():
       raise UsageError(f'{folder / ".lock"} is a folder; remove it') from None
     print(f'warning: {folder} cannot be locked ({error}); see that no other run writes to it', flush=True)
