@@ -27,6 +27,7 @@ import ctypes
 import gc
 import pathlib
 import signal
+import subprocess
 
 import jax
 import pytest
@@ -58,6 +59,22 @@ def hangup_counts():
   before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
   yield
   signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
+def mount(tmp_path):
+  """mount(options): the folder of a small file system; a second call mounts it again with other options."""
+  if os.geteuid() != 0:
+    pytest.skip('only root can mount a file system')
+  folder = tmp_path / 'small'
+  folder.mkdir()
+
+  def mounted(options: str) -> pathlib.Path:
+    subprocess.run(['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', str(folder)], check=True)
+    return folder
+
+  yield mounted
+  subprocess.run(['umount', '-l', str(folder)], check=True)
 
 
 @pytest.fixture

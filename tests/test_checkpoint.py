@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import threading
 import time
 
@@ -81,16 +80,9 @@ def test_no_temporary_folder_that_orbax_could_use(state, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def mounted(tmp_path):
-  """Mounts a small file system with options; a function that remounts it."""
-  if os.geteuid() != 0:
-    pytest.skip('only root can mount a file system')
-  folder = tmp_path / 'small'
-  folder.mkdir()
-  mount = ['mount', '-t', 'tmpfs', 'tmpfs', str(folder), '-o']
-  subprocess.run([*mount, 'size=1m,nr_inodes=16'], check=True)
-  yield folder, lambda: subprocess.run([*mount, 'remount,ro'], check=True)
-  subprocess.run(['umount', '-l', str(folder)], check=True)
+def mounted(mount):
+  """A small file system, and a function that makes it read-only."""
+  return mount('size=1m,nr_inodes=16'), lambda: mount('remount,ro')
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # TensorStore's

@@ -182,15 +182,9 @@ def test_broken_files_of_a_run(tiny, tmp_path, capsys):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(mount):
   """A filesystem of three megabytes."""
-  if os.geteuid() != 0:
-    pytest.skip('only root can mount a small filesystem')
-  folder = tmp_path / 'small'
-  folder.mkdir()
-  subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', str(folder)], check=True)
-  yield folder
-  subprocess.run(['umount', '-l', str(folder)], check=True)
+  return mount('size=3m')
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')  # tensorboardX's
