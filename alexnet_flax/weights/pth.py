@@ -96,12 +96,9 @@ def parse_state_dict(content: bytes, source: str) -> dict[str, np.ndarray]:
   try:
     loaded, read = (_read_pickles if content.startswith(_LEGACY) else _read_archive)(content, source)
     for _ in range(_DEPTH):
-      inner = [loaded[key] for key in _KEYS if isinstance(loaded.get(key), dict | _Unread)]
-      if not inner:
-        break
-      loaded = inner[0]
-      if not isinstance(loaded, dict):
-        break
+      if isinstance(loaded, dict):
+        inner = (loaded[key] for key in _KEYS if isinstance(loaded.get(key), dict | _Unread))
+        loaded = next(inner, loaded)
     if not isinstance(loaded, dict):
       what = loaded.name if isinstance(loaded, _Unread) else type(loaded).__name__
       raise UsageError(f'{source}: holds {what}, not a state dictionary; save model.state_dict()')
