@@ -4,7 +4,6 @@ import argparse
 
 from alexnet_flax.cli.options import add_weights, check_batch_size, load, take_network
 from alexnet_flax.errors import UsageError
-from alexnet_flax.weights import LAYER_NAMES
 
 HELP = 'activations of layers for image files'
 DESCRIPTION = (
@@ -18,18 +17,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--layers', required=True, help='such as relu3,fc7')
   parser.add_argument('--out', required=True, help='F.h5 or F.npz')
   add_weights(parser, classes=False)
-  parser.add_argument('--names', choices=list(LAYER_NAMES), default='ours', help='whose names of layers')
+  parser.add_argument(
+    '--names', default='ours', help="whose names of layers: 'ours' (default), 'torchvision' or 'caffe'"
+  )
   parser.add_argument('--pool', choices=['mean', 'max'], help='over space; else all of it')
   parser.add_argument('--half', action='store_true', help='float16 instead of float32')
   parser.add_argument('--batch_size', type=int, default=64)
 
 
 def run(arguments: argparse.Namespace) -> None:
-  from alexnet_flax.inference.feature_files import check_writable, write_features
+  from alexnet_flax.inference.feature_files import feature_path, write_features
 
   check_batch_size(arguments)
   images = take_network(arguments, arguments.images)
-  check_writable(arguments.out)
+  feature_path(arguments.out)  # before the network is loaded
   unreadable = write_features(
     load(arguments),
     images,

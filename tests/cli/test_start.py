@@ -3,6 +3,7 @@
 import io
 import os
 import pwd
+import subprocess
 import sys
 import types
 
@@ -52,3 +53,18 @@ def test_a_run_without_compilation():
   steps = types.SimpleNamespace(train=jax.jit(lambda x: x + 1))
   with jax.disable_jit():
     assert compile_train_step(types.SimpleNamespace(steps=steps), None)(1) == 2
+
+
+def test_help_imports_nothing_heavy():
+  """Of the program and of every verb: it is there in a moment."""
+  program = (
+    'import contextlib, sys\n'
+    'from alexnet_flax.cli.main import VERBS, main\n'
+    'for words in ([], *([verb] for verb in VERBS)):\n'
+    '  with contextlib.suppress(SystemExit):\n'
+    "    main([*words, '--help'])\n"
+    "print({'jax', 'numpy', 'tensorflow', 'PIL'} & sys.modules.keys())\n"
+  )
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
+  assert done.stdout.count('usage: ') == 10
+  assert done.stdout.endswith('\nset()\n')
