@@ -3,8 +3,8 @@
     from alexnet_flax import AlexNet, VARIANTS
     model = AlexNet(VARIANTS['torchvision'], num_classes=1000)
 
-The public names stand in `__init__.pyi` and are imported at their first use. The core dependencies are enough;
-`train` alone needs the extra of that name.
+The public names stand in `__init__.pyi` and are imported at their first use. Core dependencies are enough for
+all but `train`, which needs the extra of that name.
 """
 
 import importlib.metadata

@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import UsageError, one_line
 from alexnet_flax.files import read_json, set_aside, write_json
 from alexnet_flax.steps import TrainState
 
@@ -34,7 +34,8 @@ PARTIAL = '.orbax-checkpoint-tmp'
 MANIFEST = 'manifest.json'
 _ITEM = 'default'  # Orbax's name for a checkpoint's only item
 _NEEDED = (f'{_ITEM}/_METADATA', f'{_ITEM}/manifest.ocdbt')  # without them nothing can be restored
-_UNLISTED = (MANIFEST, '_CHECKPOINT_METADATA', 'commit_success.txt')  # Orbax writes these last
+_ORBAX_METADATA = '_CHECKPOINT_METADATA'
+_UNLISTED = (MANIFEST, _ORBAX_METADATA, 'commit_success.txt')  # Orbax writes these last
 # Orbax takes *, ? and [ in a folder's path for patterns and /gs/... for a bucket; TensorStore makes / of a
 # backslash and refuses bytes that are not UTF-8.
 _UNSAFE = re.compile(r'[*?\[\\\ud800-\udfff]|^/(gs|s3|az|hf)(/|$)')
@@ -235,7 +236,7 @@ def latest_whole(folder: pathlib.Path, damaged: pathlib.Path, say: Callable[[str
       latest = latest or step
       continue
     aside = set_aside(folder / str(step), damaged)
-    say(f'warning: the checkpoint of step {step} is damaged ({wrong}); it is set aside as {aside}')
+    say(one_line(f'warning: the checkpoint of step {step} is damaged ({wrong}); it is set aside as {aside}'))
   agreed = int(multihost_utils.broadcast_one_to_all(-1 if latest is None else latest))
   return None if agreed < 0 else agreed
 
@@ -304,10 +305,13 @@ def damage(checkpoint: pathlib.Path, which: str = '*') -> str | None:
     checkpoint: The checkpoint's folder.
     which: A pattern, to check some of its files alone.
   """
-  try:
-    listed = (read_json(checkpoint / MANIFEST) or {}).get('files')
-  except UsageError:
-    listed = None
+  found: dict[str, Any] | None = None
+  for name in (_ORBAX_METADATA, MANIFEST):
+    try:
+      found = read_json(checkpoint / name)
+    except UsageError:
+      return f'no readable {name}'
+  listed = (found or {}).get('files')
   if not isinstance(listed, dict):
     return f'no readable {MANIFEST}'
   for name in fnmatch.filter({*_NEEDED, *listed}, which):

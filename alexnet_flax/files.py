@@ -2,17 +2,23 @@
 
 import contextlib
 import errno
-import glob
+import hashlib
 import itertools
 import json
 import os
 import pathlib
+import platform
+import re
+import shutil
 import stat
-import urllib.parse
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from alexnet_flax.errors import UsageError
+
+_DAY = 86_400.0  # seconds after which what another machine has left is taken to be of a killed process
+_LONG = 32  # an ending so long would make the name of the temporary file too long
 
 
 @contextlib.contextmanager
@@ -22,15 +28,19 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
   Whoever reads `path` sees the old content or the new one. Of a block that fails nothing is left.
 
   Args:
-    path: The file to write. The temporary one has the same ending.
+    path: The file to write; of a link, the file that it leads to. The temporary one has the same ending. A
+      device or a pipe, which cannot be replaced, is given itself.
 
   Raises:
     UsageError: There is a folder of that name.
   """
   if path.is_dir():
     raise UsageError(f'cannot write {path}: it is a folder; move it away')
-  _remove_partial(path)
-  partial = path.with_name(f'.partial-{os.getpid()}-{path.name}')
+  if path.exists() and not path.is_file():
+    yield path
+    return
+  path = pathlib.Path(os.path.realpath(path))
+  partial = _partial(path)
   try:
     yield partial
     partial.replace(path)
@@ -39,15 +49,48 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
       partial.unlink()
 
 
-def _remove_partial(path: pathlib.Path) -> None:
-  """Removes what killed processes have left of a file that they were writing."""
-  for partial in path.parent.glob(f'.partial-[0-9]*-{glob.escape(path.name)}'):
-    try:
-      os.kill(int(partial.name.split('-')[1]), 0)
-    except ProcessLookupError:
-      partial.unlink(missing_ok=True)
-    except (OSError, ValueError, OverflowError):  # of another user, or not ours
-      pass
+@contextlib.contextmanager
+def partial_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives a folder beside `path` for files that belong together, until all are whole and can be moved."""
+  folder = _partial(path)
+  try:
+    folder.mkdir()
+    yield folder
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _partial(path: pathlib.Path) -> pathlib.Path:
+  """Returns the name under which `path` is written; removes what killed processes have left of it."""
+  host, name = (hashlib.sha256(os.fsencode(text)).hexdigest()[:8] for text in (platform.node(), path.name))
+  for left in path.parent.glob(f'.partial-*-{name}*'):
+    with contextlib.suppress(OSError, ValueError):  # of another user, already gone, or not ours
+      _, writer_host, writer, _ = left.name.split('-', 3)
+      if not _is_running(int(writer)) if writer_host == host else time.time() - left.stat().st_mtime > _DAY:
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+  suffix = path.suffix if len(path.suffix) < _LONG else ''
+  return path.with_name(f'.partial-{host}-{os.getpid()}-{name}{suffix}')
+
+
+def _is_running(process: int) -> bool:
+  try:
+    os.kill(process, 0)
+  except ProcessLookupError:
+    return False
+  except (PermissionError, OverflowError):  # of another user, or no number of a process
+    pass
+  return True
+
+
+def check_writable(path: pathlib.Path) -> None:
+  """Raises UsageError if a file cannot be written there: before hours are spent on its content."""
+  if path.is_dir():
+    raise UsageError(f'cannot write {path}: it is a folder')
+  is_replaced = path.is_file() or not path.exists()
+  if is_replaced and not path.parent.is_dir():
+    raise UsageError(f'cannot write {path}: there is no folder {path.parent}')
+  if not os.access(place := path.parent if is_replaced else path, os.W_OK):
+    raise UsageError(f'cannot write {path}: {place} is not writable')
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -55,7 +98,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
   with atomic_path(path) as partial, partial.open('w', encoding='utf-8') as file:
     file.write(text)
     file.flush()
-    os.fsync(file.fileno())
+    if path.is_file() or not path.exists():  # a device or a pipe has nothing to wait for
+      os.fsync(file.fileno())
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
@@ -161,17 +205,23 @@ def expanded(place: str | os.PathLike[str]) -> pathlib.Path:
     raise UsageError(f'{place}: there is no such home folder; write the path without ~') from None
 
 
+def without_credentials(place: str) -> str:
+  """Returns a URL without user, password and query, which often is a signature; any other text as it is."""
+  scheme, separator, rest = place.partition('://')
+  if not separator:
+    return place
+  host, slash, path = re.split('[?#]', rest)[0].partition('/')
+  return f'{scheme}://{host.rpartition("@")[2]}{slash}{path}'
+
+
 def public(place: str) -> str:
   """Shortens a path out of the current folder to its last part, and a URL to scheme, host and path.
 
   >>> public('/home/ada/data/pets'), public('https://ada:secret@host/a.pth?token=1'), public('runs/a')
   ('.../pets', 'https://host/a.pth', 'runs/a')
   """
-  if '://' in place:
-    url = urllib.parse.urlsplit(place)
-    if url.scheme != 'file':
-      return f'{url.scheme}://{url.netloc.rpartition("@")[2]}{url.path}'
-    place = url.path
-  path = pathlib.PurePath(place)
+  if '://' in place and not place.startswith('file://'):
+    return without_credentials(place)
+  path = pathlib.PurePath(place.removeprefix('file://'))
   leads_out = path.is_absolute() or place.startswith('~') or '..' in path.parts
   return f'.../{path.name}' if leads_out else place

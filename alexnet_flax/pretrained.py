@@ -177,7 +177,7 @@ def is_network(text: str) -> bool:
   """Whether a word of a command line names a trained network and not a file or folder of images."""
   if run := find_run(text):
     return (run[0] / 'config.json').exists()
-  if os.path.exists(os.path.expanduser(text)):
+  if expanded(text).exists():
     return text.endswith((*WRITABLE_ENDINGS, '.pt', '.h5'))
   return text in PUBLISHED or text.startswith(('http://', 'https://'))
 
@@ -292,7 +292,7 @@ def imagenet_synsets() -> tuple[str, ...]:
   if found is None or found.origin is None:
     return ()
   listed = pathlib.Path(found.origin).parent / 'datasets' / 'imagenet2012' / 'labels.txt'
-  return tuple(listed.read_text().split())
+  return tuple(listed.read_text(encoding='utf-8').split())
 
 
 def readable(names: Sequence[str]) -> tuple[str, ...]:
@@ -303,7 +303,7 @@ def readable(names: Sequence[str]) -> tuple[str, ...]:
   """
   if any(_SYNSET.fullmatch(name) for name in names):
     try:
-      words = dict(json.loads(local_path(IMAGENET_INDEX).read_text()).values())
+      words = dict(json.loads(local_path(IMAGENET_INDEX).read_text(encoding='utf-8')).values())
       names = [words.get(name, name) for name in names]
     except UsageError:
       print("note: ImageNet's classes stay synsets: their names cannot be downloaded", file=sys.stderr)

@@ -2,16 +2,21 @@
 
 import json
 import os
+import pathlib
+import platform
+import subprocess
+import time
 
 import pytest
 
 from alexnet_flax import files
 from alexnet_flax.cli.main import main
 from alexnet_flax.config import Config
-from alexnet_flax.data.images import UnreadableError, read_image
+from alexnet_flax.data.images import UnreadableError, image_files, read_image
 from alexnet_flax.data.source import read_file
 from alexnet_flax.errors import UsageError
-from alexnet_flax.pretrained import read_names, run_config
+from alexnet_flax.inference.feature_files import feature_path
+from alexnet_flax.pretrained import is_network, read_names, run_config
 from alexnet_flax.training import workdir
 from alexnet_flax.training.logger import Logger, read_metrics
 from alexnet_flax.weights import open_weights
@@ -109,6 +114,70 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
     assert 'cannot be locked ([Errno 37] No locks available); see that no other' in capsys.readouterr().out
 
 
+def test_what_a_killed_process_was_writing_is_removed(tmp_path, monkeypatch):
+  """Of this machine by its number, of others after a day; not what is being written, nor another file's."""
+  with subprocess.Popen(['true']) as ended:
+    pass
+  path, other = tmp_path / 'a[1].json', tmp_path / 'b.json'
+
+  def left_by(process, host, age=0, of=path):
+    monkeypatch.setattr(os, 'getpid', lambda: process)
+    monkeypatch.setattr(platform, 'node', lambda: host)
+    with pytest.raises(FileNotFoundError), files.atomic_path(of) as partial:
+      name = partial
+    name.write_text('cut sh')
+    os.utime(name, (time.time() - age,) * 2)
+    return name
+
+  removed = left_by(ended.pid, 'here'), left_by(ended.pid, 'there', age=2 * 86_400)
+  kept = left_by(os.getppid(), 'here'), left_by(ended.pid, 'far'), left_by(ended.pid, 'here', of=other)
+  monkeypatch.setattr(platform, 'node', lambda: 'here')
+  monkeypatch.setattr(os, 'getpid', lambda: 1)
+  files.write_text(path, 'whole')
+  assert path.read_text() == 'whole'
+  assert not any(name.exists() for name in removed)
+  assert all(name.exists() for name in kept)
+
+
+def test_links_are_followed_and_devices_written_to(tmp_path):
+  (tmp_path / 'there').mkdir()
+  (tmp_path / 'link').symlink_to('there/file')  # which is not there yet
+  for text in ('one', 'two'):
+    files.write_text(tmp_path / 'link', text)
+    assert (tmp_path / 'link').is_symlink()
+    assert (tmp_path / 'there' / 'file').read_text() == text
+  (tmp_path / 'null').symlink_to('/dev/null')
+  files.write_text(tmp_path / 'null', 'gone')
+  assert (tmp_path / 'null').is_char_device()
+  os.mkfifo(tmp_path / 'pipe')
+  reader = os.open(tmp_path / 'pipe', os.O_RDONLY | os.O_NONBLOCK)
+  with files.atomic_path(tmp_path / 'pipe') as place, place.open('w') as file:
+    file.write('through')
+  assert os.read(reader, 99) == b'through'
+  os.close(reader)
+  assert (tmp_path / 'pipe').is_fifo()
+
+
+@pytest.mark.parametrize('name', ['n' * 255, f'{"n" * 5}.{"e" * 249}', 'ü' * 127, '.h5'])
+def test_every_name_that_a_file_system_takes_can_be_written(tmp_path, name):
+  files.write_text(tmp_path / name, 'whole')
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_files_that_belong_together_leave_nothing_of_a_failure(tmp_path):
+  with pytest.raises(FileExistsError), files.partial_folder(tmp_path / 'a') as folder:
+    folder.mkdir()
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('place', ['', 'absent/a', '/proc/version/a'])
+def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, place):
+  with pytest.raises(UsageError, match='cannot write'):
+    files.check_writable(tmp_path / place)
+  for path in (tmp_path / 'a', pathlib.Path('/dev/null')):
+    files.check_writable(path)
+
+
 def test_pipes_do_not_hang(tmp_path):
   """Wherever a file of the user's is opened: images, class names, a run's files, weights."""
   pipe = tmp_path / 'image.jpg'
@@ -133,3 +202,27 @@ def test_a_home_folder_that_is_not_there(command, capsys):
   assert main(command) == 2
   (line,) = capsys.readouterr().err.splitlines()
   assert '~no-such-user/run: there is no such home folder' in line
+
+
+def test_every_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+  """The shell replaces ~ in `--out ~/a` and leaves `--out=~/a` as it is."""
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'photos').mkdir()
+  (tmp_path / 'photos' / 'a.png').touch()
+  assert image_files(['~/photos', '~/photos/*.png']) == [str(tmp_path / 'photos' / 'a.png')] * 2
+  assert feature_path('~/a.h5') == tmp_path / 'a.h5'
+  assert not is_network('~/photos/a.png')
+
+
+@pytest.mark.parametrize(
+  ('place', 'shown'),
+  [
+    ('http://[bad/x', 'http://[bad/x'),
+    ('https://ada:b@c@host/x?y#z', 'https://host/x'),
+    ('file:///home/ada/x.pth', '.../x.pth'),
+    ('gs://bucket/a/b', 'gs://bucket/a/b'),
+    ('../a/b', '.../b'),
+  ],
+)
+def test_what_others_see_of_a_path(place, shown):
+  assert files.public(place) == shown

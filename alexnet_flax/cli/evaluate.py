@@ -36,15 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
   from alexnet_flax.data.bad_images import BadImages
-  from alexnet_flax.evaluation.summary import check_writable, evaluate, write_json
+  from alexnet_flax.evaluation.summary import evaluate, write_json
+  from alexnet_flax.files import check_writable, expanded
   from alexnet_flax.pretrained import find_run, load_pretrained, run_config, run_data
 
   sources = [*arguments.networks, *arguments.weights]
   if not sources:
     raise UsageError("name what to evaluate: a run's folder, or a weights file with --variant NAME")
   check_batch_size(arguments)
-  if arguments.json:
-    check_writable(arguments.json)
+  if arguments.json and arguments.json != '-':
+    check_writable(expanded(arguments.json))
   say = functools.partial(print, file=sys.stderr)
   bad = BadImages(arguments.on_bad_image or 'error', say, '--on_bad_image=skip')
   dataset = arguments.dataset

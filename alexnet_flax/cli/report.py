@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+import os
 import pathlib
+from collections.abc import Sequence
 
 from alexnet_flax.cli.options import RUNS, add_data_dir
 from alexnet_flax.errors import UsageError
@@ -37,6 +39,15 @@ def run(arguments: argparse.Namespace) -> None:
     default = found[0] / (FILE.replace('.', f'-{found[1]}.') if found[1] else FILE)
   path = expanded(arguments.out) if arguments.out else default
   if len({run.name for run in runs}) < len(runs):  # such as a/digits and b/digits
-    runs = [dataclasses.replace(run, name=folder) for run, folder in zip(runs, folders, strict=True)]
+    names = _names([one for folder in folders if (one := find_run(folder))])
+    runs = [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)]
   write_report(runs, path)
   print(f'wrote {path}')
+
+
+def _names(runs: Sequence[tuple[pathlib.Path, str | None]]) -> list[str]:
+  """Returns the names of runs of which several end alike: their paths from where these part."""
+  folders = [folder.resolve() for folder, _ in runs]
+  parting = os.path.commonpath([folder.parent for folder in folders])
+  steps = [f'@{which}' if which else '' for _, which in runs]
+  return [f'{folder.relative_to(parting)}{step}' for folder, step in zip(folders, steps, strict=True)]

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from alexnet_flax.data.images import IMAGE_SUFFIXES, is_image_file, printable, walk_files
 from alexnet_flax.data.source import Example, Source, rank_in_class, read_file
 from alexnet_flax.errors import UsageError, one_line, unknown_name
-from alexnet_flax.files import public
+from alexnet_flax.files import expanded, public
 
 _LAYOUTS = 'SPLIT/CLASS/image or CLASS/image'
 _EVERY = 5  # of a folder without splits, the share of images that is held out
@@ -91,7 +91,7 @@ def folder_splits(data_dir: str | None) -> list[str]:
 
 
 def _scan(data_dir: str | None) -> _Folder:
-  root = os.path.expanduser(data_dir or '')
+  root = str(expanded(data_dir)) if data_dir else ''
   if not os.path.isdir(root):
     raise UsageError(f'image_folder: data_dir (={data_dir}) must be a folder of {_LAYOUTS}')
   prefix = os.path.join(root, '')

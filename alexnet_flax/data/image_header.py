@@ -47,8 +47,8 @@ def read_header(
   return None if turn and has_metadata and not _is_upright(content) else encoded
 
 
-def decode_pixels(image: Stored, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-  """Decodes a stored image with Pillow into uint8 RGB [H, W, 3]; turns it, unless its header has been read.
+def decode_pixels(image: Stored, turn: bool = True, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+  """Decodes a stored image with Pillow into uint8 RGB [H, W, 3]; `turn` is of those whose header is unread.
 
   Raises:
     UnreadableError: It is not an image, is damaged, or is larger than `max_pixels`.
@@ -56,7 +56,7 @@ def decode_pixels(image: Stored, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   if isinstance(image, UnreadableError):
     raise image
   if not isinstance(image, Encoded):
-    return read_image(io.BytesIO(image), max_pixels=max_pixels)
+    return read_image(io.BytesIO(image), turn=turn, max_pixels=max_pixels)
   if image.kind != 'raw':
     return read_image(io.BytesIO(image.content), turn=False, max_pixels=image.height * image.width)
   try:

@@ -14,7 +14,7 @@ import numpy as np
 
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError, needs_extra
-from alexnet_flax.files import refuse_pipe
+from alexnet_flax.files import expanded, refuse_pipe
 from alexnet_flax.models.spec import Spec
 
 if typing.TYPE_CHECKING:
@@ -74,6 +74,7 @@ def image_files(paths: Sequence[str]) -> list[str]:
   """
   files: list[str] = []
   for path in paths:
+    path = str(expanded(path)) if path.startswith('~') else path  # the shell leaves --option=~/a as it is
     if os.path.isdir(path):
       found = sorted(filter(is_image_file, walk_files(path)), key=lambda file: file.split(os.sep))
     elif not os.path.exists(path) and glob.has_magic(path):

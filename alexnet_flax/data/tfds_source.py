@@ -6,7 +6,6 @@ because the training order is ours (`sampling.py`) and TFDS's readers only know 
 
 import contextlib
 import functools
-import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.data.source import Example, Source
 from alexnet_flax.data.tfrecord import parse_example, read_integers
 from alexnet_flax.errors import UsageError, unknown_name
+from alexnet_flax.files import expanded
 
 IMAGE_FOLDER = 'image_folder'
 _Parse = Callable[[bytes | memoryview | UnreadableError], Example]
@@ -99,7 +99,7 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
   if name == IMAGE_FOLDER:
     raise UsageError(f'{IMAGE_FOLDER} needs no preparation; give its folder as --config.data.data_dir')
   builder = _builder(name, data_dir)
-  config = tfds.download.DownloadConfig(manual_dir=manual_dir and os.path.expanduser(manual_dir))
+  config = tfds.download.DownloadConfig(manual_dir=manual_dir and expanded(manual_dir))
   try:
     builder.download_and_prepare(download_config=config)
   except ModuleNotFoundError:
@@ -150,7 +150,7 @@ def _no_folder_left() -> Iterator[None]:
 
 @_no_folder_left()
 def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-  data_dir = data_dir and os.path.expanduser(data_dir)
+  data_dir = data_dir and str(expanded(data_dir))
   try:
     if name == digits.NAME:
       return digits.digits_builder(data_dir=data_dir)

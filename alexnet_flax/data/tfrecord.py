@@ -16,6 +16,7 @@ import numpy as np
 
 from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.errors import UsageError, needs_extra
+from alexnet_flax.files import refuse_pipe
 
 # Paths, and (index of the path, offset, length) of each record, int64 [N, 3].
 RecordIndex = tuple[list[str], np.ndarray]
@@ -74,6 +75,7 @@ def _record_spans(path: str) -> np.ndarray:
   """
   spans, position = [], 0
   try:
+    refuse_pipe(path)
     with open(path, 'rb', buffering=0) as file:  # not mapped: that would load a whole page for each header
       size = os.path.getsize(path)
       while position + 12 <= size:

@@ -42,7 +42,8 @@ def show_batch(config: Config, path: str) -> None:
   before = []
   for example in source.read(chosen):
     try:
-      before.append(evaluation_crops(decode_pixels(example.image), EvalView(size, size)))
+      pixels = decode_pixels(example.image, max_pixels=config.data.max_pixels)
+      before.append(evaluation_crops(pixels, EvalView(size, size)))
     except UnreadableError:  # skipped, as configured; otherwise `train_batches` would have raised an error
       before.append(np.full((size, size, 3), 128, np.uint8))
   names = [_label(label, source.class_names) for label in np.asarray(seen['label'][:_MOST])]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -86,13 +85,6 @@ def evaluate(
   return results
 
 
-def check_writable(path: str) -> None:
-  """Raises UsageError if --json cannot be written, before hours are spent on the results."""
-  place = expanded(path)
-  if path != '-' and (place.is_dir() or not os.access(place if place.exists() else place.parent, os.W_OK)):
-    raise UsageError(f'cannot write --json={path}: {"a folder" if place.is_dir() else "not writable"}')
-
-
 def write_json(path: str, results: dict[str, Any]) -> None:
   """Writes results to a file, or to the standard output if the path is '-'.
 
@@ -104,11 +96,7 @@ def write_json(path: str, results: dict[str, Any]) -> None:
     sys.stdout.write(text)
     return
   try:
-    place = expanded(path)
-    if place.exists() and not place.is_file():
-      place.write_text(text)  # a device or a pipe cannot be replaced
-    else:
-      write_text(place, text)
+    write_text(expanded(path), text)
   except OSError as error:
     raise UsageError(f'cannot write --json={path}: {error.strerror}') from None
 

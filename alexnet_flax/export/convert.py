@@ -3,7 +3,7 @@
 import importlib
 import math
 import pathlib
-import tempfile
+import shutil
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +12,7 @@ from alexnet_flax.data.images import UnreadableError, evaluation_view, read_imag
 from alexnet_flax.errors import UsageError, needs_extra
 from alexnet_flax.export import parity
 from alexnet_flax.export.model_card import write_card
+from alexnet_flax.files import atomic_path, check_writable, expanded, partial_folder
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.pretrained import PretrainedModel, find_run, load_pretrained
 from alexnet_flax.weights import WRITABLE_ENDINGS, open_weights, save_weights
@@ -54,7 +55,7 @@ def convert(
   Raises:
     UsageError: Source, destination or images do not allow it.
   """
-  path, is_run = pathlib.Path(destination), find_run(source) is not None
+  path, is_run = expanded(destination), find_run(source) is not None
   if verify and is_run:
     raise UsageError(f'{source} is our own: there is no other program to compare with')
   if not path.name.endswith(_ENDINGS):
@@ -64,6 +65,7 @@ def convert(
   if stated := stated_digests(path):
     advice = 'choose another, or remove the .sha256 beside it'
     raise UsageError(f'{destination}: a file of this name must have the digest {stated[0]}; {advice}')
+  check_writable(path)
   shown = _images(images) if verify else []
   file = source if is_run else open_weights(source)
   if verify and isinstance(file, WeightsFile) and file.format.activations is None:
@@ -73,17 +75,20 @@ def convert(
   other = file if verify and isinstance(file, WeightsFile) else None
   del file  # or its tensors would stay in memory beside the network's
   try:  # Writing refuses what the format cannot hold; nothing gets its name before all is done.
-    with tempfile.TemporaryDirectory(prefix='.partial-', dir=path.parent) as folder:
-      files, agreement = _write(pathlib.Path(folder, path.name), network, names)
+    with partial_folder(path) as folder:
+      files, agreement = _write(folder / path.name, network, names)
       if other is not None:
         program, errors = parity.compare(other, spec, network.variables, shown)
-      card = pathlib.Path(folder, f'{path.name}.md')
+      card = folder / f'{path.name}.md'
       write_card(card, files, network)
-      *written, card = (file.replace(path.with_name(file.name)) for file in (*files, card))
+      for whole in (*files, card):
+        with atomic_path(path.with_name(whole.name)) as partial:
+          shutil.move(whole, partial)
   except OSError as error:
     raise UsageError(f'cannot write {path}: {error.strerror or error}') from None
   size = f'{spec.image_size}x{spec.image_size}'
   print(f'{network.source}: {spec.name}, {network.num_parameters:,} parameters, {size}')
+  *written, card = (path.with_name(whole.name) for whole in (*files, card))
   print(f'wrote {" and ".join(map(str, written))}; {agreement}\n{card} describes it')
   if other is None:
     return True

@@ -6,7 +6,6 @@ import datetime
 import hashlib
 import itertools
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from alexnet_flax.data.images import image_files, printable, views_of_files
 from alexnet_flax.errors import UsageError, needs_extra, one_line, unknown_name
-from alexnet_flax.files import atomic_path
+from alexnet_flax.files import atomic_path, check_writable, expanded
 from alexnet_flax.inference.features import feature_batches
 from alexnet_flax.models.spec import Spec
 from alexnet_flax.pretrained import PretrainedModel
@@ -64,8 +63,7 @@ def write_features(
   Raises:
     UsageError: A name is unknown, there are no images, or the file cannot be written.
   """
-  check_writable(out)
-  path, files = pathlib.Path(out), image_files(images)
+  path, files = feature_path(out), image_files(images)
   ours = our_layers(network.spec, layers, names)
   side, unreadable = network.spec.image_size, dict[int, str]()
 
@@ -122,22 +120,27 @@ def write_features(
   return list(unreadable.values())
 
 
-def check_writable(out: str) -> None:
-  """Raises UsageError if a path cannot be that of a feature file."""
-  path = pathlib.Path(out)
+def feature_path(out: str) -> pathlib.Path:
+  """Returns the path of a feature file.
+
+  Raises:
+    UsageError: Its ending is of another kind of file, or it cannot be written.
+  """
+  path = expanded(out)
   if path.suffix not in ('.h5', '.hdf5', '.npz'):
     raise UsageError(f'--out {out}: the ending must be .h5, .hdf5 or .npz')
-  if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-    folder = 'it is a folder' if path.is_dir() else f'the folder {path.parent} is not there or not writable'
-    raise UsageError(f'cannot write {out}: {folder}')
+  check_writable(path)
+  return path
 
 
 def our_layers(spec: Spec, layers: Sequence[str], names: str) -> dict[str, str]:
   """Returns our name of each layer, by its name in a scheme; spaces around names do not count.
 
   Raises:
-    UsageError: There is no such layer, or no layer at all.
+    UsageError: There is no such scheme or layer, or no layer at all.
   """
+  if names not in LAYER_NAMES:
+    raise unknown_name('scheme of names', names, LAYER_NAMES)
   known = {theirs: ours for ours, theirs in LAYER_NAMES[names](spec).items()}
   found = {}
   for name in filter(None, map(str.strip, layers)):

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from alexnet_flax.data.images import image_files, views_of_files
 from alexnet_flax.errors import UsageError, one_line
-from alexnet_flax.files import atomic_path
+from alexnet_flax.files import atomic_path, expanded
 from alexnet_flax.pretrained import Classification, PretrainedModel
 
 
@@ -98,15 +98,16 @@ def _as_json(prediction: Prediction, place: pathlib.Path | None) -> dict[str, An
 
 def _map_paths(files: Sequence[str], folder: str) -> dict[str, pathlib.Path]:
   """A path for the map of each image; a number tells images of one name in several folders apart."""
+  place = expanded(folder)
   try:
-    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UsageError(f'cannot write to --saliency={folder}: {error.strerror}') from None
   places: dict[pathlib.Path, str] = {}
   for file in dict.fromkeys(files):
     stem = pathlib.PurePath(file).stem
     names = itertools.chain([stem], (f'{stem}-{count}' for count in itertools.count(2)))
-    paths = (pathlib.Path(folder, f'{name}-gradcam.png') for name in names)
+    paths = (place / f'{name}-gradcam.png' for name in names)
     places[next(path for path in paths if path not in places)] = file
   return {file: path for path, file in places.items()}
 

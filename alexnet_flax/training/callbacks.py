@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,7 @@ import orbax.checkpoint as ocp
 from alexnet_flax import checkpoint
 from alexnet_flax.checkpoint import SaveError
 from alexnet_flax.data import sampling
+from alexnet_flax.data.images import printable
 from alexnet_flax.errors import DivergedError, UsageError
 from alexnet_flax.files import write_json
 from alexnet_flax.metrics import Metrics
@@ -193,7 +195,8 @@ def record_failure(progress: Progress, step: int, what: str, folder: pathlib.Pat
   place = folder / 'failures' / str(step)
   checkpoint.save_alone(place / 'state', progress.state)
   if jax.process_index() == 0:
-    names = [example.name for example in source.read(chosen)]
+    inside = os.path.join(printable(source.folder), '')  # where the user keeps the images is not told
+    names = [example.name.removeprefix(inside) for example in source.scan(chosen)]
     examples = [{'index': int(index), 'name': name} for index, name in zip(chosen, names, strict=True)]
     rate = float(progress.experiment.learner.learning_rate(step - 1))
     found = {'step': step, 'what': what, 'learning_rate': rate, 'data': source.name, 'examples': examples}

@@ -77,7 +77,7 @@ def _welcome(server: socket.socket, coordinator: str, processes: int, within: fl
       connection.settimeout(_SPEAK_WITHIN)
       try:
         number, count = map(int, _hear(connection))
-      except (OSError, TypeError, ValueError):  # of another program
+      except (OSError, OverflowError, TypeError, ValueError):  # of another program
         connection.close()
         continue
       others.append(connection)
@@ -106,6 +106,8 @@ def _ask(address: tuple[str, int], coordinator: str, hello: list[int], within: f
       if not isinstance(answer, str):
         return f'what answers at --coordinator={coordinator} is not process 0 of this run'
       return answer
+    except UnicodeError:
+      return f'--coordinator={coordinator}: {address[0]!r} is no name of a machine'
     except OSError as error:
       reason = error.strerror or str(error)
     if not said and time.monotonic() > start + _SAY_AFTER:

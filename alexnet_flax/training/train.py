@@ -116,7 +116,7 @@ def _train(
   batches = train_batches(experiment, first_step, folder=folder)
   first = list(itertools.islice(batches, 1))  # before the folder's files are touched
   if is_writer:
-    write_records(folder, config, experiment.data.train.class_names, first_step)
+    write_records(folder, config, experiment.data.train.class_names, first_step, _images(experiment))
   logger = Logger(folder, first_step, last, experiment.schedule.steps_per_epoch, is_writer)
   bad = experiment.data.bad
   bad.say = logger.say if is_writer else print
@@ -148,7 +148,7 @@ def _train(
 def _finished(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
   """Says that the run has ended before; its folder stays as it is."""
   split, last = experiment.eval_split, experiment.schedule.total_steps
-  if changes := changed_keys(folder, experiment.config, last):
+  if changes := changed_keys(folder, experiment.config, last, _images(experiment)):
     keys = ', '.join(f'{key} (={now!r}) was {was!r}' for key, (was, now) in changes.items())
     raise UsageError(f'the run in {folder} is finished, and {keys}; use another --workdir')
   lines = [line for line in read_metrics(folder) if (line['step'], line['split']) == (last, split)]
@@ -157,6 +157,12 @@ def _finished(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
     print(f'the run in {folder} is finished; nothing is trained, and its files stay as they are')
     print(_closing_line(experiment, values, folder), flush=True)
   return values
+
+
+def _images(experiment: Experiment) -> str:
+  """What tells whether a run goes on with the images that it had."""
+  train = experiment.data.train
+  return f'{train.num_examples:,} of {train.identity[:40]}'
 
 
 def _opening_line(experiment: Experiment, step: int, folder: pathlib.Path) -> str:

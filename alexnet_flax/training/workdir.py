@@ -16,11 +16,13 @@ import jax
 
 from alexnet_flax.config import Config, all_keys, from_dict, to_dict, value_of, with_values
 from alexnet_flax.errors import UsageError, one_line
-from alexnet_flax.files import public, read_json, read_lines, rewrite_lines, set_aside, write_json
+from alexnet_flax.files import expanded, public, read_json, read_lines, rewrite_lines, set_aside, write_json
 from alexnet_flax.pretrained import LOCAL, write_names
 
 CONFIG, HISTORY, ENVIRONMENT = 'config.json', 'config_history.jsonl', 'environment.json'
 _ROOM = 1 << 16  # bytes without which nothing can begin
+# What local.json holds in full -> its name in the history. Of paths, all other files have the last part.
+_LOCAL_KEYS = {'data_dir': 'data.data_dir', 'transfer_source': 'transfer.source', 'images': 'training images'}
 
 
 def make_folder(folder: pathlib.Path) -> None:
@@ -62,10 +64,13 @@ def sole_writer(folder: pathlib.Path) -> Iterator[None]:
     lock.release()
 
 
-def write_records(folder: pathlib.Path, config: Config, class_names: Sequence[str], step: int) -> None:
+def write_records(
+  folder: pathlib.Path, config: Config, class_names: Sequence[str], step: int, images: str | None = None
+) -> None:
   """Writes what a run consists of from `step` on: its configuration, class names and environment.
 
-  Keys that differ from the run so far are said, and kept in config_history.jsonl.
+  Keys that differ from the run so far are said, and kept in config_history.jsonl; other `images` to train on
+  likewise.
   """
   for name, read in ((CONFIG, _read_config), (HISTORY, read_history)):
     try:
@@ -73,7 +78,7 @@ def write_records(folder: pathlib.Path, config: Config, class_names: Sequence[st
     except UsageError as error:
       aside = set_aside(folder / name, folder / 'damaged')
       print(one_line(f'note: {error}; it is set aside as {aside}, and written anew'))
-  changes = changed_keys(folder, config, step)
+  changes = changed_keys(folder, config, step, images)
   for key, (was, now) in changes.items():
     print(one_line(f'note: {key} was {was!r} in this run so far, and is {now!r} from here on'))
   history = [line for line in read_history(folder) if line['step'] < step]
@@ -81,12 +86,14 @@ def write_records(folder: pathlib.Path, config: Config, class_names: Sequence[st
     rewrite_lines(folder / HISTORY, [*history, {'step': step, 'changes': changes}] if changes else history)
   write_json(folder / CONFIG, to_dict(_without_private(config)))
   # So that evaluate and report find the data, wherever they are started.
-  write_json(folder / LOCAL, {'data_dir': _data_folder(config)})
+  write_json(folder / LOCAL, _local(config, images))
   write_names(folder, class_names)
   write_json(folder / ENVIRONMENT, environment())
 
 
-def changed_keys(folder: pathlib.Path, config: Config, step: int) -> dict[str, tuple[Any, Any]]:
+def changed_keys(
+  folder: pathlib.Path, config: Config, step: int, images: str | None = None
+) -> dict[str, tuple[Any, Any]]:
   """Returns key -> (value in the folder's run up to `step`, value in `config`) where they differ.
 
   Raises:
@@ -100,17 +107,22 @@ def changed_keys(folder: pathlib.Path, config: Config, step: int) -> dict[str, t
     if line['step'] >= step:  # changed by a run of which no checkpoint is left
       old |= {key: was for key, (was, _) in line['changes'].items() if key in old}
   changes = {key: (old[key], new[key]) for key in new if old[key] != new[key]}
-  key, local = 'data.data_dir', read_json(folder / LOCAL)
-  if local is not None:  # which has the whole path
+  local, here = read_json(folder / LOCAL) or {}, _local(config, images)
+  for name in _LOCAL_KEYS.keys() & local.keys():
+    key = _LOCAL_KEYS[name]
     changes.pop(key, None)
-    if local.get('data_dir') != _data_folder(config):
-      changes[key] = (old[key], new[key])
+    if local[name] != here[name]:
+      changes[key] = (old.get(key, local[name]), new.get(key, here[name]))
   return changes
 
 
-def _data_folder(config: Config) -> str | None:
-  place = config.data.data_dir
-  return place and os.path.abspath(os.path.expanduser(place))
+def _local(config: Config, images: str | None) -> dict[str, str | None]:
+  """Returns the paths that are nobody else's business, and which images are trained on."""
+  places = config.data.data_dir, config.transfer.source
+  data_dir, source = (
+    os.path.abspath(expanded(place)) if place and '://' not in place else place for place in places
+  )
+  return {'data_dir': data_dir, 'transfer_source': source, 'images': images}
 
 
 def read_history(folder: pathlib.Path) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from alexnet_flax.errors import UsageError
 from alexnet_flax.evaluation.evaluate import predict_dataset
 from alexnet_flax.evaluation.protocols import Protocol, protocol_of
 from alexnet_flax.evaluation.scores import Predictions, most_confused
-from alexnet_flax.files import write_text
+from alexnet_flax.files import check_writable, write_text
 from alexnet_flax.inference.features import feature_batches
 from alexnet_flax.inference.layer_stats import layer_statistics
 from alexnet_flax.models.spec import Dropout, Flatten
@@ -89,10 +89,11 @@ class RunResults:
   def views(self, source: Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Decodes images; returns the indices of those that can be, and central crops, uint8 [N, S, S, 3]."""
     view = dataclasses.replace(self.protocol.view, ten_crop=False)
+    turn, max_pixels = not source.is_published, self.config.data.max_pixels
     kept, views = [], []
     for index, example in zip(indices.tolist(), source.read(indices), strict=True):
       with contextlib.suppress(UnreadableError):
-        views.append(evaluation_crops(decode_pixels(example.image, self.config.data.max_pixels), view))
+        views.append(evaluation_crops(decode_pixels(example.image, turn, max_pixels), view))
         kept.append(index)
     return np.array(kept, np.int64), np.array(views).reshape(-1, view.image_size, view.image_size, 3)
 
@@ -129,16 +130,18 @@ def write_report(runs: Sequence[RunResults], path: pathlib.Path) -> None:
   Raises:
     UsageError: The file cannot be written, or shows images of more runs than this page would.
   """
+  check_writable(path)
+  with_images = sum(results.sources is not None for results in runs)
+  before = path.read_text(encoding='utf-8', errors='replace') if path.is_file() else ''
+  if with_images < len(_WITH_IMAGES.findall(before)):
+    raise UsageError(f'{path} shows images, which this report would not; give --data_dir, or another --out')
   contents = [content(results) for results in runs]
   page = page_template('report.html').render(
     title=' · '.join(results.name for results in runs),
     runs=contents,
     comparison=_comparison(contents) if len(contents) > 1 else None,
   )
-  with_images = sum(results.sources is not None for results in runs)
   try:
-    if path.is_file() and with_images < len(_WITH_IMAGES.findall(path.read_text(encoding='utf-8'))):
-      raise UsageError(f'{path} shows images, which this report would not; give --data_dir, or another --out')
     write_text(path, page)
   except OSError as error:
     raise UsageError(f'cannot write {path}: {error.strerror}') from None

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from alexnet_flax.errors import UsageError, needs_extra
-from alexnet_flax.files import atomic_path
+from alexnet_flax.files import atomic_path, without_credentials
 from alexnet_flax.models.spec import Spec
 from alexnet_flax.weights import caffe, keras, native, torchvision
-from alexnet_flax.weights.download import local_path, verify_digest, without_credentials
+from alexnet_flax.weights.download import local_path, verify_digest
 from alexnet_flax.weights.format import Format, WeightsFile
 from alexnet_flax.weights.layout import check, tensors_of
 

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from alexnet_flax.errors import UsageError, needs_extra, unknown_name
-from alexnet_flax.files import expanded
+from alexnet_flax.files import expanded, without_credentials
 
 # Name -> URL and digest. The digests are published with the files: in torchvision's file name, in
 # BVLC/caffe's models/*/readme.md, and in cvjena/cnn-models' AlexNet_cvgj/model_download_link.txt.
@@ -91,15 +91,6 @@ def _check_digests(content: bytes, digests: list[str], source: str) -> None:
 def _digests_in_name(name: str) -> list[str]:
   """The digest in 'alexnet-owt-7be5be79.pth', as PyTorch's hub writes it; not a date or another number."""
   return re.findall(r'-(?!\d+\.)([0-9a-f]{8,64})\.pth?$', name)
-
-
-def without_credentials(source: str) -> str:
-  """Returns a URL without user, password and query, which often is a signature; any other text as it is."""
-  if not re.match(r'https?://', source):
-    return source
-  scheme, _, rest = source.partition('://')
-  host, slash, path = re.split('[?#]', rest)[0].partition('/')
-  return f'{scheme}://{host.rpartition("@")[2]}{slash}{path}'
 
 
 def _downloaded(url: str, digest: str | None) -> pathlib.Path:

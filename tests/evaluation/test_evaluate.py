@@ -283,8 +283,11 @@ def test_mce_of_the_published_errors_is_one():
     (['--dataset', 'digits:tset'], "unknown split 'tset'; did you mean 'test'"),
     (['--dataset', ':test'], 'write NAME or NAME:SPLIT'),
     (['--batch_size', '0'], '--batch_size (=0) must be at least 1'),
-    (['--json', '/proc/absent/a.json'], 'cannot write --json=/proc/absent/a.json'),
-    (['--json', '/tmp'], 'cannot write --json=/tmp: a folder'),
+    (
+      ['--json', '/proc/absent/a.json'],
+      'cannot write /proc/absent/a.json: there is no folder /proc/absent',
+    ),
+    (['--json', '/tmp'], 'cannot write /tmp: it is a folder'),
     (['--size', '0'], 'crops of 0x0 do not fit'),
   ],
 )

@@ -206,7 +206,7 @@ def test_names_of_torchvision_and_folders(folder, variables, images):
     ),
     ({'--layers': 'relu3', '--names': 'torchvision'}, "scheme ours: add --names ours, or write 'features.7'"),
     ({'--layers': ' , '}, '--layers names no layer'),
-    ({'--out': 'nowhere/f.npz'}, 'cannot write nowhere/f.npz: the folder nowhere is not there'),
+    ({'--out': 'nowhere/f.npz'}, 'cannot write nowhere/f.npz: there is no folder nowhere'),
     ({'--out': 'tests.h5/../.h5'}, 'the ending must be'),
     ({'--out': 'f.csv'}, '--out f.csv: the ending must be .h5, .hdf5 or .npz'),
     ({'--out': '/dev/null/f.h5'}, 'cannot write /dev/null/f.h5'),

@@ -62,6 +62,7 @@ def test_nobody_is_there_and_a_name_that_is_none(address, capsys, monkeypatch):
   assert said.startswith(
     'no process 0 has answered at --coordinator=no-such-host.invalid:1234 within 0.3 s: '
   )
+  assert meet('a..b:1234', (1, 2)) == ["--coordinator=a..b:1234: 'a..b' is no name of a machine"]
 
 
 def test_a_port_in_use(address):
@@ -73,9 +74,9 @@ def test_a_port_in_use(address):
 def test_another_program_at_the_port(address):
   """Of those who connect to process 0, and in its place."""
 
-  def visit():
+  def visit(line=b'GET / HTTP/1.1\r\n\r\n'):
     with socket.create_connection(place, 5) as connection:
-      connection.sendall(b'GET / HTTP/1.1\r\n\r\n')
+      connection.sendall(line)
 
   def serve():
     connection, _ = server.accept()
@@ -91,6 +92,7 @@ def test_another_program_at_the_port(address):
     thread.join()
   server = rendezvous._listen(*place)
   visit()
+  visit(b'[Infinity, 2]\n')
   (said,) = [rendezvous._welcome(server, address, 2, 0.3)]
   assert said == f'process 1 of 2 has not come to {address} within 0.3 s'
 

@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from alexnet_flax import checkpoint, files
+from alexnet_flax import checkpoint
+from alexnet_flax.data.source import Example, Source
 from alexnet_flax.errors import DivergedError, PreemptedError, UsageError
 from alexnet_flax.training import batches, callbacks, experiment, logger, preemption, workdir
 from alexnet_flax.training import train as training
+from alexnet_flax.training.experiment import build_experiment
 from tests.helpers import TINY, command, replace
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
@@ -150,6 +153,13 @@ def test_the_best_checkpoint_outlives_restarts(tiny, tmp_path, monkeypatch):
 def test_manifests_that_are_none(tmp_path, content):
   (tmp_path / checkpoint.MANIFEST).write_text(content)
   assert checkpoint.damage(tmp_path) == f'no readable {checkpoint.MANIFEST}'
+
+
+def test_what_orbax_could_not_read_is_damage(tiny, tmp_path, capsys):
+  training.train(replace(tiny, total_steps=1), tmp_path)
+  (tmp_path / 'checkpoints' / '1' / '_CHECKPOINT_METADATA').write_text('[' * 100_000)
+  training.train(replace(tiny, total_steps=1), tmp_path)
+  assert 'the checkpoint of step 1 is damaged (no readable _CHECKPOINT_METADATA)' in capsys.readouterr().out
 
 
 def test_damaged_twice(tiny, tmp_path):
@@ -350,6 +360,19 @@ def test_the_examples_of_a_broken_step_are_those_of_its_batch(tiny, tmp_path, mo
   assert [example['index'] for example in found['examples']] == recorded[3]
 
 
+def test_the_examples_of_a_broken_step_do_not_say_where_the_images_are(tiny, tmp_path, monkeypatch):
+  monkeypatch.setattr(checkpoint, 'save_alone', lambda place, state: place.mkdir(parents=True))
+  names = [f'{tmp_path}/photos/cat/{number}.jpg' for number in range(16)]
+  scan = lambda numbers: [Example(b'', 0, names[number]) for number in numbers]  # noqa: E731
+  source = Source('photos', 16, ('cat',), scan, scan, f'{tmp_path}/photos')
+  run = build_experiment(tiny)
+  run = dataclasses.replace(run, data=dataclasses.replace(run.data, train=source))
+  callbacks.record_failure(types.SimpleNamespace(experiment=run, state=None), 1, 'the loss', tmp_path)
+  text = (tmp_path / 'failures' / '1' / 'batch.json').read_text()
+  assert '"cat/3.jpg"' in text
+  assert str(tmp_path) not in text
+
+
 def test_the_configuration_names_no_place_of_the_user(tiny, tmp_path):
   training.train(replace(tiny, total_steps=1), tmp_path)
   text = (tmp_path / 'config.json').read_text()
@@ -416,22 +439,6 @@ def test_which_signals_end_a_run():
       assert not shutdown.requested
   finally:
     signal.signal(signal.SIGHUP, before)
-
-
-def test_what_a_killed_process_was_writing_is_removed(tmp_path):
-  with subprocess.Popen(['true']) as process:
-    pass
-  for name in (f'.partial-{process.pid}-a[1].json', f'.partial-{process.pid}-b.json', '.partial-x-a[1].json'):
-    (tmp_path / name).write_text('cut sh')
-  (tmp_path / f'.partial-{os.getppid()}-a[1].json').write_text('is being written')
-  files.write_text(tmp_path / 'a[1].json', 'whole')
-  assert (tmp_path / 'a[1].json').read_text() == 'whole'
-  left = {path.name for path in tmp_path.iterdir()} - {'a[1].json'}
-  assert left == {
-    f'.partial-{process.pid}-b.json',
-    '.partial-x-a[1].json',
-    f'.partial-{os.getppid()}-a[1].json',
-  }
 
 
 def test_a_checkpoint_that_is_rotated_away_while_it_is_read(tmp_path, monkeypatch):

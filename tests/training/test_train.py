@@ -192,6 +192,23 @@ def test_the_history_of_a_configuration(tmp_path, capsys):
   assert workdir.read_history(tmp_path / 'a') == []
 
 
+def test_other_images_and_another_source_of_transfer_are_part_of_the_history(tmp_path):
+  def write(source, images, step):
+    config = replace(TINY, transfer={'source': source})
+    workdir.write_records(tmp_path, config, ['x', 'y'], step, images)
+    return workdir.read_history(tmp_path)
+
+  assert write('/here/x.pth', '8 of ab', 0) == []
+  assert write('/here/x.pth', '8 of ab', 2) == []
+  changed = {'step': 4, 'changes': {'training images': ['8 of ab', '9 of cd']}}
+  assert write('/here/x.pth', '9 of cd', 4) == [changed]
+  elsewhere = {'step': 6, 'changes': {'transfer.source': ['.../x.pth', '.../x.pth']}}
+  assert write('/there/x.pth', '9 of cd', 6) == [changed, elsewhere]
+  local = json.loads((tmp_path / 'local.json').read_text())
+  (tmp_path / 'local.json').write_text(json.dumps({'data_dir': local['data_dir']}))  # of an earlier version
+  assert write('/here/x.pth', '1 of ef', 8) == [changed, elsewhere]
+
+
 def test_the_latest_checkpoints_and_the_best_are_kept(tiny, tmp_path):
   """With accuracy that falls, Orbax's own `max_to_keep` with `best_fn` would drop the latest."""
   run = build_experiment(tiny)

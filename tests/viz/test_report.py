@@ -1,17 +1,22 @@
 """`report.html`: the contents of the page, that it is self-contained, and several runs side by side."""
 
 import dataclasses
+import io
 import json
 import re
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from alexnet_flax.cli.main import main
 from alexnet_flax.cli.train import train_and_report
 from alexnet_flax.data.augment import normalize
+from alexnet_flax.data.source import Example, Source
+from alexnet_flax.data.views import EvalView
 from alexnet_flax.evaluation.scores import Estimate
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.training import train as training
@@ -101,12 +106,14 @@ def without_data(run, tmp_path):
   return tmp_path / 'run'
 
 
-def test_without_data_the_rest_is_shown(without_data, tmp_path, capsys):
+def test_without_data_the_rest_is_shown(without_data, tmp_path, capsys, monkeypatch):
   (tmp_path / 'run' / 'metrics.jsonl').unlink()
   page = (without_data / 'report.html').read_bytes()
+  monkeypatch.delattr(report, 'content')  # nothing is computed first
   assert main(['report', str(without_data)]) == 2
   assert 'report.html shows images, which this report would not; give --data_dir' in capsys.readouterr().err
   assert (without_data / 'report.html').read_bytes() == page
+  monkeypatch.undo()
   (without_data / 'report.html').unlink()
   assert main(['report', str(without_data)]) == 0
   assert 'give --data_dir' in capsys.readouterr().err
@@ -132,11 +139,12 @@ def test_runs_with_the_same_folder_name(without_data, tmp_path, monkeypatch):
   for parent in 'ab':
     shutil.copytree(without_data, tmp_path / parent / 'digits')
   monkeypatch.chdir(tmp_path)
-  assert main(['report', 'a/digits', 'b/digits']) == 0
+  assert main(['report', str(tmp_path / 'a' / 'digits'), 'b/digits']) == 0
   text = (tmp_path / 'report.html').read_text()
   assert '<title>a/digits · b/digits' in text
   for name in ('a/digits', 'b/digits'):
     assert text.count(name) >= 4  # the title, two legends, and the run's heading
+  assert f'{tmp_path}/a' not in text
 
 
 @pytest.mark.parametrize('folder', ['', 'absent'])
@@ -295,3 +303,19 @@ def test_charts_use_the_colours_of_the_page():
   assert 'currentColor' in svg
   assert not re.search(r'(stroke|fill): #', svg)
   assert 'b &lt;' in svg
+
+
+def test_images_lie_as_they_were_evaluated():
+  """Those of TFDS's own sets as they are stored, all others as viewers turn them."""
+  pixels = np.zeros((16, 16, 3), np.uint8)
+  pixels[:8] = 255
+  exif, file = Image.Exif(), io.BytesIO()
+  exif[0x0112] = 3  # upside down
+  Image.fromarray(pixels).save(file, 'PNG', exif=exif)
+  read = lambda numbers: [Example(file.getvalue(), 0, '')] * len(numbers)  # noqa: E731
+  source = Source('pets', 1, ('cat',), read, read, '')
+  run = types.SimpleNamespace(protocol=types.SimpleNamespace(view=EvalView(16, 16)), config=TINY)
+  for is_published, expected in ((False, pixels[::-1]), (True, pixels)):
+    published = dataclasses.replace(source, is_published=is_published)
+    _, (view,) = report.RunResults.views(run, published, np.array([0]))
+    np.testing.assert_array_equal(view, expected)

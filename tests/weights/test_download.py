@@ -10,8 +10,9 @@ import pytest
 
 from alexnet_flax import VARIANTS, load_weights, save_weights
 from alexnet_flax.errors import UsageError
+from alexnet_flax.files import without_credentials
 from alexnet_flax.weights import download, open_weights
-from alexnet_flax.weights.download import local_path, without_credentials
+from alexnet_flax.weights.download import local_path
 from tests.helpers import random_variables
 
 SPEC = VARIANTS['torchvision'].scaled(1 / 16, 67)

@@ -1,13 +1,12 @@
 """Principal components of a data set's colours, for the paper's colour augmentation."""
 
 import dataclasses
-import json
 import pathlib
 
 import numpy as np
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.files import write_text
+from alexnet_flax.files import read_json, write_json
 
 _FILE = 'rgb_components.json'
 
@@ -42,7 +41,7 @@ def principal_components(count: int, sums: np.ndarray, products: np.ndarray) -> 
 
 def write_components(folder: pathlib.Path, components: PrincipalComponents) -> None:
   """Writes the components into a data set's folder."""
-  write_text(folder / _FILE, json.dumps(dataclasses.asdict(components), indent=2) + '\n')
+  write_json(folder / _FILE, dataclasses.asdict(components))
 
 
 def read_components(folder: str, name: str) -> PrincipalComponents | None:
@@ -54,8 +53,8 @@ def read_components(folder: str, name: str) -> PrincipalComponents | None:
   path = pathlib.Path(folder, _FILE)
   if path.is_file():
     try:
-      stored = json.loads(path.read_bytes())
+      stored = read_json(path) or {}
       return PrincipalComponents(tuple(stored['eigenvalues']), tuple(map(tuple, stored['eigenvectors'])))
-    except (ValueError, TypeError, KeyError):
+    except (UsageError, TypeError, KeyError):
       raise UsageError(f'{path} is damaged; remove {folder} and prepare the data set again') from None
   return IMAGENET if name.startswith('imagenet2012') else None

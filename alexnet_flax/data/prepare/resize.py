@@ -32,7 +32,7 @@ from alexnet_flax.data.tfds_source import IMAGE_FOLDER, open_dataset, split_name
 from alexnet_flax.data.tfrecord import write_record
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError, unknown_name
-from alexnet_flax.files import atomic_path, expanded, write_text
+from alexnet_flax.files import atomic_path, expanded, read_json, write_text
 
 VERSION = '1.0.0'
 _SHARD_BYTES = 256 << 20
@@ -150,8 +150,8 @@ def _is_done(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
   """
   path, plan = folder / _PLAN, json.loads(json.dumps(plan))
   try:
-    found = json.loads(path.read_bytes())
-  except (FileNotFoundError, ValueError):  # not begun, or damaged: nothing is known of what lies there
+    found = read_json(path)
+  except UsageError:  # damaged: nothing is known of what lies there
     found = None
   if (folder / 'dataset_info.json').exists():
     if found != plan:
@@ -189,7 +189,7 @@ def _write_split(
       write_shard(path, statistics, source, indices, image_format, bad, bar)
     else:
       bar.update(len(indices))
-    lengths.append(json.loads(statistics.read_text())['images'])
+    lengths.append((read_json(statistics) or {})['images'])
     written += path.stat().st_size
   return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=written, filename_template=template)
 
@@ -198,7 +198,7 @@ def _write_metadata(
   folder: pathlib.Path, image_format: ImageFormat, source: Source, splits: Sequence[Any]
 ) -> int:
   """Writes the colour components and then TFDS's metadata; returns the number of skipped images."""
-  every = {path.name: json.loads(path.read_text()) for path in sorted(folder.glob('.statistics-*.json'))}
+  every = {path.name: read_json(path) or {} for path in sorted(folder.glob('.statistics-*.json'))}
   train = [shard for name, shard in every.items() if name.startswith('.statistics-train-')]
   if train:
     pixels = sum(shard['pixels'] for shard in train)
