@@ -76,11 +76,7 @@ def checkpoint_manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager
 
 @functools.cache
 def _safe(folder: pathlib.Path) -> pathlib.Path:
-  """Returns a path of the folder that Orbax and TensorStore take literally: a link, where its own is not.
-
-  Raises:
-    UsageError: The folder of temporary files has such a path itself.
-  """
+  """Returns a path of the folder that Orbax and TensorStore take literally: a link, where its own is not."""
   folder = folder.resolve()
   if not _UNSAFE.search(str(folder)):
     return folder
@@ -95,35 +91,23 @@ def _safe(folder: pathlib.Path) -> pathlib.Path:
 def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, float] | None = None) -> None:
   """Begins to save the state as the checkpoint of its step, with its scores if they are known.
 
-  The save before must be finished.
-
-  Raises:
-    SaveError: The save cannot begin.
+  The save before must be finished. Raises SaveError if the save cannot begin.
   """
   with _failures(manager, step := int(state.step)):
     manager.save(step, args=ocp.args.StandardSave(_saved_tree(state)), metrics=metrics)
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
-  """Waits until the save that has begun is complete.
-
-  Raises:
-    SaveError: It failed.
-  """
+  """Waits until the save that has begun is complete; raises SaveError if it failed."""
   with _failures(manager, manager.latest_step()):
     manager.wait_until_finished()
 
 
 def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
-  """Restores the checkpoint of a step.
+  """Restores the checkpoint of one of the manager's steps.
 
-  Args:
-    manager: The manager of the run's folder.
-    step: One of its steps.
-    like: Shapes, types and shardings; its static fields are taken over.
-
-  Raises:
-    UsageError: The checkpoint is of another network or optimizer; the message names what differs.
+  `like` has the shapes, types and shardings; its static fields are taken over. Raises UsageError if the
+  checkpoint is of another network or optimizer; the message names what differs.
   """
   target = _saved_tree(like)
   theirs, ours = _shapes(manager.item_metadata(step)), _shapes(target)
@@ -221,12 +205,9 @@ def steps_in(folder: pathlib.Path) -> list[int]:
 
 
 def latest_whole(folder: pathlib.Path, damaged: pathlib.Path, say: Callable[[str], None]) -> int | None:
-  """Returns the step of the last undamaged checkpoint; damaged ones after it are set aside.
+  """Returns the step of the last undamaged checkpoint in a folder.
 
-  Args:
-    folder: The folder of checkpoints.
-    damaged: The folder to which damaged ones are moved.
-    say: Called with a line for each of those.
+  Damaged ones after it are moved to the folder `damaged`; `say` is called with a line for each.
   """
   latest = None
   for step in steps_in(folder) if jax.process_index() == 0 else ():
@@ -274,11 +255,7 @@ def _failures(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None
 
 
 def save_alone(place: pathlib.Path, state: TrainState) -> None:
-  """Saves a state to a folder of its own.
-
-  Raises:
-    OSError, ValueError: It cannot be written.
-  """
+  """Saves a state to a folder of its own; raises OSError or ValueError if it cannot be written."""
   place.parent.mkdir(parents=True, exist_ok=True)
   # Not the asynchronous StandardCheckpointer: it leaves threads behind where it fails.
   with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
@@ -301,9 +278,7 @@ def _shapes(tree: Any) -> dict[str, str]:
 def damage(checkpoint: pathlib.Path, which: str = '*') -> str | None:
   """Returns what is wrong with a checkpoint's files, or None if they are as they were written.
 
-  Args:
-    checkpoint: The checkpoint's folder.
-    which: A pattern, to check some of its files alone.
+  `which` is a pattern, to check some of its files alone.
   """
   found: dict[str, Any] | None = None
   for name in (_ORBAX_METADATA, MANIFEST):
@@ -333,8 +308,7 @@ def _check_arrays(item: pathlib.Path) -> None:
 def _write_manifests(folder: pathlib.Path) -> None:
   """Writes the digests of all files of the checkpoint that is being written beside them.
 
-  Raises:
-    ValueError: Not all arrays are there.
+  Raises ValueError if not all arrays are there.
   """
   for checkpoint in folder.glob(f'*{PARTIAL}') if jax.process_index() == 0 else ():
     _check_arrays(checkpoint / _ITEM)

@@ -87,16 +87,12 @@ class PretrainedModel:
     """Classifies images, all in one batch.
 
     Args:
-      images: uint8 RGB [H, W, 3] of any sizes. An image of exactly the network's size [S, S, 3] is taken as
-        it is; any other is resized and cropped as in evaluation.
+      images: uint8 RGB [H, W, 3] of any sizes; ValueError for others. An image of exactly the network's size
+        [S, S, 3] is taken as it is; any other is resized and cropped as in evaluation, which needs Pillow.
       top: How many classes to return.
 
     Returns:
       The most probable classes of each image, most probable first.
-
-    Raises:
-      UsageError: An image must be resized and Pillow is not installed.
-      ValueError: An image has another shape or type.
     """
     own = (self.spec.image_size, self.spec.image_size, 3), np.uint8
     arrays = [np.asarray(image) for image in images]
@@ -160,8 +156,7 @@ def _features(spec: Spec) -> list[int | None]:
 def find_run(source: str | os.PathLike[str]) -> tuple[pathlib.Path, str | None] | None:
   """Returns the folder in RUN, RUN@best or RUN@STEP, and what follows the @; None if there is no such folder.
 
-  Raises:
-    UsageError: Something else follows the @.
+  Raises UsageError if something else follows the @.
   """
   if (path := expanded(source)).is_dir():
     return path, None
@@ -183,11 +178,7 @@ def is_network(text: str) -> bool:
 
 
 def run_config(source: str | os.PathLike[str]) -> 'Config':
-  """Returns the configuration of a run: RUN, RUN@best or RUN@STEP.
-
-  Raises:
-    UsageError: There is none.
-  """
+  """Returns the configuration of a run, RUN, RUN@best or RUN@STEP; raises UsageError if there is none."""
   from alexnet_flax.config import from_dict
 
   folder, _ = find_run(source) or (pathlib.Path(source), None)
@@ -200,8 +191,7 @@ def run_config(source: str | os.PathLike[str]) -> 'Config':
 def run_data(source: str | os.PathLike[str], data_dir: str | None = None) -> 'DataConfig':
   """Returns the data keys of a run, with the folder where its data lie: `data_dir`, or where they lay.
 
-  Raises:
-    UsageError: It is no run, or does not say where its data lay.
+  Raises UsageError if it is no run, or does not say where its data lay.
   """
   data, (folder, _) = run_config(source).data, find_run(source) or (pathlib.Path(source), None)
   if data_dir is None:
@@ -254,8 +244,7 @@ def unnamed(num_classes: int) -> tuple[str, ...]:
 def read_names(path: str | pathlib.Path, num_classes: int | None = None) -> tuple[str, ...]:
   """Reads class names from a text file, one a line; one that JSON quotes is read as JSON, as it was written.
 
-  Raises:
-    UsageError: It cannot be read, or has not `num_classes` lines.
+  Raises UsageError if it cannot be read, or has not `num_classes` lines.
   """
   try:
     refuse_pipe(expanded(path))
@@ -269,10 +258,7 @@ def read_names(path: str | pathlib.Path, num_classes: int | None = None) -> tupl
 
 
 def write_names(folder: pathlib.Path, names: Sequence[str]) -> None:
-  """Writes the class names of a run to its folder, such that `read_names` returns the same.
-
-  A name that is not one line of plain text is written as JSON.
-  """
+  """Writes the class names of a run to its folder; a name that is not one line of plain text becomes JSON."""
   lines = [
     json.dumps(name) if name[:1] in ('"', '\ufeff') or one_line(name) != name else name for name in names
   ]

@@ -54,9 +54,7 @@ def normalize(batch: Batch, key: jax.Array | None = None, *, preprocessing: Prep
   """Turns 'image' from uint8 RGB [B, H, W, 3] into the float32 input that a spec asks for.
 
   The batch's other entries pass through. `key` is unused; every preprocessing function has this signature.
-
-  Raises:
-    TypeError: The images are not uint8, so may have been preprocessed already.
+  Raises TypeError for images that are not uint8, as they may have been preprocessed already.
   """
   del key
   return batch | {'image': _standardize(_as_float(batch), preprocessing)}
@@ -73,14 +71,11 @@ def augment(
   """Applies colour operations, `normalize`, erasing and mixing.
 
   Args:
-    batch: 'image' uint8 RGB [B, H, W, 3], 'label' int32 [B].
+    batch: 'image' uint8 RGB [B, H, W, 3], 'label' int32 [B]; mixed images get float32 [B, C].
     key: The step's key; None for `normalize` alone.
     preprocessing: The spec's preprocessing.
     augmentation: The operations.
     num_classes: C, the length of mixed labels.
-
-  Returns:
-    The batch; its 'label' is float32 [B, C] if images are mixed.
 
   Raises:
     TypeError: The images are not uint8.

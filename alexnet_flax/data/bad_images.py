@@ -22,11 +22,7 @@ class BadImages:
   reasons: dict[str, str] = dataclasses.field(default_factory=dict)  # by the image's name
 
   def report(self, name: str, reason: str) -> None:
-    """Counts an image as skipped.
-
-    Raises:
-      UsageError: The policy is 'error'.
-    """
+    """Counts an image as skipped; raises UsageError if the policy is 'error'."""
     if self.policy == 'error':
       raise UsageError(f'{name} cannot be decoded: {reason}; repair or remove it, or set {self.option}')
     self.skipped += 1

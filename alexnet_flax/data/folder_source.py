@@ -44,11 +44,8 @@ def open_folder(split: str, data_dir: str | None) -> Source:
 
   Its classes are the folders with images in this split and in all splits that share a class with it. A folder
   of CLASS/image is divided by a fixed rule: of each class, by name, every fifth image belongs to 'validation'
-  and the others to 'train'.
-
-  Raises:
-    UsageError: There is no such folder or split, there are fewer than two classes, or two names of classes
-      differ in case alone.
+  and the others to 'train'. Raises UsageError if there is no such folder or split, if there are fewer than
+  two classes, or if names of classes differ in case alone.
   """
   folder = _scan(data_dir)
   splits = folder.splits

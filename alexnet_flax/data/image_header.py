@@ -50,8 +50,7 @@ def read_header(
 def decode_pixels(image: Stored, turn: bool = True, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   """Decodes a stored image with Pillow into uint8 RGB [H, W, 3]; `turn` is of those whose header is unread.
 
-  Raises:
-    UnreadableError: It is not an image, is damaged, or is larger than `max_pixels`.
+  Raises UnreadableError if it is not an image, is damaged, or is larger than `max_pixels`.
   """
   if isinstance(image, UnreadableError):
     raise image

@@ -34,10 +34,9 @@ class UnreadableError(Exception):
 
 
 def walk_files(folder: str) -> Iterator[str]:
-  """Yields the files below a folder, sorted. Links to folders are followed, hidden folders are left out.
+  """Yields the files below a folder, sorted; raises UsageError if a folder cannot be read.
 
-  Raises:
-    UsageError: A folder cannot be read.
+  Links to folders are followed, hidden folders are left out.
   """
 
   def refuse(error: OSError) -> None:
@@ -63,14 +62,10 @@ def printable(name: str) -> str:
 
 
 def image_files(paths: Sequence[str]) -> list[str]:
-  """Expands paths to image files, in the order given.
+  """Expands paths to image files, in the order given; raises UsageError if one leads to no image.
 
-  Args:
-    paths: Files; folders, whose images are sorted by name (`walk_files`); and patterns ('photos/*.jpg'), for
-      shells that do not expand them.
-
-  Raises:
-    UsageError: A folder contains no images, or a pattern matches none.
+  A path is a file; a folder, whose images are sorted by name (`walk_files`); or a pattern ('photos/*.jpg'),
+  for shells that do not expand them.
   """
   files: list[str] = []
   for path in paths:
@@ -186,7 +181,7 @@ def evaluation_crops(image: np.ndarray, view: EvalView) -> np.ndarray:
   """Resizes an image and crops it: the same pixels as torchvision's `Resize` and `CenterCrop` or `TenCrop`.
 
   Args:
-    image: uint8 RGB [H, W, 3] of any size.
+    image: uint8 RGB [H, W, 3] of any size; ValueError for another shape or type.
     view: The view. Its `resize` 'pil' is Pillow's; 'tf' is OpenCV's bilinear resizing, within a level of
       `tf.image.resize`.
 
@@ -194,7 +189,6 @@ def evaluation_crops(image: np.ndarray, view: EvalView) -> np.ndarray:
     uint8 [S, S, 3], or [10, S, S, 3].
 
   Raises:
-    ValueError: The image has another shape or type.
     UnreadableError: The image is so thin that it would have more than `MAX_PIXELS` after resizing.
   """
   if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:
@@ -208,11 +202,7 @@ def evaluation_crops(image: np.ndarray, view: EvalView) -> np.ndarray:
 
 
 def resize_short_side(image: np.ndarray, view: EvalView) -> np.ndarray:
-  """Resizes an image, uint8 [H, W, 3], so that its short side is `view.resize_side`.
-
-  Raises:
-    UnreadableError: The image is so thin that it would have more than `MAX_PIXELS`.
-  """
+  """Resizes an image, uint8 [H, W, 3], so that its short side is `view.resize_side`; errors as above."""
   ((height, width),) = view.resized(np.array([image.shape[:2]])).tolist()
   if height * width > MAX_PIXELS:
     raise UnreadableError(f'{image.shape[1]}x{image.shape[0]} is too thin: resized, it has {width}x{height}')

@@ -49,12 +49,9 @@ _AT_ONCE = 4096
 
 
 def few_per_class(source: Source, count: int, seed: int) -> Source:
-  """Returns a subset with `count` examples of each class, chosen by the seed.
+  """Returns a subset with `count` examples of each class, chosen by the seed; no image is decoded.
 
-  Reads all labels once; no image is decoded.
-
-  Raises:
-    UsageError: A class has fewer examples.
+  Raises UsageError if a class has fewer examples.
   """
   labels, chosen = read_labels(source), []
   for label, name in enumerate(source.class_names):
@@ -108,9 +105,8 @@ def rank_in_class(labels: np.ndarray) -> np.ndarray:
 def read_file(path: str) -> bytes | UnreadableError:
   """Reads an image's file; of one that cannot be opened, returns the reason.
 
-  Raises:
-    UsageError: The disk or the network fails, also after some seconds. That is no fault of the image, and
-      must not decide which images a run skips.
+  Raises UsageError where the disk or the network fails, also after some seconds. That is no fault of the
+  image, and must not decide which images a run skips.
   """
   for wait in (*_WAITS, None):
     try:

@@ -27,11 +27,8 @@ _CHECKSUM = 4  # bytes
 def record_index(file_instructions: list[Any]) -> RecordIndex:
   """Locates every record of a split.
 
-  Args:
-    file_instructions: TFDS's instructions of the split: files, and how many records to skip and take.
-
-  Raises:
-    UsageError: A file is missing, damaged, or ends within a record.
+  `file_instructions` are TFDS's: files, and how many records to skip and take. Raises UsageError if a file is
+  missing, damaged, or ends within a record.
   """
   files = [instruction.filename for instruction in file_instructions]
   # Most of the time is spent waiting for the disk, which serves many requests at once.

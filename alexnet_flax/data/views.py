@@ -63,11 +63,9 @@ class TrainView:
       raise ValueError(f'rotation_fill (={self.rotation_fill}) must be RGB in 0 ... 255')
 
   def windows(self, sizes: np.ndarray, numbers: np.ndarray) -> Windows:
-    """Returns the windows of a batch of images.
+    """Returns the windows of images by their heights and widths, int [B, 2].
 
-    Args:
-      sizes: int [B, 2], heights and widths.
-      numbers: float32 [B, VIEW_NUMBERS], uniform in [0, 1).
+    `numbers` are uniform in [0, 1), float32 [B, VIEW_NUMBERS].
     """
     if self.crop == 'random_crop':
       boxes = _random_crops(sizes, numbers, self.image_size, self.resize_side)

@@ -217,9 +217,7 @@ class Spec:
     """Returns the network with `width` times the channels, and another image size if one is given.
 
     Channels are rounded to a multiple of the network's groups, at least one per group. The head is unchanged.
-
-    Raises:
-      ValueError: `width` is not positive.
+    Raises ValueError if `width` is not positive.
     """
     if not (width > 0 and math.isfinite(width)):
       raise ValueError(f'width (={width}) must be positive')
@@ -234,10 +232,7 @@ class Spec:
     return dataclasses.replace(self, layers=tuple(map(scale, self.layers)), image_size=size)
 
   def replace(self, kind: type, /, **changes: Any) -> 'Spec':
-    """Returns the network with `changes` made in every layer of a kind.
-
-    Raises:
-      UsageError: There is no layer of this kind.
+    """Returns the network with `changes` made in every layer of a kind; raises UsageError if there is none.
 
     >>> from alexnet_flax import VARIANTS
     >>> spec = VARIANTS['paper'].replace(Activation, kind='tanh').replace(Pool, kind='avg')

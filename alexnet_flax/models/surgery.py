@@ -27,11 +27,7 @@ def layer_patterns(text: str) -> list[str]:
 
 
 def rate_multipliers(text: str) -> dict[str, float]:
-  """Parses a list such as 'conv*:0.1, fc8:10' into multipliers by pattern.
-
-  Raises:
-    UsageError: The text has another form, or a multiplier is negative.
-  """
+  """Parses a list such as 'conv*:0.1, fc8:10' into multipliers by pattern; raises UsageError if it cannot."""
   rates = {}
   for pair in layer_patterns(text):
     pattern, _, number = pair.partition(':')
@@ -47,8 +43,7 @@ def rate_multipliers(text: str) -> dict[str, float]:
 def match_layers(spec: Spec, patterns: Iterable[str]) -> list[str]:
   """Returns the layers whose names match any pattern ('conv*', 'norm[1-3]', 'head'), in the network's order.
 
-  Raises:
-    UsageError: A pattern matches no layer.
+  Raises UsageError if a pattern matches no layer.
 
   >>> from alexnet_flax import VARIANTS
   >>> match_layers(VARIANTS['paper'], ['norm*', 'fc8'])
@@ -84,8 +79,7 @@ def frozen_layers(spec: Spec, patterns: Iterable[str]) -> list[str]:
 def scale_rates(spec: Spec, rates: Mapping[str, float]) -> Spec:
   """Returns the network with the learning rates of the layers matching each pattern multiplied.
 
-  Raises:
-    UsageError: A pattern matches no layer, or only layers without parameters.
+  Raises UsageError if a pattern matches no layer, or only layers without parameters.
 
   >>> from alexnet_flax import VARIANTS
   >>> scale_rates(VARIANTS['caffe'], {'conv*': 0.1}).layers[0].multipliers.bias_rate
@@ -108,8 +102,7 @@ def scale_rates(spec: Spec, rates: Mapping[str, float]) -> Spec:
 def with_head_on(spec: Spec, layer: str) -> Spec:
   """Returns the network up to a layer, with the head on top of it.
 
-  Raises:
-    UsageError: There is no such layer, or it is the head.
+  Raises UsageError if there is no such layer, or if it is the head.
 
   >>> from alexnet_flax import VARIANTS
   >>> [name for name, _ in with_head_on(VARIANTS['torchvision'], 'pool1').named_layers()]

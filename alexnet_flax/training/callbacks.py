@@ -74,8 +74,7 @@ class Progress:
 class Callback:
   """A function that is called at intervals, with the `Progress`.
 
-  Raises:
-    ValueError: It would never be called, or a period is not positive.
+  Raises ValueError if it would never be called, or if a period is not positive.
   """
 
   function: Callable[[Progress], None]
@@ -164,8 +163,7 @@ def sum_metrics(parts: Iterable[Metrics]) -> Metrics:
 def check_finite(progress: Progress, logger: Logger, folder: pathlib.Path) -> None:
   """Ends the run at an update that was not finite, or says how many were skipped.
 
-  Raises:
-    DivergedError: An update was not finite, and the configuration does not skip it.
+  Raises DivergedError if an update was not finite, and the configuration does not skip it.
   """
   window, step = progress.window, progress.step
   skipped, row = window.skipped(), window.skipped_in_a_row()
@@ -218,11 +216,7 @@ def log_training(progress: Progress, logger: Logger) -> None:
 
 
 def log_evaluation(progress: Progress, logger: Logger) -> None:
-  """Evaluates and logs.
-
-  Raises:
-    DivergedError: The loss is not finite.
-  """
+  """Evaluates and logs; raises DivergedError if the loss is not finite."""
   experiment, step, split = progress.experiment, progress.step, progress.experiment.eval_split
   measured = evaluate(experiment, progress.state)
   if not math.isfinite(measured['loss']):
@@ -243,11 +237,7 @@ def save(progress: Progress, manager: ocp.CheckpointManager, logger: Logger) -> 
 
 
 def finish_save(manager: ocp.CheckpointManager, experiment: Experiment, logger: Logger) -> None:
-  """Waits until the last save is complete.
-
-  Raises:
-    UsageError: It failed, and the configuration does not continue then.
-  """
+  """Waits until the last save is complete; raises UsageError if it failed, and the run may not go on."""
   with _save_errors(experiment, logger):
     checkpoint.finish(manager)
 

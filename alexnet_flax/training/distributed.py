@@ -79,10 +79,8 @@ class Cluster:
 def initialize(cluster: Cluster) -> None:
   """Joins the other processes, before JAX uses a device; from then on this one ends with its parent.
 
-  Without flags JAX looks for SLURM, Open MPI, Kubernetes and Cloud TPU.
-
-  Raises:
-    UsageError: The other processes cannot be reached.
+  Without flags JAX looks for SLURM, Open MPI, Kubernetes and Cloud TPU. Raises UsageError if the other
+  processes cannot be reached.
   """
   threading.Thread(target=_die_with_parent, daemon=True).start()
   # By default JAX's coordinator listens on all addresses.
@@ -114,8 +112,7 @@ def gather(value: Any) -> list[Any]:
 def check_equal(values: Mapping[str, Any]) -> None:
   """Compares what all processes must have in common.
 
-  Raises:
-    UsageError: They differ; in each process, the same line names the first value that does.
+  Raises UsageError if they differ; in each process, the same line names the first value that does.
   """
   first, *others = gather(values)
   for process, theirs in enumerate(others, start=1):
@@ -177,8 +174,7 @@ def first_process_first(what: str) -> Iterator[None]:
 def is_in_cluster() -> bool:
   """Returns whether a scheduler started this process as one of several, by the rules of JAX.
 
-  Raises:
-    UsageError: It did, and JAX does not recognise it.
+  Raises UsageError if it did, and JAX does not recognise it.
   """
   for environment in ClusterEnv._cluster_types:  # there is no public way to ask
     try:
@@ -228,9 +224,7 @@ def _die_with_parent() -> None:
 def supervise(argv: Sequence[str], cluster: Cluster) -> int:
   """Runs the same command as a child and returns its exit code, once the other processes have come.
 
-  Raises:
-    UsageError: They have not come, or do not fit together.
-    PreemptedError: Another process was lost.
+  Raises UsageError if they have not come or do not fit together, PreemptedError if another process was lost.
   """
   if cluster.coordinator:
     meet(cluster.coordinator, cluster.processes or 0, cluster.process_id or 0, cluster.join_within)

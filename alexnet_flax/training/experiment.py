@@ -109,8 +109,7 @@ class Experiment:
 def build_experiment(config: Config) -> Experiment:
   """Opens the data (preparing the embedded digits), and builds model, optimizer and steps.
 
-  Raises:
-    UsageError: The configuration does not fit the data or the devices.
+  Raises UsageError if the configuration does not fit the data or the devices.
   """
   check_devices()
   with first_process_first('data'):  # it prepares the embedded digits

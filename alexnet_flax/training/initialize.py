@@ -22,8 +22,7 @@ RANDOM = 'random'  # a source that loads nothing, to compare with
 def initial_state(experiment: Experiment) -> tuple[TrainState, list[str]]:
   """Returns the state before the first step, and lines that say what was loaded and what was not used.
 
-  Raises:
-    UsageError: The source of a transfer cannot be read, or does not fit.
+  Raises UsageError if the source of a transfer cannot be read, or does not fit.
   """
   state, transfer = experiment.steps.init(), experiment.config.transfer
   if transfer.source in (None, RANDOM):

@@ -23,16 +23,9 @@ _SAY_AFTER = 10.0  # without an answer
 
 
 def meet(coordinator: str, processes: int, process_id: int, within: float) -> None:
-  """Returns when all processes have come.
+  """Returns when all processes have come to HOST:PORT of process 0, within so many seconds.
 
-  Args:
-    coordinator: HOST:PORT of process 0.
-    processes: The number of processes.
-    process_id: This one's number.
-    within: The seconds to wait for the others.
-
-  Raises:
-    UsageError: They have not come by then, or do not fit together: the same line in each that has come.
+  Raises UsageError if they have not, or do not fit together: the same line in each that has come.
   """
   host, _, port = coordinator.rpartition(':')
   host = host.strip('[]')  # of an IPv6 address
@@ -119,11 +112,7 @@ def _ask(address: tuple[str, int], coordinator: str, hello: list[int], within: f
 
 
 def _hear(connection: socket.socket) -> Any:
-  """Returns what the other end says; None if it is no JSON.
-
-  Raises:
-    OSError: Nothing comes.
-  """
+  """Returns what the other end says, None if it is no JSON; raises OSError if nothing comes."""
   with connection.makefile('rb') as file:
     line = file.readline(_MAX_LINE)
   if not line:

@@ -26,11 +26,7 @@ _LOCAL_KEYS = {'data_dir': 'data.data_dir', 'transfer_source': 'transfer.source'
 
 
 def make_folder(folder: pathlib.Path) -> None:
-  """Creates the folder where it is missing.
-
-  Raises:
-    UsageError: It is not writable.
-  """
+  """Creates the folder where it is missing; raises UsageError if it is not writable."""
   try:
     (folder / 'checkpoints').mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as probe:
@@ -43,8 +39,7 @@ def make_folder(folder: pathlib.Path) -> None:
 def sole_writer(folder: pathlib.Path) -> Iterator[None]:
   """Locks the folder against a second run; a kill frees it. Warns where the file system has no locks.
 
-  Raises:
-    UsageError: Another process trains in it, or its `.lock` is a folder.
+  Raises UsageError if another process trains in it, or its `.lock` is a folder.
   """
   import filelock
 
@@ -96,8 +91,7 @@ def changed_keys(
 ) -> dict[str, tuple[Any, Any]]:
   """Returns key -> (value in the folder's run up to `step`, value in `config`) where they differ.
 
-  Raises:
-    UsageError: The run's config.json, or its history, is broken.
+  Raises UsageError if the run's config.json, or its history, is broken.
   """
   stored = _read_config(folder)
   if not step or stored is None:
@@ -128,8 +122,7 @@ def _local(config: Config, images: str | None) -> dict[str, str | None]:
 def read_history(folder: pathlib.Path) -> list[dict[str, Any]]:
   """Returns the changes of a run's configuration: {'step': 6, 'changes': {key: [was, is]}}, in order.
 
-  Raises:
-    UsageError: The file is broken.
+  Raises UsageError if the file is broken.
   """
   lines = read_lines(folder / HISTORY, {'step': int, 'changes': dict})
   if not all(

@@ -37,11 +37,8 @@ WRITABLE_ENDINGS: tuple[str, ...] = tuple(dict.fromkeys(format.ending for format
 def open_weights(source: str | os.PathLike[str]) -> WeightsFile:
   """Reads a weights file, once: its format, its network, its class names and its tensors.
 
-  Args:
-    source: A path, a URL, or a name in `PUBLISHED`.
-
-  Raises:
-    UsageError: The file is absent, broken, unsafe, of no known format or of another digest.
+  `source` is a path, a URL, or a name in `PUBLISHED`. Raises UsageError if the file is absent, broken,
+  unsafe, of no known format or of another digest.
   """
   path = local_path(source)
   try:
@@ -52,9 +49,16 @@ def open_weights(source: str | os.PathLike[str]) -> WeightsFile:
   format = next((format for format in FORMATS if format.recognize(content, path)), None)
   if format is None:
     raise UsageError(f'{path}: not a weights file; known are {", ".join(WRITABLE_ENDINGS)}')
-  with needs_extra(f'a {format.ending} file'):
-    shown = without_credentials(os.fspath(source))
-    return WeightsFile(shown, path, format, *format.parse(content, str(path)))
+  try:
+    with needs_extra(f'a {format.ending} file'):
+      parsed = format.parse(content)
+  except UsageError as error:
+    raise UsageError(f'{path}: {error}') from None
+  except Exception as error:  # libraries raise errors of any kind for a damaged file
+    otherwise = f', or not {format.nature}' if format.nature else ''
+    reason = ' '.join(str(error).split())[:200] or type(error).__name__
+    raise UsageError(f'{path}: broken{otherwise}: {reason}') from None
+  return WeightsFile(without_credentials(os.fspath(source)), path, format, *parsed)
 
 
 def load_weights(source: str | os.PathLike[str], spec: Spec) -> dict[str, Any]:

@@ -10,10 +10,8 @@ from alexnet_flax.models.spec import Dense, Flatten, Spec
 def to_channels_first(name: str, array: np.ndarray, spec: Spec) -> np.ndarray:
   """Returns a kernel as PyTorch and Caffe store it: [O, I, H, W], or [O, I] with I in the order C, H, W.
 
-  Args:
-    name: The tensor's name, 'params/fc6/kernel'; only kernels change.
-    array: HWIO, or [I, O] with I in the order H, W, C.
-    spec: The network, for the layer that sees flattened images, and their shape.
+  `name` is the tensor's ('params/fc6/kernel'; only kernels change), `array` HWIO, or [I, O] with I in the
+  order H, W, C.
   """
   if not name.endswith('/kernel'):
     return array

@@ -37,8 +37,7 @@ _MAX_SECONDS, _MAX_BYTES = 4 * 3600.0, 4 * 2**30
 def local_path(source: str | os.PathLike[str]) -> pathlib.Path:
   """Returns the file of a path, a URL or a published name; downloads it unless it is in the cache.
 
-  Raises:
-    UsageError: There is no such file or name, or it cannot be downloaded.
+  Raises UsageError if there is no such file or name, or it cannot be downloaded.
   """
   text = os.fspath(source)
   path = expanded(text)
@@ -57,8 +56,7 @@ def local_path(source: str | os.PathLike[str]) -> pathlib.Path:
 def verify_digest(source: str | os.PathLike[str], path: pathlib.Path, content: bytes) -> None:
   """Checks the published digest, the one in the file's name (NAME-DIGEST.pth), and FILE.sha256 beside it.
 
-  Raises:
-    UsageError: The content has another digest.
+  Raises UsageError if the content has another digest.
   """
   published = [PUBLISHED[os.fspath(source)][1]] if os.fspath(source) in PUBLISHED else []
   _check_digests(content, [*published, *stated_digests(path)], str(path))
@@ -67,8 +65,7 @@ def verify_digest(source: str | os.PathLike[str], path: pathlib.Path, content: b
 def stated_digests(path: pathlib.Path) -> list[str]:
   """Returns the digests that a file must have: by FILE.sha256 beside it, and by its name.
 
-  Raises:
-    UsageError: FILE.sha256 does not hold a digest.
+  Raises UsageError if FILE.sha256 does not hold a digest.
   """
   beside = path.with_name(f'{path.name}.sha256')
   if not beside.is_file():

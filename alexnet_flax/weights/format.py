@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import io
 import pathlib
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -57,7 +59,8 @@ class Format:
     name: Its name; with `layer_names`, also the name of that naming scheme.
     ending: The ending of its files.
     recognize: Whether content, of a file at a path, has this format. The first format to say so is taken.
-    parse: Parses a file's content; the second argument names the file in messages.
+    nature: What its files are, for messages about those that are broken: 'written by PyTorch'.
+    parse: Parses a file's content. May raise errors of any kind for a broken one.
     read: Converts an opened file to the checked tensors of a spec.
     write: Writes tensors, a spec and class names to a path.
     companions: Files that are written beside it: ending -> function.
@@ -73,9 +76,10 @@ class Format:
   name: str
   ending: str
   recognize: Callable[[bytes, pathlib.Path], bool]
-  parse: Callable[[bytes, str], Parsed]
+  parse: Callable[[bytes], Parsed]
   read: 'Callable[[WeightsFile, Spec], Tensors]'
   write: Write
+  nature: str = ''
   companions: Mapping[str, Write] = dataclasses.field(default_factory=dict)
   variants: tuple[str, ...] = ()
   describe: Callable[[Spec], Sequence[tuple[str, Any]]] = lambda spec: ()
@@ -84,16 +88,17 @@ class Format:
   activations: 'Callable[[WeightsFile, Spec, int, Inputs], tuple[str, Activations]] | None' = None
 
 
-def check_inflated_size(size: int, content: bytes, source: str) -> None:
-  """Refuses, before they are read, parts of a file that would hold far more than the file.
-
-  Args:
-    size: The bytes that the parts claim to hold.
-    content: The file.
-    source: The file, for messages.
-  """
+def check_inflated_size(size: int, content: bytes) -> None:
+  """Refuses, before they are read, parts of a file that claim to hold far more bytes than the file."""
   if size > 4 * len(content) + 2**30:
-    raise UsageError(f'{source}: refused: it has {len(content):,} bytes and claims to hold {size:,}')
+    raise UsageError(f'refused: it has {len(content):,} bytes and claims to hold {size:,}')
+
+
+def open_archive(content: bytes) -> zipfile.ZipFile:
+  """Opens a ZIP archive that may be read whole; its `read` compares checksums."""
+  archive = zipfile.ZipFile(io.BytesIO(content))
+  check_inflated_size(sum(member.file_size for member in archive.infolist()), content)
+  return archive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,11 +133,11 @@ class WeightsFile:
 
   def scaled(self, spec: Spec, width: float = 1.0, image_size: int | None = None) -> Spec:
     """Returns `spec.scaled(width, image_size)`; what is not given, as the file has it."""
-    layers = [
-      (layer.features or 0, name) for name, layer in spec.named_layers() if isinstance(layer, Conv | Dense)
-    ]
-    features, widest = max(layers)
     if width == 1 and self.format.outputs:
+      named = spec.named_layers()
+      features, widest = max(
+        (layer.features or 0, name) for name, layer in named if isinstance(layer, Conv | Dense)
+      )
       with contextlib.suppress(LookupError, ValueError, TypeError, UsageError):  # of another network
         width = self.format.outputs(self, spec, widest) / features or 1.0
     return spec.scaled(width, image_size or self.image_size)
@@ -143,12 +148,10 @@ class WeightsFile:
     return variables_of(self.format.read(self, spec))
 
   def _check_layers(self, spec: Spec) -> None:
-    if self.layers is None:
-      return
     ours = self.format.describe(spec)
-    for (name, layer), (our_name, our_layer) in zip(self.layers, ours, strict=False):
+    for (name, layer), (our_name, our_layer) in zip(self.layers or (), ours, strict=False):
       if layer != our_layer:
         difference = f'its layer {name} is {layer}, where {our_name} must be {our_layer}'
         raise UsageError(f'{self.path} is of another network than {spec.name}: {difference}')
-    if len(self.layers) != len(ours):
+    if self.layers is not None and len(self.layers) != len(ours):
       raise UsageError(f'{self.path} has {len(self.layers)} computing layers, {spec.name} has {len(ours)}')

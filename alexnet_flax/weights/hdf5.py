@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -35,28 +35,19 @@ class Content(NamedTuple):
   legacy: bool
 
 
-def read(content: bytes, source: str) -> Content:
-  """Reads an HDF5 file of Keras's.
-
-  Raises:
-    UsageError: It is damaged, leads out of the file, or claims to hold far more than it does.
-  """
+def read(content: bytes) -> Content:
+  """Reads an HDF5 file of Keras's; UsageError if it leads elsewhere or claims to hold far too much."""
   import h5py
 
-  try:
-    with h5py.File(io.BytesIO(content), 'r') as file:
-      groups, arrays = _contents(file, content, source)
-      root = 'model_weights/' if 'model_weights' in groups else ''
-      names = file[root or '/'].attrs.get('layer_names')
-      if names is not None:
-        weights = {_text(name): file[f'{root}{_text(name)}'].attrs.get('weight_names', ()) for name in names}
-        config = file.attrs.get('model_config')
-        arrays = {path.removeprefix(root): array for path, array in arrays.items()}
-        return Content(*_by_class(arrays, weights), None if config is None else _text(config), legacy=True)
-  except UsageError:
-    raise
-  except Exception as error:  # h5py raises errors of many kinds for a damaged file
-    raise UsageError(f'{source}: broken: {" ".join(str(error).split())[:200]}') from None
+  with h5py.File(io.BytesIO(content), 'r') as file:
+    groups, arrays = _contents(file, content)
+    root = 'model_weights/' if 'model_weights' in groups else ''
+    names = file[root or '/'].attrs.get('layer_names')
+    if names is not None:
+      weights = {_text(name): file[f'{root}{_text(name)}'].attrs.get('weight_names', ()) for name in names}
+      config = file.attrs.get('model_config')
+      arrays = {path.removeprefix(root): array for path, array in arrays.items()}
+      return Content(*_by_class(arrays, weights), None if config is None else _text(config), legacy=True)
   # Keras 2.12 to 2.15 had another name for layers/.
   arrays = {re.sub(f'^{_LAYERS}/', 'layers/', path): array for path, array in arrays.items()}
   layers = tuple(group.rpartition('/')[2] for group in groups if re.fullmatch(f'{_LAYERS}/[^/]+', group))
@@ -64,7 +55,7 @@ def read(content: bytes, source: str) -> Content:
   return Content(arrays, layers if tell else (), None, legacy=False)
 
 
-def _contents(file: Any, content: bytes, source: str) -> tuple[list[str], dict[str, np.ndarray]]:
+def _contents(file: Any, content: bytes) -> tuple[list[str], dict[str, np.ndarray]]:
   """The groups and the arrays of a file by their paths, but for the state of an optimizer."""
   import h5py
 
@@ -75,39 +66,44 @@ def _contents(file: Any, content: bytes, source: str) -> tuple[list[str], dict[s
       groups.append(path)
     elif isinstance(item, h5py.Dataset) and not path.startswith(('optimizer', 'metrics/')):
       if item.external or item.is_virtual:
-        raise UsageError(f'{source}: refused: the numbers of {path} lie in another file')
+        raise UsageError(f'refused: the numbers of {path} lie in another file')
       if item.shape is not None and item.dtype.kind in 'fiuV':
         datasets[path] = item
 
   link = file.visititems_links(lambda path, link: None if isinstance(link, h5py.HardLink) else path)
   if link is not None:
-    raise UsageError(f'{source}: refused: {link} is a link, which may lead out of the file')
+    raise UsageError(f'refused: {link} is a link, which may lead out of the file')
   file.visititems(collect)
-  check_inflated_size(sum(item.size * item.dtype.itemsize for item in datasets.values()), content, source)
-  return groups, {path: _numbers(item[()]) for path, item in datasets.items()}
-
-
-def _numbers(array: Any) -> np.ndarray:
-  """HDF5 has no bfloat16: Keras stores it as two bytes without a type."""
-  array = np.asarray(array)
-  return array.view(jnp.bfloat16).astype(np.float32) if array.dtype == 'V2' else array
+  check_inflated_size(sum(item.size * item.dtype.itemsize for item in datasets.values()), content)
+  arrays = {path: np.asarray(item[()]) for path, item in datasets.items()}
+  for path, array in arrays.items():
+    if array.dtype == 'V2':  # HDF5 has no bfloat16: Keras stores it as two bytes without a type
+      arrays[path] = array.view(jnp.bfloat16).astype(np.float32)
+  return groups, arrays
 
 
 def _by_class(
   arrays: dict[str, np.ndarray], weights: dict[str, Any]
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
   """The arrays of earlier files as Keras 3 names them, and the names of layers that tell their kind."""
-  renamed: dict[str, np.ndarray] = {}
-  counts = Counter[str]()
-  for layer, names in weights.items():
-    of_layer = [arrays[f'{layer}/{_text(name)}'] for name in names]
-    if not of_layer:
-      continue
-    kind = {4: 'conv2d', 2: 'dense', 1: 'batch_normalization'}.get(of_layer[0].ndim, layer)
-    stored = f'{kind}_{counts[kind]}' if counts[kind] else kind
-    counts[kind] += 1
-    renamed |= {f'layers/{stored}/vars/{number}': array for number, array in enumerate(of_layer)}
+  of_layers = {
+    layer: [arrays[f'{layer}/{_text(name)}'] for name in names] for layer, names in weights.items()
+  }
+  of_layers = {layer: of_layer for layer, of_layer in of_layers.items() if of_layer}
+  by_rank = {4: 'conv2d', 2: 'dense', 1: 'batch_normalization'}
+  kinds = [by_rank.get(of_layer[0].ndim, layer) for layer, of_layer in of_layers.items()]
+  renamed = {
+    f'layers/{stored}/vars/{number}': array
+    for stored, of_layer in zip(numbered(kinds), of_layers.values(), strict=True)
+    for number, array in enumerate(of_layer)
+  }
   return renamed, tuple(layer for layer in weights if re.sub(r'_\d+$', '', layer) in _TELLING)
+
+
+def numbered(kinds: Sequence[str]) -> list[str]:
+  """Names layers as Keras does, by their kinds: conv2d, conv2d_1, dense."""
+  counts = [kinds[:i].count(kind) for i, kind in enumerate(kinds)]
+  return [f'{kind}_{count}' if count else kind for kind, count in zip(kinds, counts, strict=True)]
 
 
 def _text(value: Any) -> str:

@@ -24,7 +24,7 @@ from alexnet_flax.errors import UsageError
 from alexnet_flax.models import spec as specs
 from alexnet_flax.models.spec import Layer, Spec
 from alexnet_flax.weights import hdf5
-from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile, check_inflated_size
+from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile, open_archive
 from alexnet_flax.weights.layout import Tensors, check, in_order, match_input, pick
 
 _WEIGHTS = 'model.weights.h5'  # inside a .keras archive
@@ -34,13 +34,9 @@ _NEUTRAL = ('activation', 're_lu', 'softmax', 'dropout', 'flatten', 'input_layer
 
 def stored_names(spec: Spec) -> dict[str, str]:
   """Our layers' names -> their names in Keras 3's HDF5 files; UsageError if Keras has no such layer."""
-  names: dict[str, str] = {}
-  counts = Counter[str]()
-  for layer in keras_config(spec, 1)['config']['layers'][1:]:  # without the input
-    kind = re.sub(r'(?<=[a-z])(?=[A-Z])', '_', layer['class_name']).lower()
-    names[layer['config']['name']] = f'{kind}_{counts[kind]}' if counts[kind] else kind
-    counts[kind] += 1
-  return names
+  layers = keras_config(spec, 1)['config']['layers'][1:]  # without the input
+  kinds = [re.sub(r'(?<=[a-z])(?=[A-Z])', '_', layer['class_name']).lower() for layer in layers]
+  return dict(zip((layer['config']['name'] for layer in layers), hdf5.numbered(kinds), strict=True))
 
 
 def tensor_names(spec: Spec) -> dict[str, str]:
@@ -59,28 +55,24 @@ def tensor_names(spec: Spec) -> dict[str, str]:
   return names
 
 
-def parse_hdf5(content: bytes, source: str) -> Parsed:
+def parse_hdf5(content: bytes) -> Parsed:
   """The arrays of an HDF5 file of Keras's, and its layers if it describes them."""
-  try:
-    found = hdf5.read(content, source)
-    described = _described(json.loads(found.config)) if found.config else {}
-  except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
-    raise UsageError(f'{source}: broken, or not a sequential Keras network: {error}') from None
-  return Parsed(found, **described)
+  found = hdf5.read(content)
+  return _parsed(found, json.loads(found.config)) if found.config else Parsed(found)
 
 
-def parse_keras(content: bytes, source: str) -> Parsed:
+def parse_keras(content: bytes) -> Parsed:
   """The arrays and the layers of a `.keras` file, whose network must be a sequence of layers."""
-  try:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-      check_inflated_size(sum(member.file_size for member in archive.infolist()), content, source)
-      described = _described(json.loads(archive.read('config.json')))
-      weights = archive.read(_WEIGHTS)
-  except UsageError:
-    raise
-  except Exception as error:  # zipfile raises errors of many kinds for a damaged archive
-    raise UsageError(f'{source}: broken, or not a sequential Keras network: {error}') from None
-  return Parsed(hdf5.read(weights, source), **described)
+  with open_archive(content) as archive:
+    config = json.loads(archive.read('config.json'))
+    return _parsed(hdf5.read(archive.read(_WEIGHTS)), config)
+
+
+def _parsed(found: hdf5.Content, config: dict[str, Any]) -> Parsed:
+  settings = _layers(config)[0]['config']
+  _, *sides, _ = settings.get('batch_shape', settings.get('batch_input_shape')) or (None, None)
+  square = len(sides) == 2 and sides[0] == sides[1] and isinstance(sides[0], int)
+  return Parsed(found, layers=described_layers(config), image_size=sides[0] if square else None)
 
 
 def read(file: WeightsFile, spec: Spec) -> Tensors:
@@ -90,8 +82,7 @@ def read(file: WeightsFile, spec: Spec) -> Tensors:
   wrong = {kind for kind in theirs | ours if theirs[kind] != ours[kind]} if theirs else set()
   if file.stored.legacy:  # users name layers there, so that only what is found tells something
     wrong = set(theirs) - set(ours)
-  if wrong:
-    kind = min(wrong)
+  for kind in sorted(wrong):
     difference = f'it has {theirs[kind]} layers of the kind {kind}, where {ours[kind]} must be'
     raise UsageError(f'{source} is of another network than {spec.name}: {difference}')
   tensors = check(pick(file.stored.arrays, names, source), spec, source, names)
@@ -102,11 +93,6 @@ def _kinds(layers: Iterable[str]) -> Counter[str]:
   """How many layers there are of each kind that computes something, by their names in Keras 3's files."""
   kinds = (re.sub(r'_\d+$', '', layer) for layer in layers)
   return Counter(kind for kind in kinds if kind not in _NEUTRAL)
-
-
-def write_weights(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
-  """Writes `.weights.h5`, for `model.load_weights` of a Keras network with the spec's layers."""
-  path.write_bytes(_hdf5(tensors, spec))
 
 
 def write_keras(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
@@ -192,11 +178,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def keras_config(spec: Spec, num_classes: int) -> dict[str, Any]:
-  """The network as Keras's `Sequential` describes itself.
-
-  Raises:
-    UsageError: Keras has no such layer.
-  """
+  """The network as Keras's `Sequential` describes itself; UsageError if Keras has no such layer."""
   described = [('InputLayer', {'name': 'input', 'batch_shape': [None, spec.image_size, spec.image_size, 3]})]
   for name, layer in spec.named_layers():
     kind, settings = _keras_layer(name, layer, spec.name, num_classes)
@@ -240,14 +222,6 @@ def _keras_layer(name: str, layer: Layer, variant: str, classes: int) -> tuple[s
       raise UsageError(f'Keras has no layer like {name} of {variant}: {layer}')
 
 
-def _described(config: dict[str, Any]) -> dict[str, Any]:
-  """What a network's description says, for `Parsed`."""
-  settings = _layers(config)[0]['config']
-  _, *sides, _ = settings.get('batch_shape', settings.get('batch_input_shape')) or (None, None)
-  square = len(sides) == 2 and sides[0] == sides[1] and isinstance(sides[0], int)
-  return {'layers': described_layers(config), 'image_size': sides[0] if square else None}
-
-
 def _layers(config: dict[str, Any]) -> list[dict[str, Any]]:
   network = config['config']
   return network if isinstance(network, list) else network['layers']  # Keras 2.0's is a list
@@ -288,7 +262,7 @@ def _recognize_keras(content: bytes, path: pathlib.Path) -> bool:
   try:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
       return _WEIGHTS in archive.namelist()
-  except Exception:  # as above
+  except Exception:  # zipfile raises errors of many kinds for a damaged archive
     return path.suffix == '.keras'
 
 
@@ -296,9 +270,10 @@ KERAS_WEIGHTS: Format = Format(
   name='keras_weights',
   ending='.weights.h5',
   recognize=lambda content, path: content.startswith(b'\x89HDF\r\n\x1a\n'),
+  nature='a sequential Keras network',
   parse=parse_hdf5,
   read=read,
-  write=write_weights,
+  write=lambda path, tensors, spec, class_names: path.write_bytes(_hdf5(tensors, spec)),
   variants=('batchnorm',),
   outputs=lambda file, spec, layer: len(file.stored.arrays[tensor_names(spec)[f'params/{layer}/bias']]),
   describe=lambda spec: described_layers(keras_config(spec, 1)),

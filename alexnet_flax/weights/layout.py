@@ -48,10 +48,7 @@ def weight_layers(spec: Spec) -> list[str]:
 def pick(stored: Mapping[str, np.ndarray], names: Mapping[str, str], source: str) -> Tensors:
   """Returns the stored arrays by our names, or raises UsageError that names a missing or superfluous one.
 
-  Args:
-    stored: Arrays by the file's names.
-    names: Our name -> the file's, of every variable of the network.
-    source: The file, for messages.
+  `names` has our name -> the file's, of every variable of the network; `source` is the file, for messages.
   """
   missing = [theirs for theirs in names.values() if theirs not in stored]
   extra = sorted(set(stored) - set(names.values()))

@@ -26,11 +26,11 @@ _TYPES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def parse(content: bytes, source: str) -> Parsed:
+def parse(content: bytes) -> Parsed:
   """The tensors, the spec and the class names of our own file."""
-  metadata = _metadata(content, source)
-  spec, names = _spec(metadata, source), _class_names(metadata, source)
-  return Parsed(parse_safetensors(content, source), spec, names, describe(spec))
+  metadata = _metadata(content)
+  spec = _spec(metadata)
+  return Parsed(parse_safetensors(content), spec, _class_names(metadata), describe(spec))
 
 
 def describe(spec: Spec) -> list[tuple[str, Layer]]:
@@ -57,42 +57,39 @@ def is_safetensors(content: bytes) -> bool:
   return content[8:9] == b'{'
 
 
-def parse_safetensors(content: bytes, source: str) -> Tensors:
+def parse_safetensors(content: bytes) -> Tensors:
   """The arrays of any safetensors file, by its own names; bfloat16 as float32.
 
-  Raises:
-    UsageError: The file is broken, or holds a type that NumPy lacks.
+  Raises UsageError for a type that NumPy lacks, and the library's errors if the file is broken.
   """
   arrays = {}
-  try:
-    for name, stored in safetensors.deserialize(content):
-      kind = stored['dtype']
-      if kind not in _TYPES:
-        raise UsageError(f'{source}: tensor {name} holds {kind}; save it as float32')
-      array = np.frombuffer(stored['data'], _TYPES[kind]).reshape(stored['shape'])
-      arrays[name] = array.astype(np.float32) if kind == 'BF16' else array
-  except (safetensors.SafetensorError, ValueError) as error:
-    raise UsageError(f'{source}: broken: {" ".join(str(error).split())}') from None
+  for name, stored in safetensors.deserialize(content):
+    kind = stored['dtype']
+    if kind not in _TYPES:
+      raise UsageError(f'tensor {name} holds {kind}; save it as float32')
+    array = np.frombuffer(stored['data'], _TYPES[kind]).reshape(stored['shape'])
+    arrays[name] = array.astype(np.float32) if kind == 'BF16' else array
   return arrays
 
 
-def _metadata(content: bytes, source: str) -> dict[str, str]:
+def _metadata(content: bytes) -> dict[str, str]:
+  """The text that a safetensors file holds beside its tensors; none of a broken one."""
   try:
-    metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')]).get('__metadata__')
-  except (ValueError, AttributeError, RecursionError) as error:
-    raise UsageError(f'{source}: broken: {error}') from None
+    metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])['__metadata__']
+  except (ValueError, LookupError, TypeError, RecursionError):
+    return {}
   return metadata if isinstance(metadata, dict) else {}
 
 
-def _class_names(metadata: dict[str, str], source: str) -> tuple[str, ...]:
+def _class_names(metadata: dict[str, str]) -> tuple[str, ...]:
   with contextlib.suppress(ValueError, RecursionError):
     names = json.loads(metadata.get('class_names', '[]'))
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
       return tuple(names)
-  raise UsageError(f'{source}: its class names cannot be read')
+  raise UsageError('its class names cannot be read')
 
 
-def _spec(metadata: dict[str, str], source: str) -> Spec:
+def _spec(metadata: dict[str, str]) -> Spec:
   try:
     spec = _decode(json.loads(metadata['spec']))
     variable_shapes(spec)  # JAX can trace a valid network at its image size, so damage shows here
@@ -103,7 +100,7 @@ def _spec(metadata: dict[str, str], source: str) -> Spec:
     return spec
   except Exception as error:  # JAX raises errors of many kinds for networks that cannot be
     reason = ' '.join(str(error).split())[:200] or type(error).__name__
-    raise UsageError(f'{source}: its description of the network cannot be read: {reason}') from None
+    raise UsageError(f'its description of the network cannot be read: {reason}') from None
 
 
 def _encode(value: Any) -> Any:
@@ -129,9 +126,7 @@ def _decode(value: Any) -> Any:
 NATIVE: Format = Format(
   name='ours',
   ending='.safetensors',
-  recognize=lambda content, path: (
-    is_safetensors(content) and _metadata(content, str(path)).get('format') == NAME
-  ),
+  recognize=lambda content, path: is_safetensors(content) and _metadata(content).get('format') == NAME,
   parse=parse,
   describe=describe,
   read=read,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.weights.format import check_inflated_size
+from alexnet_flax.weights.format import open_archive
 
 _LEGACY = bytes.fromhex('80028a0a6cfc9c46f9206aa850192e')  # the first of the five pickles
 _TYPES = {
@@ -87,44 +87,41 @@ class _Unpickler(pickle.Unpickler):
     return _Storage(kind, str(key), size)
 
 
-def parse_state_dict(content: bytes, source: str) -> dict[str, np.ndarray]:
+def parse_state_dict(content: bytes) -> dict[str, np.ndarray]:
   """Returns the arrays of the state dictionary in a `.pth` file, by the names that the file has for them.
 
-  Raises:
-    UsageError: The file is damaged, or holds no dictionary of dense tensors.
+  Raises UsageError if the file holds no dictionary of dense tensors, and any error if it is damaged.
   """
-  try:
-    loaded, read = (_read_pickles if content.startswith(_LEGACY) else _read_archive)(content, source)
-    for _ in range(_DEPTH):
-      if isinstance(loaded, dict):
-        inner = (loaded[key] for key in _KEYS if isinstance(loaded.get(key), dict | _Unread))
-        loaded = next(inner, loaded)
-    if not isinstance(loaded, dict):
-      what = loaded.name if isinstance(loaded, _Unread) else type(loaded).__name__
-      raise UsageError(f'{source}: holds {what}, not a state dictionary; save model.state_dict()')
-    return {name: _array(name, tensor, read, source) for name, tensor in loaded.items()}
-  except UsageError:
-    raise
-  except Exception as error:  # a damaged pickle raises errors of any kind
-    reason = ' '.join(str(error).split())[:200] or type(error).__name__
-    raise UsageError(f'{source}: broken, or not written by PyTorch: {reason}') from None
+  loaded, read = (_read_pickles if content.startswith(_LEGACY) else _read_archive)(content)
+  for _ in range(_DEPTH):
+    if isinstance(loaded, dict):
+      inner = (loaded[key] for key in _KEYS if isinstance(loaded.get(key), dict | _Unread))
+      loaded = next(inner, loaded)
+  if not isinstance(loaded, dict):
+    what = loaded.name if isinstance(loaded, _Unread) else type(loaded).__name__
+    raise UsageError(f'holds {what}, not a state dictionary; save model.state_dict()')
+  return {name: _array(name, tensor, read) for name, tensor in loaded.items()}
 
 
-def _read_archive(content: bytes, source: str) -> tuple[Any, Callable[[str], bytes]]:
+def _read_archive(content: bytes) -> tuple[Any, Callable[[str], bytes]]:
   """The pickled object, and a function that reads a storage by its key."""
-  archive = zipfile.ZipFile(io.BytesIO(content))
-  check_inflated_size(sum(member.file_size for member in archive.infolist()), content, source)
+  archive = open_archive(content)
   folders = [name[: -len('data.pkl')] for name in archive.namelist() if name.endswith('/data.pkl')]
   if len(folders) != 1:
-    raise UsageError(f'{source}: a ZIP archive with {len(folders)} data.pkl; PyTorch writes one')
+    raise UsageError(f'a ZIP archive with {len(folders)} data.pkl; PyTorch writes one')
   folder = folders[0]
-  if f'{folder}byteorder' in archive.namelist() and archive.read(f'{folder}byteorder') != b'little':
-    raise UsageError(f'{source}: its numbers are big-endian; save it on a little-endian machine')
+  if f'{folder}byteorder' in archive.namelist():
+    _check_byte_order(archive.read(f'{folder}byteorder') == b'little')
   loaded = _Unpickler(io.BytesIO(archive.read(f'{folder}data.pkl')), encoding='latin1').load()
-  return loaded, functools.cache(lambda key: archive.read(f'{folder}data/{key}'))  # read checks the CRC
+  return loaded, functools.cache(lambda key: archive.read(f'{folder}data/{key}'))
 
 
-def _read_pickles(content: bytes, source: str) -> tuple[Any, Callable[[str], bytes]]:
+def _check_byte_order(is_little: bool) -> None:
+  if not is_little:
+    raise UsageError('its numbers are big-endian; save it on a little-endian machine')
+
+
+def _read_pickles(content: bytes) -> tuple[Any, Callable[[str], bytes]]:
   file, sizes = io.BytesIO(content), {}
 
   class Unpickler(_Unpickler):
@@ -134,8 +131,7 @@ def _read_pickles(content: bytes, source: str) -> tuple[Any, Callable[[str], byt
       return storage
 
   _, _, system, loaded, keys = (Unpickler(file, encoding='latin1').load() for _ in range(5))
-  if not system['little_endian']:
-    raise UsageError(f'{source}: its numbers are big-endian; save it on a little-endian machine')
+  _check_byte_order(system['little_endian'])
   stored = {}
   for key in keys:
     file.seek(8, io.SEEK_CUR)  # the size once more
@@ -143,21 +139,20 @@ def _read_pickles(content: bytes, source: str) -> tuple[Any, Callable[[str], byt
   return loaded, stored.__getitem__
 
 
-def _array(name: Any, tensor: Any, read: Callable[[str], bytes], source: str) -> np.ndarray:
+def _array(name: Any, tensor: Any, read: Callable[[str], bytes]) -> np.ndarray:
   if not isinstance(name, str) or not isinstance(tensor, _Tensor | _Unread):
-    raise UsageError(f'{source}: not a state dictionary: its {name!r} is no tensor; save model.state_dict()')
+    raise UsageError(f'not a state dictionary: its {name!r} is no tensor; save model.state_dict()')
   if isinstance(tensor, _Unread):  # sparse, quantized
-    raise UsageError(f'{source}: tensor {name} is not a dense one ({tensor.name}); save it as float32')
+    raise UsageError(f'tensor {name} is not a dense one ({tensor.name}); save it as float32')
   (kind, key, size), offset, shape, strides = tensor
   last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
   if min(size, offset, *shape, *strides) < 0 or math.prod(shape) > size or last >= max(size, 1):
-    raise UsageError(f'{source}: broken: tensor {name} of shape {shape} does not fit its {size:,} numbers')
+    raise UsageError(f'broken: tensor {name} of shape {shape} does not fit its {size:,} numbers')
   dtype, content = np.dtype(_TYPES[kind]), read(key)
   if len(content) != size * dtype.itemsize:
-    raise UsageError(f'{source}: broken: tensor {name} is cut short')
+    raise UsageError(f'broken: tensor {name} is cut short')
   steps = [stride * dtype.itemsize for stride in strides]
-  flat = np.frombuffer(content, dtype)[offset:]
-  array = np.lib.stride_tricks.as_strided(flat, shape, steps)
+  array = np.ndarray(shape, dtype, content, offset * dtype.itemsize, steps)
   return array.astype(np.float32) if dtype == jnp.bfloat16 else array
 
 
@@ -174,10 +169,8 @@ def dump_state_dict(arrays: Mapping[str, np.ndarray]) -> bytes:
       data = np.ascontiguousarray(array, '<f4')
       strides = tuple(stride // data.itemsize for stride in data.strides)
       storage = pickled('storage') + b'ctorch\nFloatStorage\n' + pickled(str(key)) + pickled('cpu')
-      tensor = (
-        b'((' + storage + pickled(data.size) + b'tQ' + pickled(0) + pickled(data.shape) + pickled(strides)
-      )
-      program += pickled(name) + b'ctorch._utils\n_rebuild_tensor_v2\n' + tensor + b'\x89' + empty + b'tR'
+      tensor = storage + pickled(data.size) + b'tQ' + pickled(0) + pickled(data.shape) + pickled(strides)
+      program += pickled(name) + b'ctorch._utils\n_rebuild_tensor_v2\n((' + tensor + b'\x89' + empty + b'tR'
       archive.writestr(f'archive/data/{key}', data.tobytes())
     for member, text in (('data.pkl', program + b'u.'), ('byteorder', b'little'), ('version', b'3\n')):
       archive.writestr(f'archive/{member}', text)

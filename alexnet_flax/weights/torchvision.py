@@ -5,8 +5,8 @@ same rule names any network without norms; torchvision's own has the names of th
 """
 
 import dataclasses
-import pathlib
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.spec import Activation, Conv, Dense, Dropout, Flatten, Pool, Preprocessing, Spec
 from alexnet_flax.weights.channels_first import channels_last, from_channels_first, to_channels_first
-from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile
+from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile, Write
 from alexnet_flax.weights.layout import Tensors, check, match_input, pick, weight_layers
 from alexnet_flax.weights.native import is_safetensors, parse_safetensors
 from alexnet_flax.weights.pth import dump_state_dict, parse_state_dict
@@ -65,14 +65,9 @@ def to_state_dict(tensors: Tensors, spec: Spec) -> dict[str, np.ndarray]:
   return {theirs: to_channels_first(ours, tensors[ours], spec) for ours, theirs in names.items()}
 
 
-def write_pth(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
-  """Writes a state dictionary that `torchvision.models.alexnet().load_state_dict` takes."""
-  path.write_bytes(dump_state_dict(to_state_dict(tensors, spec)))
-
-
-def write_safetensors(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
-  """Writes the same arrays as safetensors."""
-  path.write_bytes(save(to_state_dict(tensors, spec), metadata={'format': 'pt'}))
+def _writer(dump: Callable[[dict[str, np.ndarray]], bytes]) -> Write:
+  """Returns a function that writes a state dictionary, as `torchvision.models.alexnet()` takes it."""
+  return lambda path, tensors, spec, class_names: path.write_bytes(dump(to_state_dict(tensors, spec)))
 
 
 def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs) -> tuple[str, Activations]:
@@ -115,14 +110,14 @@ def torch_taps(model: Any, spec: Spec, images: Any) -> Activations:
   return taps
 
 
-def _unwrapped(state_dict: Mapping[str, np.ndarray], source: str) -> Parsed:
+def _unwrapped(state_dict: Mapping[str, np.ndarray]) -> Parsed:
   """The state dictionary without the names of modules that training programs wrap around a network."""
   names = {name: '.'.join(part for part in name.split('.') if part not in _WRAPPERS) for name in state_dict}
   names.pop('n_averaged', None)  # AveragedModel's counter
   by_inner = {inner: name for name, inner in names.items()}
   for name, inner in names.items():
     if by_inner[inner] != name:
-      raise UsageError(f'{source}: holds two networks: {name} and {by_inner[inner]}; save one of them')
+      raise UsageError(f'holds two networks: {name} and {by_inner[inner]}; save one of them')
   return Parsed({inner: state_dict[name] for name, inner in names.items()})
 
 
@@ -130,9 +125,9 @@ SAFETENSORS: Format = Format(
   name='torchvision',
   ending='.safetensors',
   recognize=lambda content, path: is_safetensors(content),
-  parse=lambda content, source: _unwrapped(parse_safetensors(content, source), source),
+  parse=lambda content: _unwrapped(parse_safetensors(content)),
   read=read,
-  write=write_safetensors,
+  write=_writer(functools.partial(save, metadata={'format': 'pt'})),
   variants=('torchvision',),
   outputs=lambda file, spec, layer: len(file.stored[tensor_names(spec)[f'params/{layer}/bias']]),
   layer_names=layer_names,
@@ -146,7 +141,8 @@ PTH: Format = dataclasses.replace(
   recognize=lambda content, path: (
     content.startswith((b'PK\x03\x04', b'\x80')) or path.suffix in ('.pth', '.pt')
   ),
-  parse=lambda content, source: _unwrapped(parse_state_dict(content, source), source),
-  write=write_pth,
+  nature='written by PyTorch',
+  parse=lambda content: _unwrapped(parse_state_dict(content)),
+  write=_writer(dump_state_dict),
   layer_names=None,
 )

@@ -47,8 +47,7 @@ def write_components(folder: pathlib.Path, components: PrincipalComponents) -> N
 def read_components(folder: str, name: str) -> PrincipalComponents | None:
   """Reads the components from a data set's folder; for ImageNet, falls back to the published ones.
 
-  Raises:
-    UsageError: Their file is damaged.
+  Raises UsageError if their file is damaged.
   """
   path = pathlib.Path(folder, _FILE)
   if path.is_file():

@@ -145,8 +145,7 @@ def prepare_smaller(
 def _is_done(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
   """Whether the folder contains the finished plan. Parts of another plan are removed.
 
-  Raises:
-    UsageError: It contains another finished plan.
+  Raises UsageError if it contains another finished plan.
   """
   path, plan = folder / _PLAN, json.loads(json.dumps(plan))
   try:

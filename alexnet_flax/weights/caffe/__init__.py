@@ -35,19 +35,13 @@ _WITH_WEIGHTS = ('Convolution', 'InnerProduct', 'BatchNorm', 'Scale')
 _NEUTRAL = ('Input', 'Dropout', 'Split', 'Flatten', 'Softmax', 'Accuracy', 'ArgMax', 'Silence')
 
 
-def parse(content: bytes, source: str) -> Parsed:
+def parse(content: bytes) -> Parsed:
   """The layers of a caffemodel."""
-  from google.protobuf.message import DecodeError
-
-  net = net_parameter()()
-  try:
-    net.ParseFromString(content)
-  except DecodeError:
-    raise UsageError(f'{source}: broken, or not a binary caffemodel') from None
+  net = net_parameter().FromString(content)
   layers = list(net.layer or net.layers)
   if not any(layer.blobs for layer in layers):
     advice = "if it dates from 2013, run Caffe's upgrade_net_proto_binary on it"
-    raise UsageError(f'{source}: no layers with weights; {advice}')
+    raise UsageError(f'no layers with weights; {advice}')
   return Parsed(layers, layers=_described(layers), image_size=_image_size(layers))
 
 
@@ -213,6 +207,7 @@ CAFFE: Format = Format(
   name='caffe',
   ending='.caffemodel',
   recognize=lambda content, path: path.suffix == '.caffemodel',  # protobuf has no signature
+  nature='a binary caffemodel',
   parse=parse,
   read=read,
   write=write,

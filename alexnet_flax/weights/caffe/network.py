@@ -11,11 +11,7 @@ from alexnet_flax.weights.layout import in_order
 
 
 def caffe_input(spec: Spec, source: str) -> Preprocessing:
-  """The spec's preprocessing as Caffe has it: BGR, 0..255 less a mean.
-
-  Raises:
-    UsageError: the spec's images are scaled, or divided by a deviation.
-  """
+  """The spec's preprocessing as Caffe has it, BGR, 0..255 less a mean; UsageError if the spec's differs."""
   theirs = in_order('BGR', spec.preprocessing)
   if theirs.scale != 1 or theirs.std != (1.0, 1.0, 1.0):
     ours = f'those of {spec.name} have scale {theirs.scale:.4g} and std {theirs.std}'
@@ -45,11 +41,7 @@ def prototxt(spec: Spec, num_classes: int) -> str:
 
 
 def build_net(spec: Spec, num_classes: int) -> Any:
-  """The spec as Caffe's `NetParameter`: one layer for each of ours, none in place.
-
-  Raises:
-    UsageError: Caffe has no such layer.
-  """
+  """The spec as Caffe's `NetParameter`, a layer for each of ours; UsageError if Caffe lacks one."""
   net = net_parameter()(name=spec.name)
   size = spec.image_size
   data = net.layer.add(name='data', type='Input', top=['data'])
