@@ -101,7 +101,6 @@ def augment(
 
 
 def _as_float(batch: Batch) -> jax.Array:
-  """Returns the images in 0 ... 255 as float32."""
   if batch['image'].dtype != jnp.uint8:
     raise TypeError(f'images (of dtype {batch["image"].dtype}) must be uint8')
   return batch['image'].astype(jnp.float32)
@@ -144,11 +143,9 @@ def _hue(images: jax.Array, factors: jax.Array) -> jax.Array:
 # Colour operations in the order in which they are applied. Each is a key of `Augmentation` and takes RGB in
 # 0 ... 1, [B, H, W, 3], and factors [B, 1, 1, 1] about 1.
 COLOR_OPERATIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-  'brightness': lambda images, factors: _blend(images, jnp.zeros_like(images), factors),
-  'contrast': lambda images, factors: _blend(
-    images, jnp.mean(_gray(images), axis=(1, 2, 3), keepdims=True), factors
-  ),
-  'saturation': lambda images, factors: _blend(images, _gray(images), factors),
+  'brightness': lambda x, factors: _blend(x, jnp.zeros_like(x), factors),
+  'contrast': lambda x, factors: _blend(x, jnp.mean(_gray(x), axis=(1, 2, 3), keepdims=True), factors),
+  'saturation': lambda x, factors: _blend(x, _gray(x), factors),
   'hue': _hue,
 }
 

@@ -21,7 +21,7 @@ from alexnet_flax.data.views import EvalView, TrainView, rotated
 
 _RATIOS = (1, 2, 4, 8)  # libjpeg decodes at a half, quarter or eighth of the size at far lower cost
 _END = b'\xff\xd9'
-_LONGEST = 65_500  # pixels, libjpeg's limit
+LONGEST = 65_500  # pixels, libjpeg's limit
 _REST = 'extraneous bytes before marker'  # libjpeg's warning about data after the last row
 
 
@@ -99,7 +99,7 @@ def _crop(image: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.ndarr
 
 def _decode_rows(image: Encoded, bottom: int, ratio: int, *, fast: bool) -> np.ndarray | None:
   """Decodes a JPEG's rows above `bottom`, at 1 / ratio; returns None if it may be damaged or unusual."""
-  if bytes(image.content[-2:]) != _END or max(image.height, image.width) > _LONGEST:
+  if bytes(image.content[-2:]) != _END or max(image.height, image.width) > LONGEST:
     return None  # the changed height would hide the damage
   bottom = min(bottom, image.height)
   content = bytearray(image.content)
@@ -118,8 +118,7 @@ def _decode_rows(image: Encoded, bottom: int, ratio: int, *, fast: bool) -> np.n
 def _resize(crop: np.ndarray, image: np.ndarray, *, mirror: bool) -> None:
   """Resizes the crop into the image, uint8 [S, S, 3]."""
   if crop.shape != image.shape:
-    below_half = min(crop.shape[:2]) > 2 * len(image)
-    method = cv2.INTER_AREA if below_half else cv2.INTER_LINEAR
+    method = cv2.INTER_AREA if min(crop.shape[:2]) > 2 * len(image) else cv2.INTER_LINEAR
     crop = cv2.resize(crop, image.shape[:2], interpolation=method)
   if mirror:
     cv2.flip(crop, 1, dst=image)

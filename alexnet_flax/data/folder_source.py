@@ -25,18 +25,13 @@ _LAYOUTS = 'SPLIT/CLASS/image or CLASS/image'
 _EVERY = 5  # of a folder without splits, the share of images that is held out
 
 
-class _Image(NamedTuple):
-  path: str
-  label: str
-
-
 class _Folder(NamedTuple):
-  """The images of each split, in a fixed order that mixes the classes, and the files that are not used."""
-
   root: str
-  splits: dict[str, list[_Image]]
+  splits: dict[
+    str, list[tuple[str, str]]
+  ]  # path and class of each image, in a fixed order that mixes classes
   is_divided: bool  # into folders of its own, SPLIT/CLASS/image
-  unused: list[str]
+  unused: list[str]  # files
 
 
 def open_folder(split: str, data_dir: str | None) -> Source:
@@ -68,7 +63,7 @@ def open_folder(split: str, data_dir: str | None) -> Source:
   _report(folder, f'{data_dir}:{split}', {part.splitname for part in parts}, chosen, names)
 
   number_of = {name: number for number, name in enumerate(names)}
-  labels, paths = [number_of[image.label] for image in chosen], [image.path for image in chosen]
+  paths, labels = zip(*((path, number_of[name]) for path, name in chosen), strict=True)
 
   def scan(numbers: np.ndarray) -> list[Example]:
     return [Example(b'', labels[number], printable(paths[number])) for number in numbers.tolist()]
@@ -99,16 +94,12 @@ def _scan(data_dir: str | None) -> _Folder:
   if not deep and not flat:
     raise UsageError(f'no images in {data_dir}; it must contain {_LAYOUTS} ({", ".join(IMAGE_SUFFIXES)})')
   used = flat if len(flat) > len(deep) else deep
-  splits: dict[str, list[_Image]] = {}
+  splits: dict[str, list[tuple[str, str]]] = {}
   order = sorted(used.items(), key=lambda item: item[1])
-  if used is deep:
-    for path, (split, label, _) in order:
-      splits.setdefault(split, []).append(_Image(path, label))
-  else:
-    labels = np.unique([label for _, (label, _) in order], return_inverse=True)[1]
-    for (path, (label, _)), rank in zip(order, rank_in_class(labels).tolist(), strict=True):
-      split = 'validation' if rank % _EVERY == _EVERY - 1 else 'train'
-      splits.setdefault(split, []).append(_Image(path, label))
+  ranks = rank_in_class(np.unique([parts[-2] for _, parts in order], return_inverse=True)[1])
+  for (path, (*given, label, _)), rank in zip(order, ranks.tolist(), strict=True):
+    by_rule = 'validation' if rank % _EVERY == _EVERY - 1 else 'train'
+    splits.setdefault(given[0] if given else by_rule, []).append((path, label))
   for split, images in splits.items():
     random.Random(split).shuffle(images)  # as TFDS's ImageFolder does
   return _Folder(root, splits, used is deep, sorted(files.keys() - used.keys()))
@@ -116,12 +107,12 @@ def _scan(data_dir: str | None) -> _Folder:
 
 def _class_names(folder: _Folder, opened: set[str]) -> tuple[str, ...]:
   """Returns the classes of the splits that are opened and of those that belong to them, sorted by name."""
-  keys = {split: {_key(image.label) for image in images} for split, images in folder.splits.items()}
+  keys = {split: {_key(label) for _, label in images} for split, images in folder.splits.items()}
   used, before = opened, set[str]()
   while used != before:
     before, shared = used, set.union(*(keys[split] for split in used))
     used = {split for split in keys if keys[split] & shared}
-  counts = _counts([image for split in used for image in folder.splits[split]])
+  counts = collections.Counter(sorted(label for split in used for _, label in folder.splits[split]))
   alike: dict[str, list[str]] = {}
   for name in sorted(counts):
     if printable(name) != name:
@@ -141,20 +132,15 @@ def _key(name: str) -> str:
   return unicodedata.normalize('NFC', name).casefold()
 
 
-def _counts(images: list[_Image]) -> dict[str, int]:
-  """Returns the number of images of each class, by sorted name."""
-  return dict(sorted(collections.Counter(image.label for image in images).items()))
-
-
 def _report(
-  folder: _Folder, name: str, opened: set[str], chosen: list[_Image], names: tuple[str, ...]
+  folder: _Folder, name: str, opened: set[str], chosen: list[tuple[str, str]], names: tuple[str, ...]
 ) -> None:
   """Says what may not be as it was meant."""
-  counts = _counts(chosen)
+  counts = collections.Counter(label for _, label in chosen)
   if not folder.is_divided:
     rule = "of each class, every fifth image by name is in 'validation', the others are in 'train'"
     _note(f'{name}: {len(chosen)} images; {rule}')
-  if few := [f'{one} ({counts.get(one, 0)})' for one in names if counts.get(one, 0) < 2]:
+  if few := [f'{one} ({counts[one]})' for one in names if counts[one] < 2]:
     _note(f'{name} has classes with one image or none: {", ".join(few)}')
   where = [os.path.join(folder.root, split, '') for split in opened] if folder.is_divided else [folder.root]
   if unused := [path for path in folder.unused if path.startswith(tuple(where))]:

@@ -22,10 +22,9 @@ if typing.TYPE_CHECKING:
 
 MAX_PIXELS = 200_000_000  # as phones take them; larger images are more likely an attack or an accident
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm')
-_FORMER = ('FLIP_LEFT_RIGHT', 'ROTATE_180', 'FLIP_TOP_BOTTOM')  # by Pillow's names
-_TURNS = dict(
-  enumerate((*_FORMER, 'TRANSPOSE', 'ROTATE_270', 'TRANSVERSE', 'ROTATE_90'), start=2)
-)  # as in EXIF
+# EXIF's orientations, of which 1 is upright, by Pillow's names.
+_TURNS = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE', 6: 'ROTATE_270'}
+_TURNS |= {7: 'TRANSVERSE', 8: 'ROTATE_90'}
 _opening = threading.Lock()
 
 
@@ -135,7 +134,12 @@ def read_image(
       if opened.width * opened.height > max_pixels:
         raise UnreadableError(f'{opened.width}x{opened.height} are more than {max_pixels:,} pixels')
       opened.load()  # which turns TIFF files
-      image, turned = _eight_bits(opened).convert('RGB'), orientation(opened) if turn else 1
+      image, turned = opened, orientation(opened) if turn else 1
+      if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in (None, 'PNG')):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # `convert` would clip at 255
+      elif image.mode in ('I', 'F'):
+        raise UnreadableError(f'pixels have mode {image.mode}, whose range is unknown')
+      image = image.convert('RGB')
       return np.asarray(image if turned == 1 else image.transpose(Image.Transpose[_TURNS[turned]]))
   except UnidentifiedImageError:
     raise UnreadableError('not an image') from None
@@ -144,17 +148,6 @@ def read_image(
   except Exception as error:  # Pillow's parsers raise anything for damaged files
     reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
     raise UnreadableError(reason or type(error).__name__) from None
-
-
-def _eight_bits(image: 'Image.Image') -> 'Image.Image':
-  """Reduces an image to at most eight bits per channel; Pillow's `convert` would clip 16 bits at 255."""
-  from PIL import Image
-
-  if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in (None, 'PNG')):
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-  if image.mode in ('I', 'F'):
-    raise UnreadableError(f'pixels have mode {image.mode}, whose range is unknown')
-  return image
 
 
 def views_of_files(files: Sequence[str], spec: Spec, batch_size: int) -> Iterator[list[np.ndarray | str]]:

@@ -29,9 +29,7 @@ from alexnet_flax.errors import UsageError
 
 HostBatch = dict[str, np.ndarray]
 _Built = tuple[HostBatch, list[tuple[str, str]]]  # and (name, reason) of each image skipped in it
-
-# The most images that a thread decodes at a time; with whole large batches, the threads would hold too many.
-_PART = 128
+_PART = 128  # images that a thread decodes at a time: of whole large batches, threads would hold too many
 
 # Otherwise glibc returns a batch's memory to the system and maps every page again: 4 % of the time.
 with contextlib.suppress(AttributeError, OSError):  # other C libraries have no mallopt
@@ -236,11 +234,10 @@ class Reader:
     raise UsageError(f'no image of {self.source.name} can be decoded: {reason}')
 
   def _decodes(self, encoded: Encoded, numbers: np.ndarray) -> bool:
-    try:
+    with contextlib.suppress(UnreadableError):
       self.decode([encoded], numbers[None])
-    except UnreadableError:
-      return False
-    return True
+      return True
+    return False
 
 
 def _in_order(function: Callable[[Plan], _Built], plans: Iterable[Plan], threads: int) -> Iterator[_Built]:

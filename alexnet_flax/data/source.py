@@ -15,6 +15,7 @@ from alexnet_flax.files import refuse_pipe
 
 _TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOTCONN, errno.EHOSTDOWN}
 _WAITS = (0.1, 1.0, 5.0)  # seconds before reading is tried again
+_AT_ONCE = 4096
 
 
 class Example(NamedTuple):
@@ -43,9 +44,6 @@ class Source:
     """Yields all examples in order, for their labels."""
     for start in range(0, self.num_examples, _AT_ONCE):
       yield from self.scan(np.arange(start, min(start + _AT_ONCE, self.num_examples)))
-
-
-_AT_ONCE = 4096
 
 
 def few_per_class(source: Source, count: int, seed: int) -> Source:

@@ -45,7 +45,8 @@ def open_dataset(name: str, split: str, data_dir: str | None = None, verify: boo
   if name == IMAGE_FOLDER:
     return open_folder(split, data_dir)
   builder = _prepared_builder(name, data_dir)
-  info, files = builder.info, _split_info(builder, split).file_instructions
+  info, chosen = builder.info, _split_info(builder, split)
+  files = chosen.file_instructions
   if absent := [part.filename for part in files if not tfds.core.Path(part.filename).exists()]:
     found = f'{len(absent)} of {len(files)} files of {name}:{split} are missing, the first is {absent[0]}'
     raise UsageError(f'{found}; prepare the data set again')
@@ -58,7 +59,7 @@ def open_dataset(name: str, split: str, data_dir: str | None = None, verify: boo
     read = functools.partial(tfrecord.read_records, index, verify=verify)
   return Source(
     name=f'{name}:{split}',
-    num_examples=_split_info(builder, split).num_examples,
+    num_examples=chosen.num_examples,
     class_names=class_names,
     read=lambda numbers: [parse(record) for record in read(numbers)],
     scan=lambda numbers: [parse(record) for record in scan(numbers)],
@@ -116,11 +117,8 @@ def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuild
   builder = _builder(name, data_dir)
   if not builder.info.splits:
     if name != digits.NAME:
-      where = f' --data_dir={data_dir}' if data_dir else ''
-      raise UsageError(
-        f'the data set {name!r} is not prepared in {builder.data_dir}; run: alexnet-flax prepare'
-        f' {name}{where}'
-      )
+      command = f'alexnet-flax prepare {name}' + (f' --data_dir={data_dir}' if data_dir else '')
+      raise UsageError(f'the data set {name!r} is not prepared in {builder.data_dir}; run: {command}')
     tfds.disable_progress_bar()  # preparing takes seconds
     try:
       builder.download_and_prepare()

@@ -10,7 +10,7 @@ import mmap
 import os
 import resource
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -48,19 +48,23 @@ def read_records(
   paths, spans = index
   found: list[memoryview | UnreadableError] = []
   for path, start, length in spans[numbers].tolist():
-    framed = _content(paths[path], start, start + length + _CHECKSUM)
-    is_intact = not verify or _checksum(framed[:length]) == bytes(framed[length:])
-    if not is_intact:
+    if (mapped := _mapped(paths[path])) is not None:
+      stored = mapped[start : start + length + _CHECKSUM]
+    else:
+      with open(paths[path], 'rb', buffering=0) as file:
+        stored = memoryview(os.pread(file.fileno(), length + _CHECKSUM, start))
+    if verify and _checksum(stored[:length]) != bytes(stored[length:]):
       number = np.searchsorted(_record_spans(paths[path])[:, 0], start)
-      damage = UnreadableError(f'record {number} of {paths[path]} is damaged, by its checksum')
-    found.append(framed[:length] if is_intact else damage)
+      found.append(UnreadableError(f'record {number} of {paths[path]} is damaged, by its checksum'))
+    else:
+      found.append(stored[:length])
   return found
 
 
-def write_record(file: BinaryIO, record: bytes) -> None:
-  """Appends a record to a TFRecord file."""
+def framed(record: bytes) -> bytes:
+  """Returns a record as a TFRecord file holds it: with its length and the checksums of both."""
   length = len(record).to_bytes(8, 'little')
-  file.write(length + _checksum(length) + record + _checksum(record))
+  return length + _checksum(length) + record + _checksum(record)
 
 
 @functools.cache
@@ -98,13 +102,6 @@ def _checksum(data: bytes | memoryview) -> bytes:
 
   crc = google_crc32c.value(bytes(data))
   return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(_CHECKSUM, 'little')
-
-
-def _content(path: str, start: int, end: int) -> memoryview:
-  if (mapped := _mapped(path)) is not None:
-    return mapped[start:end]
-  with open(path, 'rb', buffering=0) as file:
-    return memoryview(os.pread(file.fileno(), end - start, start))
 
 
 @functools.cache

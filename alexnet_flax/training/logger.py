@@ -5,12 +5,12 @@ import json
 import os
 import pathlib
 import socket
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
+from alexnet_flax.data.tfrecord import framed
 from alexnet_flax.errors import one_line
 from alexnet_flax.files import read_lines, rewrite_lines
 from alexnet_flax.metrics import Metrics
@@ -53,7 +53,7 @@ class Logger:
       start = SessionLog(status=SessionLog.START)  # TensorBoard drops the events of later steps before it
       version = Event(wall_time=time.time(), file_version='brain.Event:2')
       purge = Event(wall_time=time.time(), step=first_step + 1, session_log=start)
-      self._events.write(_record(version) + _record(purge))
+      self._events.write(framed(version.SerializeToString()) + framed(purge.SerializeToString()))
 
   def write(self, step: int, split: str, metrics: Metrics, **others: float) -> dict[str, float]:
     """Logs the means of `metrics` and `others` at a step; returns them all."""
@@ -68,7 +68,8 @@ class Logger:
     lines = [before | {'name': name, 'value': value} | after for name, value in values.items()]
     self._metrics.write(b''.join(json.dumps(line, allow_nan=False).encode() + b'\n' for line in lines))
     scalars = [{'tag': f'{split}/{name}', 'simple_value': value} for name, value in values.items()]
-    self._events.write(_record(Event(wall_time=time.time(), step=step, summary={'value': scalars})))
+    event = Event(wall_time=time.time(), step=step, summary={'value': scalars})
+    self._events.write(framed(event.SerializeToString()))
     return values
 
   def advance(self, step: int) -> None:
@@ -123,16 +124,6 @@ class _Appender:
   def close(self) -> None:
     self.write(b'')
     self._file.close()
-
-
-def _record(event: Any) -> bytes:
-  """Returns TensorBoard's record of an event."""
-  from tensorboardX.record_writer import masked_crc32c
-
-  content = event.SerializeToString()
-  length = struct.pack('<Q', len(content))
-  checks = [struct.pack('<I', masked_crc32c(part)) for part in (length, content)]
-  return length + checks[0] + content + checks[1]
 
 
 class _SteadyOutput:

@@ -118,12 +118,12 @@ def save_weights(
       raise UsageError(f"names={names!r}: only 'torchvision', and only for .safetensors")
     format = torchvision.SAFETENSORS
   tensors = check(tensors_of(variables), spec, 'the variables')
-  files = {path: format.write}
-  files |= {path.with_suffix(ending): write for ending, write in format.companions.items()}
+  files = {path: format.dump}
+  files |= {path.with_suffix(ending): dump for ending, dump in format.companions.items()}
   try:
     with needs_extra(f'a {format.ending} file'), contextlib.ExitStack() as stack:  # all of them, or none
-      for file, write in files.items():
-        write(stack.enter_context(atomic_path(file)), tensors, spec, class_names)
+      for file, dump in files.items():
+        stack.enter_context(atomic_path(file)).write_bytes(dump(tensors, spec, class_names))
   except OSError as error:
     raise UsageError(f'cannot write {path}: {error.strerror or error}') from None
   return list(files)

@@ -16,7 +16,7 @@ from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.weights.layout import Tensors, variables_of
 
 Activations = dict[str, np.ndarray]  # layer -> [N, H, W, C] or [N, C]
-Write = Callable[[pathlib.Path, Tensors, Spec, Sequence[str]], None]
+Dump = Callable[[Tensors, Spec, Sequence[str]], bytes]
 
 
 class Inputs(NamedTuple):
@@ -62,7 +62,7 @@ class Format:
     nature: What its files are, for messages about those that are broken: 'written by PyTorch'.
     parse: Parses a file's content. May raise errors of any kind for a broken one.
     read: Converts an opened file to the checked tensors of a spec.
-    write: Writes tensors, a spec and class names to a path.
+    dump: Returns a file of tensors, a spec and class names.
     companions: Files that are written beside it: ending -> function.
     variants: The variants that a file which does not contain its spec can be of, most likely first.
     describe: Returns a spec's layers as `Parsed.layers` has those of a file, for comparison.
@@ -78,9 +78,9 @@ class Format:
   recognize: Callable[[bytes, pathlib.Path], bool]
   parse: Callable[[bytes], Parsed]
   read: 'Callable[[WeightsFile, Spec], Tensors]'
-  write: Write
+  dump: Dump
   nature: str = ''
-  companions: Mapping[str, Write] = dataclasses.field(default_factory=dict)
+  companions: Mapping[str, Dump] = dataclasses.field(default_factory=dict)
   variants: tuple[str, ...] = ()
   describe: Callable[[Spec], Sequence[tuple[str, Any]]] = lambda spec: ()
   outputs: 'Callable[[WeightsFile, Spec, str], int] | None' = None

@@ -95,13 +95,14 @@ def _kinds(layers: Iterable[str]) -> Counter[str]:
   return Counter(kind for kind in kinds if kind not in _NEUTRAL)
 
 
-def write_keras(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
-  """Writes `.keras`, for `keras.models.load_model`; its output is logits, without a softmax."""
+def dump_keras(tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> bytes:
+  """A `.keras` file, for `keras.models.load_model`; its output is logits, without a softmax."""
   config = keras_config(spec, tensors[f'params/{spec.head}/bias'].shape[0])
-  with zipfile.ZipFile(path, 'w') as archive:
+  with zipfile.ZipFile(buffer := io.BytesIO(), 'w') as archive:
     archive.writestr('metadata.json', json.dumps({'keras_version': '3.0.0'}))
     archive.writestr('config.json', json.dumps(config))
-    archive.writestr(_WEIGHTS, _hdf5(tensors, spec))
+    archive.writestr(_WEIGHTS, dump_hdf5(tensors, spec, class_names))
+  return buffer.getvalue()
 
 
 def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs) -> tuple[str, Activations]:
@@ -149,7 +150,8 @@ def keras_taps(model: Any, spec: Spec, images: np.ndarray) -> Activations:
   return taps
 
 
-def _hdf5(tensors: Tensors, spec: Spec) -> bytes:
+def dump_hdf5(tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> bytes:
+  """A `.weights.h5` file, for `model.load_weights` of a Keras network with the spec's layers."""
   import h5py
 
   names, layers, buffer = tensor_names(spec), stored_names(spec), io.BytesIO()
@@ -273,7 +275,7 @@ KERAS_WEIGHTS: Format = Format(
   nature='a sequential Keras network',
   parse=parse_hdf5,
   read=read,
-  write=lambda path, tensors, spec, class_names: path.write_bytes(_hdf5(tensors, spec)),
+  dump=dump_hdf5,
   variants=('batchnorm',),
   outputs=lambda file, spec, layer: len(file.stored.arrays[tensor_names(spec)[f'params/{layer}/bias']]),
   describe=lambda spec: described_layers(keras_config(spec, 1)),
@@ -285,5 +287,5 @@ KERAS: Format = dataclasses.replace(
   ending='.keras',
   recognize=_recognize_keras,
   parse=parse_keras,
-  write=write_keras,
+  dump=dump_keras,
 )

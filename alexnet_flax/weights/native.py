@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,12 +43,12 @@ def read(file: WeightsFile, spec: Spec) -> Tensors:
   return match_input(check(file.stored, spec, str(file.path)), spec, file.spec.preprocessing, str(file.path))
 
 
-def write(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
-  """Writes the tensors, the spec, and the class names if they are known."""
+def dump(tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> bytes:
+  """A file of the tensors, the spec, and the class names if they are known."""
   metadata = {'format': NAME, 'variant': spec.name, 'spec': json.dumps(_encode(spec))}
   if class_names:
     metadata['class_names'] = json.dumps(list(class_names))
-  path.write_bytes(safetensors.numpy.save(tensors, metadata=metadata))
+  return safetensors.numpy.save(tensors, metadata=metadata)
 
 
 def is_safetensors(content: bytes) -> bool:
@@ -130,6 +129,6 @@ NATIVE: Format = Format(
   parse=parse,
   describe=describe,
   read=read,
-  write=write,
+  dump=dump,
   layer_names=lambda spec: {name: name for name, _ in spec.named_layers()},
 )

@@ -5,8 +5,7 @@ same rule names any network without norms; torchvision's own has the names of th
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from safetensors.numpy import save
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.spec import Activation, Conv, Dense, Dropout, Flatten, Pool, Preprocessing, Spec
 from alexnet_flax.weights.channels_first import channels_last, from_channels_first, to_channels_first
-from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile, Write
+from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile
 from alexnet_flax.weights.layout import Tensors, check, match_input, pick, weight_layers
 from alexnet_flax.weights.native import is_safetensors, parse_safetensors
 from alexnet_flax.weights.pth import dump_state_dict, parse_state_dict
@@ -63,11 +62,6 @@ def to_state_dict(tensors: Tensors, spec: Spec) -> dict[str, np.ndarray]:
   names = tensor_names(spec)
   tensors = match_input(tensors, spec, PREPROCESSING, "torchvision's layout")
   return {theirs: to_channels_first(ours, tensors[ours], spec) for ours, theirs in names.items()}
-
-
-def _writer(dump: Callable[[dict[str, np.ndarray]], bytes]) -> Write:
-  """Returns a function that writes a state dictionary, as `torchvision.models.alexnet()` takes it."""
-  return lambda path, tensors, spec, class_names: path.write_bytes(dump(to_state_dict(tensors, spec)))
 
 
 def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs) -> tuple[str, Activations]:
@@ -127,7 +121,7 @@ SAFETENSORS: Format = Format(
   recognize=lambda content, path: is_safetensors(content),
   parse=lambda content: _unwrapped(parse_safetensors(content)),
   read=read,
-  write=_writer(functools.partial(save, metadata={'format': 'pt'})),
+  dump=lambda tensors, spec, class_names: save(to_state_dict(tensors, spec), metadata={'format': 'pt'}),
   variants=('torchvision',),
   outputs=lambda file, spec, layer: len(file.stored[tensor_names(spec)[f'params/{layer}/bias']]),
   layer_names=layer_names,
@@ -143,6 +137,6 @@ PTH: Format = dataclasses.replace(
   ),
   nature='written by PyTorch',
   parse=lambda content: _unwrapped(parse_state_dict(content)),
-  write=_writer(dump_state_dict),
+  dump=lambda tensors, spec, class_names: dump_state_dict(to_state_dict(tensors, spec)),
   layer_names=None,
 )

@@ -81,7 +81,7 @@ def test_a_record_that_is_no_example(prepared, record):
   good, spans = path.read_bytes(), tfrecord._record_spans(str(path)).tolist()
   with path.open('wb') as file:
     for start, length in spans:
-      tfrecord.write_record(file, record if file.tell() == 0 else good[start : start + length])
+      file.write(tfrecord.framed(record if file.tell() == 0 else good[start : start + length]))
   tfrecord._record_spans.cache_clear()
   tfrecord._mapped.cache_clear()
   for verify in (True, False):
@@ -95,7 +95,7 @@ def test_tensorflow_reads_our_records(tmp_path):
   records = [b'', b'x' * 100_000, bytes(range(256))]
   with path.open('wb') as file:
     for record in records:
-      tfrecord.write_record(file, record)
+      file.write(tfrecord.framed(record))
   tf = import_tensorflow()
   assert [one.numpy() for one in tf.data.TFRecordDataset(str(path))] == records
 

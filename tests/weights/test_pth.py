@@ -303,4 +303,4 @@ def test_a_dictionary_that_holds_itself():
   own: dict = {'epoch': 3}
   own['model'] = own
   with pytest.raises(UsageError, match='not a state dictionary'):
-    pth.parse_state_dict(archive_of(own), 'a.pth')
+    pth.parse_state_dict(archive_of(own))

@@ -23,13 +23,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from alexnet_flax.data.bad_images import BadImages, Policy
+from alexnet_flax.data.decode import LONGEST
 from alexnet_flax.data.image_header import Encoded, decode_pixels
 from alexnet_flax.data.images import UnreadableError, evaluation_crops, resize_short_side
 from alexnet_flax.data.loader import Plan, Reader
 from alexnet_flax.data.prepare.color_pca import principal_components, write_components
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.tfds_source import IMAGE_FOLDER, open_dataset, split_names
-from alexnet_flax.data.tfrecord import write_record
+from alexnet_flax.data.tfrecord import framed
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.files import atomic_path, expanded, read_json, write_text
@@ -40,8 +41,6 @@ _PLAN = 'prepared_from.json'  # source and options; a run only continues with th
 _LOCK = '.lock'
 Encoding = Literal['jpeg', 'raw']
 Center = Literal['none', 'center']
-
-_LONGEST = 65_500  # pixels, libjpeg's limit
 _CHUNK = 64  # images decoded together
 
 
@@ -55,12 +54,9 @@ class ImageFormat:
   crop: Center = 'none'  # 'center' is the central square (Krizhevsky et al. 2012, section 2)
 
   def __post_init__(self) -> None:
-    for key, value, choices in (
-      ('--encoding', self.encoding, typing.get_args(Encoding)),
-      ('--crop', self.crop, typing.get_args(Center)),
-    ):
-      if value not in choices:
-        raise unknown_name(f'value of {key}:', value, choices)
+    for key, value, kind in (('--encoding', self.encoding, Encoding), ('--crop', self.crop, Center)):
+      if value not in typing.get_args(kind):
+        raise unknown_name(f'value of {key}:', value, typing.get_args(kind))
     if self.side < 8:
       raise UsageError(f'--side (={self.side}) must be at least 8')
     if not 1 <= self.quality <= 100:
@@ -69,15 +65,14 @@ class ImageFormat:
   def suffix(self) -> str:
     """The suffix of the data set's name: '256_q90', '256_center_raw'."""
     kind = 'raw' if self.encoding == 'raw' else f'q{self.quality}'
-    return '_'.join([str(self.side), *(['center'] if self.crop == 'center' else []), kind])
+    return f'{self.side}_center_{kind}' if self.crop == 'center' else f'{self.side}_{kind}'
 
   def features(self, class_names: Sequence[str]) -> Any:
     """TFDS's description of the data set's examples."""
     side = self.side if self.crop == 'center' else None
     image: Any = tfds.features.Image(shape=(side, side, 3), encoding_format='jpeg')
     if self.encoding == 'raw':
-      encoding = tfds.features.Encoding.BYTES
-      image = tfds.features.Tensor(shape=(side, side, 3), dtype=np.uint8, encoding=encoding)
+      image = tfds.features.Tensor(shape=(side, side, 3), dtype=np.uint8, encoding='bytes')
     label = tfds.features.ClassLabel(names=list(class_names))
     return tfds.features.FeaturesDict({'image': image, 'label': label, 'file_name': tfds.features.Text()})
 
@@ -239,11 +234,14 @@ def write_shard(
   with atomic_path(path) as partial:
     with partial.open('wb') as file:
       for batch in reader.batches(plans.__getitem__, range(len(plans)), None):
-        names = [_short_name(one.name) for one in source.read(batch['index'])]
+        names = [one.name for one in source.read(batch['index'])]
         kept = np.flatnonzero(batch['weight'])
         for row in kept:
-          example = {'image': batch['image'][row], 'label': int(batch['label'][row]), 'file_name': names[row]}
-          write_record(file, features.serialize_example(example))
+          name = names[row]
+          if os.path.isfile(name):  # TFDS's own names are kept
+            name = '/'.join(pathlib.PurePath(name).parts[-2:])
+          example = {'image': batch['image'][row], 'label': int(batch['label'][row]), 'file_name': name}
+          file.write(framed(features.serialize_example(example)))
         images += len(kept)
         pixels += int(batch['pixels'][kept].sum())
         sums += batch['sums'][kept].sum(0)
@@ -253,25 +251,20 @@ def write_shard(
     write_text(statistics, json.dumps(counts | {'sums': sums.tolist(), 'products': products.tolist()}))
 
 
-def _short_name(name: str) -> str:
-  """Shortens a path to CLASS/image; TFDS's own names are kept."""
-  return '/'.join(pathlib.PurePath(name).parts[-2:]) if os.path.isfile(name) else name
-
-
-def _encode(
-  image_format: ImageFormat, images: Sequence[Encoded], numbers: np.ndarray
-) -> dict[str, np.ndarray]:
+def _encode(image_format: ImageFormat, images: Sequence[Encoded], _: np.ndarray) -> dict[str, np.ndarray]:
   """Resizes and encodes images; also counts pixels [B], and sums values [B, 3] and products [B, 3, 3]."""
-  del numbers
   view = EvalView(image_format.side, image_format.side)
   resize = evaluation_crops if image_format.crop == 'center' else resize_short_side
   contents, values = np.empty(len(images), object), []
   for row, image in enumerate(images):
     pixels = resize(decode_pixels(image), view)
-    if max(pixels.shape) > _LONGEST:
+    if max(pixels.shape) > LONGEST:
       size = f'{image.height}x{image.width} would be resized to {max(pixels.shape):,} pixels'
-      raise UnreadableError(f'{size}; JPEG allows {_LONGEST:,}')
-    contents[row] = pixels if image_format.encoding == 'raw' else _jpeg(pixels, image_format.quality)
+      raise UnreadableError(f'{size}; JPEG allows {LONGEST:,}')
+    contents[row] = pixels
+    if image_format.encoding == 'jpeg':
+      Image.fromarray(pixels).save(buffer := io.BytesIO(), 'JPEG', quality=image_format.quality)
+      contents[row] = buffer.getvalue()
     values.append(pixels.reshape(-1, 3).astype(np.float64))
   return {
     'image': contents,
@@ -279,9 +272,3 @@ def _encode(
     'sums': np.array([value.sum(0) for value in values]),
     'products': np.array([value.T @ value for value in values]),
   }
-
-
-def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
-  buffer = io.BytesIO()
-  Image.fromarray(pixels).save(buffer, 'JPEG', quality=quality)
-  return buffer.getvalue()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -69,8 +68,8 @@ def read(file: WeightsFile, spec: Spec) -> Tensors:
   return match_input(tensors, spec, _stored_input(layers, spec, source), source)
 
 
-def write(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
-  """Writes a caffemodel of Caffe's current layers."""
+def dump(tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> bytes:
+  """A caffemodel of Caffe's current layers."""
   net = build_net(spec, tensors[f'params/{spec.head}/bias'].shape[0])
   theirs = caffe_input(spec, "Caffe's layout")
   tensors = match_input(tensors, spec, theirs, "Caffe's layout")
@@ -85,12 +84,12 @@ def write(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequenc
       blob.shape.dim.extend(array.shape)
     if layer.type == 'Input' and any(theirs.mean):  # Caffe ignores it there; we do not
       layer.transform_param.mean_value.extend(theirs.mean)
-  path.write_bytes(net.SerializeToString())
+  return net.SerializeToString()
 
 
-def write_prototxt(path: pathlib.Path, tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> None:
-  """Writes the text from which Caffe builds the network."""
-  path.write_text(prototxt(spec, tensors[f'params/{spec.head}/bias'].shape[0]), encoding='utf-8')
+def dump_prototxt(tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> bytes:
+  """The text from which Caffe builds the network."""
+  return prototxt(spec, tensors[f'params/{spec.head}/bias'].shape[0]).encode()
 
 
 def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs) -> tuple[str, Activations]:
@@ -210,8 +209,8 @@ CAFFE: Format = Format(
   nature='a binary caffemodel',
   parse=parse,
   read=read,
-  write=write,
-  companions={'.prototxt': write_prototxt},
+  dump=dump,
+  companions={'.prototxt': dump_prototxt},
   variants=('caffe', 'caffenet', 'batchnorm_grouped'),
   outputs=lambda file, spec, layer: _array(_weight_layers(file.stored, spec)[layer].blobs[1], layer).size,
   describe=lambda spec: _described(build_net(spec, 1).layer),
