@@ -7,7 +7,6 @@ import errno
 import fnmatch
 import functools
 import hashlib
-import itertools
 import logging
 import operator
 import os
@@ -18,7 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -113,34 +112,13 @@ def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Trai
   theirs, ours = _shapes(manager.item_metadata(step)), _shapes(target)
   for name in sorted({*ours, *theirs}, key=lambda name: (not name.startswith('params'), name)):
     if ours.get(name) != theirs.get(name):
-      raise UsageError(
-        f'the checkpoint {pathlib.Path(manager.directory / str(step)).resolve()} is of another run: {name} is'
-        f' {theirs.get(name, "absent")} there and {ours.get(name, "absent")} in this configuration; use'
-        ' another --workdir, or the configuration that wrote it'
-      )
+      place = pathlib.Path(manager.directory / str(step)).resolve()
+      both = f'{theirs.get(name, "absent")} there and {ours.get(name, "absent")} in this configuration'
+      advice = 'use another --workdir, or the configuration that wrote it'
+      raise UsageError(f'the checkpoint {place} is of another run: {name} is {both}; {advice}')
   return dataclasses.replace(like, **manager.restore(step, args=ocp.args.StandardRestore(target)))
 
 
-_Reader = TypeVar('_Reader', bound=Callable[..., Any])
-
-
-def _while_it_trains(read: _Reader) -> _Reader:
-  """Lets a function read a folder again when a run has removed a checkpoint in the meantime."""
-
-  @functools.wraps(read)
-  def read_again(folder: pathlib.Path, *arguments: Any) -> Any:
-    while True:
-      steps = steps_in(folder)
-      try:
-        return read(folder, *arguments)
-      except Exception:
-        if steps_in(folder) == steps:
-          raise
-
-  return cast(_Reader, read_again)
-
-
-@_while_it_trains
 def restore_variables(folder: pathlib.Path, which: str | None = None) -> tuple[int, dict[str, Any]]:
   """Returns the step of a checkpoint in a folder, and its {'params', 'batch_stats'} for evaluation.
 
@@ -152,32 +130,35 @@ def restore_variables(folder: pathlib.Path, which: str | None = None) -> tuple[i
   Raises:
     UsageError: There is no such checkpoint, or it is damaged.
   """
-  steps = steps_in(folder)
+  while True:
+    steps = steps_in(folder)
+    try:
+      step = _choose(folder, steps, which)
+      saved = _restore_on_one_device(folder, step)
+      return step, saved.get('ema') or {'params': saved['params'], 'batch_stats': saved['batch_stats']}
+    except Exception:
+      if steps_in(folder) == steps:  # else a run has removed a checkpoint in the meantime
+        raise
+
+
+def _choose(folder: pathlib.Path, steps: list[int], which: str | None) -> int:
+  places = {step: folder / str(step) for step in steps}
   if which == 'best':
-    chosen = [max(scored, key=lambda step: (scored[step], -step))] if (scored := _scores(folder)) else []
+    scores = {
+      step: (read_json(place / 'metrics/metrics') or {}).get('top1') for step, place in places.items()
+    }
+    scores = {step: top1 for step, top1 in scores.items() if isinstance(top1, float)}
+    step = max(scores, key=lambda step: (scores[step], -step), default=None)
   elif which is not None:
-    chosen = [step for step in steps if step == int(which)]
+    step = int(which) if int(which) in steps else None
   else:
-    whole = (step for step in steps if damage(folder / str(step)) is None)
-    chosen = list(itertools.islice(whole, 1))
-  if not chosen:
+    step = next((step for step, place in places.items() if damage(place) is None), None)
+  if step is None:
     there = f': it has those of steps {", ".join(map(str, reversed(steps)))}' if which and steps else ''
     raise UsageError(f'no checkpoint{f" {which}" if which else ""} in {folder}{there}')
-  if which and (wrong := damage(folder / str(chosen[0]))):
-    raise UsageError(f'the checkpoint {folder / str(chosen[0])} is damaged: {wrong}')
-  (step,) = chosen
-  saved = _restore_on_one_device(folder, step)
-  return step, saved.get('ema') or {'params': saved['params'], 'batch_stats': saved['batch_stats']}
-
-
-def _scores(folder: pathlib.Path) -> dict[int, float]:
-  """Returns the top-1 accuracies of the checkpoints that Orbax saved with their scores."""
-  found = {}
-  for step in steps_in(folder):
-    top1 = (read_json(folder / str(step) / 'metrics' / 'metrics') or {}).get('top1')
-    if isinstance(top1, float):
-      found[step] = top1
-  return found
+  if which and (wrong := damage(places[step])):
+    raise UsageError(f'the checkpoint {places[step]} is damaged: {wrong}')
+  return step
 
 
 def load_arrays(folder: pathlib.Path, step: int) -> dict[str, np.ndarray]:
@@ -261,7 +242,7 @@ def save_alone(place: pathlib.Path, state: TrainState) -> None:
   with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
     saved = ocp.args.StandardSave(_saved_tree(state))
     checkpointer.save(_safe(place.parent) / place.name, args=saved, force=True)
-  _check_arrays(_safe(place.parent) / place.name)
+  ocp.StandardCheckpointHandler().metadata(_safe(place.parent) / place.name)  # ValueError if one is not there
 
 
 def _saved_tree(state: TrainState) -> dict[str, Any]:
@@ -300,18 +281,13 @@ def damage(checkpoint: pathlib.Path, which: str = '*') -> str | None:
   return None
 
 
-def _check_arrays(item: pathlib.Path) -> None:
-  """Raises ValueError where an array that Orbax should have written is not there."""
-  ocp.StandardCheckpointHandler().metadata(item)  # opens each of them
-
-
 def _write_manifests(folder: pathlib.Path) -> None:
   """Writes the digests of all files of the checkpoint that is being written beside them.
 
   Raises ValueError if not all arrays are there.
   """
   for checkpoint in folder.glob(f'*{PARTIAL}') if jax.process_index() == 0 else ():
-    _check_arrays(checkpoint / _ITEM)
+    ocp.StandardCheckpointHandler().metadata(checkpoint / _ITEM)  # opens each array
     paths = [path for path in sorted(checkpoint.rglob('*')) if path.is_file() and path.name not in _UNLISTED]
     files = {path.relative_to(checkpoint).as_posix(): _digest(path) for path in paths}
     write_json(checkpoint / MANIFEST, {'files': files})

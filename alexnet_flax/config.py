@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
+from flax import traverse_util
 
 from alexnet_flax.data.augment import Augmentation
 from alexnet_flax.data.bad_images import Policy
@@ -125,31 +126,16 @@ class Config:
 
 
 class Key(typing.NamedTuple):
-  """A configuration key: its name ('data.crop'), the fields that lead to it, its type and its metadata."""
+  """A configuration key."""
 
-  name: str
-  path: tuple[str, ...]
-  kind: Any
+  name: str  # 'data.crop'
+  path: tuple[str, ...]  # the fields that lead to it
+  kind: Any  # its type
+  types: list[
+    type
+  ]  # the plain types that its value may have, `NoneType` among them; a `Literal` counts as str
+  choices: list[str]  # the names that it may have; none if any text will do
   metadata: Mapping[str, Any]
-
-  @property
-  def types(self) -> list[type]:
-    """The plain types that its value may have, `NoneType` among them; a `Literal` counts as str."""
-    origins = [typing.get_origin(one) or one for one in self._members]
-    return [str if origin is Literal else origin for origin in origins]
-
-  @property
-  def choices(self) -> list[str]:
-    """The names that it may have; none if any text will do."""
-    literals = (one for one in self._members if typing.get_origin(one) is Literal)
-    return [name for one in literals for name in typing.get_args(one)] or list(
-      self.metadata.get('choices', ())
-    )
-
-  @property
-  def _members(self) -> tuple[Any, ...]:
-    is_union = typing.get_origin(self.kind) in (types.UnionType, typing.Union)  # Union: of a Literal and None
-    return typing.get_args(self.kind) if is_union else (self.kind,)
 
 
 @functools.cache
@@ -166,7 +152,16 @@ def all_keys() -> dict[str, Key]:
         group = prefix if 'flat' in field.metadata else f'{prefix}{field.name}.'
         yield from walk(inner, group, (*path, field.name))
       else:
-        yield Key(prefix + field.name, (*path, field.name), inner, field.metadata)
+        is_union = typing.get_origin(inner) in (types.UnionType, typing.Union)  # Union: of a Literal and None
+        members = {
+          one: typing.get_origin(one) or one for one in (typing.get_args(inner) if is_union else [inner])
+        }
+        plain = [str if origin is Literal else origin for origin in members.values()]
+        names = [
+          name for one, origin in members.items() if origin is Literal for name in typing.get_args(one)
+        ]
+        names = names or list(field.metadata.get('choices', ()))
+        yield Key(prefix + field.name, (*path, field.name), inner, plain, names, field.metadata)
 
   return {key.name: key for key in walk(Config, '', ())}
 
@@ -191,31 +186,24 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
 
 def to_dict(config: Config) -> dict[str, Any]:
   """Returns the configuration as nested dictionaries, as config.json holds it."""
-  tree: dict[str, Any] = {}
-  for name in all_keys():
-    group, _, last = name.rpartition('.')
-    (tree.setdefault(group, {}) if group else tree)[last] = value_of(config, name)
-  return tree
+  return traverse_util.unflatten_dict({name: value_of(config, name) for name in all_keys()}, sep='.')
 
 
 def config_dict(config: Config) -> 'ml_collections.ConfigDict':
   """Returns a typed `ConfigDict` in which flags can override every key, those that are None too."""
-  from ml_collections import config_dict as ml_config_dict
+  from ml_collections import ConfigDict
 
-  tree = to_dict(config)
-  for name, key in all_keys().items():
-    group, _, last = name.rpartition('.')
-    if value_of(config, name) is None:
-      (tree[group] if group else tree)[last] = ml_config_dict.placeholder(key.types[0])
-  return ml_config_dict.ConfigDict(tree)
+  tree = ConfigDict(to_dict(config))
+  leave_open(tree, *(name for name in all_keys() if value_of(config, name) is None))
+  return tree
 
 
 def leave_open(tree: 'ml_collections.ConfigDict', *names: str) -> None:
   """Makes keys of a `config_dict` None, for a recipe's `complete` to fill in: 'data.batch_size', ..."""
   from ml_collections import config_dict as ml_config_dict
 
-  for name in names:
-    tree.update_from_flattened_dict({name: ml_config_dict.placeholder(all_keys()[name].types[0])})
+  types = {name: all_keys()[name].types[0] for name in names}
+  tree.update_from_flattened_dict({name: ml_config_dict.placeholder(kind) for name, kind in types.items()})
 
 
 def fill_in(tree: 'ml_collections.ConfigDict', values: Mapping[str, Any]) -> None:
@@ -301,11 +289,9 @@ def _check_pairs(config: Config) -> None:
   data, optimizer, transfer = config.data, config.optimizer, config.transfer
   if transfer.mode == 'linear_probe' and config.augment.is_on:
     raise UsageError('a linear probe trains on features of unaugmented images; set no augment.* for it')
-  if data.batch_size % optimizer.accumulate_steps:
-    raise UsageError(
-      f'data.batch_size (={data.batch_size}) must be divisible by optimizer.accumulate_steps'
-      f' (={optimizer.accumulate_steps})'
-    )
+  if data.batch_size % (parts := optimizer.accumulate_steps):
+    by = f'optimizer.accumulate_steps (={parts})'
+    raise UsageError(f'data.batch_size (={data.batch_size}) must be divisible by {by}')
   spec = build_spec(config)
   surgery.frozen_layers(spec, surgery.layer_patterns(transfer.freeze))
   try:

@@ -19,10 +19,10 @@ import scipy.special
 
 from alexnet_flax.data.augment import normalize
 from alexnet_flax.data.images import evaluation_view
-from alexnet_flax.errors import UsageError, needs_extra, one_line, unknown_name
+from alexnet_flax.errors import UsageError, needs_extra, one_line
 from alexnet_flax.files import expanded, read_json, refuse_pipe, write_text
 from alexnet_flax.models.alexnet import AlexNet
-from alexnet_flax.models.spec import Conv, Dense, Spec
+from alexnet_flax.models.spec import Spec
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.weights import WRITABLE_ENDINGS, open_weights
 from alexnet_flax.weights.download import PUBLISHED, local_path
@@ -123,8 +123,7 @@ def load_pretrained(
     UsageError: There is no such source or variant, it cannot be read, it is not clear which network it is
       of, or it says itself that it is of another.
   """
-  if variant is not None and variant not in VARIANTS:
-    raise unknown_name('variant', variant, VARIANTS)
+  named = VARIANTS[variant] if variant is not None else None
   if not 0 < width < math.inf:
     raise UsageError(f'--width={width} must be positive')
   if not isinstance(source, WeightsFile) and (run := find_run(source)):
@@ -133,24 +132,20 @@ def load_pretrained(
     file = source if isinstance(source, WeightsFile) else open_weights(source)
     source, theirs = file.source, file.spec or spec
     if theirs is None:
-      known = VARIANTS[variant] if variant else file.find_spec()
-      if known is None:
+      if (known := named or file.find_spec()) is None:
         raise UsageError(f'{source}: of none of the known networks; name its variant')
       theirs = file.scaled(known, width, image_size)
     found = _model(source, theirs, file.variables(theirs), file.class_names)
   if variant not in (None, found.spec.name):
     raise UsageError(f'{source} holds {found.spec.name}, not --variant={variant}')
-  known = VARIANTS.get(found.spec.name, found.spec)
-  if width != 1.0 and _features(found.spec) != _features(known.scaled(width)):
+  whole = VARIANTS.get(found.spec.name, found.spec)
+  ours, asked = ([getattr(x, 'features', 0) for x in one.layers] for one in (found.spec, whole.scaled(width)))
+  if width != 1.0 and ours != asked:
     raise UsageError(f'{source} says itself how wide it is, and that is not --width={width}; leave it out')
   if image_size not in (None, found.spec.image_size):
     side = found.spec.image_size
     raise UsageError(f'{source} is for {side}x{side}, not --image_size={image_size}')
   return found
-
-
-def _features(spec: Spec) -> list[int | None]:
-  return [layer.features for layer in spec.layers if isinstance(layer, Conv | Dense)]
 
 
 def find_run(source: str | os.PathLike[str]) -> tuple[pathlib.Path, str | None] | None:
