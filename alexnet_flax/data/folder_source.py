@@ -116,9 +116,8 @@ def _class_names(folder: _Folder, opened: set[str]) -> tuple[str, ...]:
   alike: dict[str, list[str]] = {}
   for name in sorted(counts):
     if printable(name) != name:
-      raise UsageError(
-        f'{folder.root}: the name of the class {printable(name)!r} is not UTF-8; rename its folder'
-      )
+      what = f'the name of the class {printable(name)!r}'
+      raise UsageError(f'{folder.root}: {what} is not UTF-8; rename its folder')
     alike.setdefault(_key(name), []).append(name)
   for same in alike.values():
     if len(same) > 1:

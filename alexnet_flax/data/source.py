@@ -76,21 +76,18 @@ def read_labels(source: Source) -> np.ndarray:
 
 def require_same_classes(one: Source, other: Source) -> None:
   """Raises UsageError if two splits have different classes."""
-  only = {s.name: sorted({*s.class_names} - {*t.class_names}) for s, t in ((one, other), (other, one))}
   if one.class_names != other.class_names:
-    found = '; '.join(
-      f'only {name} has {", ".join(map(repr, names))}' for name, names in only.items() if names
-    )
-    raise UsageError(f'{one.name} and {other.name} have different classes: {found}')
+    only = {s.name: sorted({*s.class_names} - {*t.class_names}) for s, t in ((one, other), (other, one))}
+    found = [f'only {name} has {", ".join(map(repr, names))}' for name, names in only.items() if names]
+    raise UsageError(f'{one.name} and {other.name} have different classes: {"; ".join(found)}')
 
 
 def require_labels(source: Source) -> None:
   """Raises UsageError if no example has a label, to judge by a few of them."""
   chosen = np.unique(np.linspace(0, source.num_examples - 1, 64).astype(np.int64))
   if all(example.label < 0 for example in source.scan(chosen)):
-    raise UsageError(
-      f'{source.name}: no image has a label (TFDS stores -1 for secret ones); name another split'
-    )
+    hint = 'TFDS stores -1 for secret ones'
+    raise UsageError(f'{source.name}: no image has a label ({hint}); name another split')
 
 
 def rank_in_class(labels: np.ndarray) -> np.ndarray:
@@ -114,9 +111,7 @@ def read_file(path: str) -> bytes | UnreadableError:
     except OSError as error:
       if error.errno not in _TRANSIENT:
         return UnreadableError(error.strerror)
-      if wait is None:
-        raise UsageError(
-          f'cannot read {printable(path)}: {error.strerror}; try again when it can be read'
-        ) from None
+      reason = error.strerror
+    if wait is not None:
       time.sleep(wait)
-  raise AssertionError
+  raise UsageError(f'cannot read {printable(path)}: {reason}; try again when it can be read')

@@ -89,9 +89,8 @@ def _record_spans(path: str) -> np.ndarray:
   except OSError as error:
     raise UsageError(f'cannot read {path}: {error.strerror}; prepare the data set again') from None
   if position != size:
-    raise UsageError(
-      f'{path} is not a complete TFRecord file (record {len(spans)} is damaged); prepare the data set again'
-    )
+    damage = f'record {len(spans)} is damaged'
+    raise UsageError(f'{path} is not a complete TFRecord file ({damage}); prepare the data set again')
   return np.array(spans, np.int64).reshape(-1, 2)
 
 

@@ -284,9 +284,9 @@ class Spec:
     for name, left in self.side_lengths(min(sides)).items():
       if not left:
         smallest = self.smallest_image_size()
+        why = f'nothing is left at {name}; it needs at least {smallest}x{smallest}'
         raise ValueError(
-          f'an image of {"x".join(map(str, sides))} is too small for the network {self.name}: nothing is'
-          f' left at {name}; it needs at least {smallest}x{smallest}'
+          f'an image of {"x".join(map(str, sides))} is too small for the network {self.name}: {why}'
         )
 
 

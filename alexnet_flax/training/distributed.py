@@ -44,21 +44,13 @@ _LOST = 76  # the child's exit code when a collective failed and JAX did not say
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-  """This process's place among the processes of a run; None where JAX is to find out.
+  """This process's place among the processes of a run; None where JAX is to find out."""
 
-  Attributes:
-    coordinator: HOST:PORT of process 0.
-    processes: The number of processes.
-    process_id: 0 ... processes - 1.
-    lost_after: The seconds without a heartbeat after which a process counts as lost.
-    join_within: The seconds in which all processes must have come.
-  """
-
-  coordinator: str | None = None
-  processes: int | None = None
-  process_id: int | None = None
-  lost_after: int = 60
-  join_within: int = 300
+  coordinator: str | None = None  # HOST:PORT of process 0
+  processes: int | None = None  # how many there are
+  process_id: int | None = None  # 0 ... processes - 1
+  lost_after: int = 60  # seconds without a heartbeat after which a process counts as lost
+  join_within: int = 300  # seconds in which all processes must have come
 
   def __post_init__(self) -> None:
     given = (self.coordinator, self.processes, self.process_id)
@@ -118,10 +110,9 @@ def check_equal(values: Mapping[str, Any]) -> None:
   for process, theirs in enumerate(others, start=1):
     for name in first | theirs:
       if (a := first.get(name)) != (b := theirs.get(name)):
-        raise UsageError(
-          f'{name} is {a!r:.200} in process 0 and {b!r:.200} in process {process}; start all processes with'
-          ' the same command, on the same data, with the same versions'
-        )
+        both = f'{name} is {a!r:.200} in process 0 and {b!r:.200} in process {process}'
+        advice = 'start all processes with the same command, on the same data, with the same versions'
+        raise UsageError(f'{both}; {advice}')
 
 
 def check_one_folder(folder: pathlib.Path) -> None:
@@ -136,10 +127,8 @@ def check_one_folder(folder: pathlib.Path) -> None:
   if is_first:
     path.unlink()
   if not all(seen):
-    raise UsageError(
-      f'--workdir={folder} of process {seen.index(False)} is another folder than that of process 0; it must'
-      ' be one, on a disk that all processes share'
-    )
+    what = f'--workdir={folder} of process {seen.index(False)} is another folder than that of process 0'
+    raise UsageError(f'{what}; it must be one, on a disk that all processes share')
 
 
 @contextlib.contextmanager
@@ -188,10 +177,8 @@ def is_in_cluster() -> bool:
   for name in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE'):
     count = os.environ.get(name, '1')
     if count.isdigit() and int(count) > 1:
-      raise UsageError(
-        f'{name}={count}, but JAX does not find the other processes; give each --coordinator=HOST:PORT'
-        ' --processes=N --process_id=I'
-      )
+      flags = '--coordinator=HOST:PORT --processes=N --process_id=I'
+      raise UsageError(f'{name}={count}, but JAX does not find the other processes; give each {flags}')
   return False
 
 
@@ -264,10 +251,8 @@ def supervise(argv: Sequence[str], cluster: Cluster) -> int:
     raise UsageError(f'not all processes of this run have come within --join_within={cluster.join_within} s')
   if code == _LOST or (code == -signal.SIGABRT and _CONNECTION.search(' '.join(last))):
     name = f'process {cluster.process_id} of {cluster.processes}' if cluster.coordinator else 'this process'
-    raise PreemptedError(
-      f'{name} ends: {_lost(list(last), cluster)}; start all of them again, and the run goes on from its last'
-      ' checkpoint'
-    )
+    advice = 'start all of them again, and the run goes on from its last checkpoint'
+    raise PreemptedError(f'{name} ends: {_lost(list(last), cluster)}; {advice}')
   return 128 - code if code < 0 else code
 
 

@@ -144,9 +144,8 @@ def check_devices() -> None:
     jax.devices()
   except (RuntimeError, AssertionError) as error:
     asked, reason = os.environ.get('JAX_PLATFORMS', ''), ' '.join(str(error).split()) or 'there is none'
-    raise UsageError(
-      f'JAX finds no device of JAX_PLATFORMS={asked}: {reason}; unset it, or {install_command("cuda")}'
-    ) from None
+    advice = f'unset it, or {install_command("cuda")}'
+    raise UsageError(f'JAX finds no device of JAX_PLATFORMS={asked}: {reason}; {advice}') from None
 
 
 def compile_train_step(experiment: Experiment, like: TrainState) -> Any:
@@ -205,15 +204,14 @@ def _learner(config: Config, spec: Spec, schedule: Schedule, source: Source) -> 
 def _preprocess(config: Config, spec: Spec, source: Source) -> Preprocess:
   if not config.augment.is_on:
     return functools.partial(normalize, preprocessing=spec.preprocessing)
-  augmentation = config.augment
-  components = read_components(source.folder, config.data.dataset)
-  if components is not None:
+  augmentation, name = config.augment, config.data.dataset
+  if components := read_components(source.folder, name):
     augmentation = dataclasses.replace(augmentation, components=components)
   elif augmentation.pca_noise:
-    raise UsageError(
-      f'augment.pca_noise (={augmentation.pca_noise}) needs the principal components of'
-      f' {config.data.dataset!r}, which alexnet-flax prepare {config.data.dataset} --side ... computes'
+    needs = (
+      f'needs the principal components of {name!r}, which alexnet-flax prepare {name} --side ... computes'
     )
+    raise UsageError(f'augment.pca_noise (={augmentation.pca_noise}) {needs}')
   return functools.partial(
     augment,
     preprocessing=spec.preprocessing,
@@ -260,12 +258,9 @@ def _steps(config: Config, learner: Learner) -> Steps:
 def _resolve(config: Config, source: Source) -> Config:
   """Fills in the values that the configuration leaves to variant, data set and other keys."""
   model, data, devices = config.model, config.data, jax.device_count()
-  classes = len(source.class_names)
-  num_classes = model.num_classes or classes
-  if num_classes < classes:
-    raise UsageError(
-      f'model.num_classes (={num_classes}) is less than the {classes} classes of {source.name}'
-    )
+  num_classes, theirs = model.num_classes or len(source.class_names), f'{len(source.class_names)} classes'
+  if num_classes < len(source.class_names):
+    raise UsageError(f'model.num_classes (={num_classes}) is less than the {theirs} of {source.name}')
   evaluated = data.eval_batch_size or data.batch_size
   for key, size, micro in (
     ('data.batch_size', data.batch_size, config.optimizer.accumulate_steps),

@@ -93,9 +93,9 @@ def _train(
   config, last, is_writer = experiment.config, experiment.schedule.total_steps, jax.process_index() == 0
   latest = checkpoint.latest_whole(folder / 'checkpoints', folder / 'damaged', print)
   if latest is not None and latest > last:
+    advice = 'use another --workdir or a greater --config.total_steps'
     raise UsageError(
-      f'{folder} has been trained for {latest} steps, more than the {last} asked for; use another --workdir'
-      ' or a greater --config.total_steps'
+      f'{folder} has been trained for {latest} steps, more than the {last} asked for; {advice}'
     )
   if latest == last:
     return _finished(experiment, folder)
@@ -131,9 +131,8 @@ def _train(
     if stopped:
       saved = manager.latest_step() or 0
       where = 'there' if saved == progress.step else f'step {saved}, after which nothing could be saved'
-      raise PreemptedError(
-        f'ended at step {progress.step} of {last}, as asked; the same command goes on from {where}'
-      )
+      ended = f'ended at step {progress.step} of {last}, as asked'
+      raise PreemptedError(f'{ended}; the same command goes on from {where}')
     logger.say(_closing_line(experiment, progress.values, folder))
     if (saved := manager.latest_step() or 0) != last:  # on_save_error=continue
       logger.say(f'warning: step {saved} is the last that is saved; the same command goes on from there')

@@ -46,16 +46,12 @@ def graft(
     if name == spec.head and (new_head or shapes != stored):
       continue
     if name not in other or _of_any_size(layer) != _of_any_size(other[name]):
-      raise UsageError(
-        f'the weights are of another network ({theirs.name}): {name} is {other.get(name, "absent")} there,'
-        f' {layer} here'
-      )
+      both = f'{name} is {other.get(name, "absent")} there, {layer} here'
+      raise UsageError(f'the weights are of another network ({theirs.name}): {both}')
     for leaf, shape in shapes.items():
       if stored[leaf] != shape:
-        raise UsageError(
-          f'{leaf} of the weights has shape {stored[leaf]}, and {shape} is needed; only the head may differ'
-          ' (same model.width and model.image_size?)'
-        )
+        hint = 'only the head may differ (same model.width and model.image_size?)'
+        raise UsageError(f'{leaf} of the weights has shape {stored[leaf]}, and {shape} is needed; {hint}')
       collection = leaf.partition('/')[0]
       variables[collection][name] = pretrained[collection][name]
     if shapes:

@@ -20,35 +20,21 @@ Dump = Callable[[Tensors, Spec, Sequence[str]], bytes]
 
 
 class Inputs(NamedTuple):
-  """The same images at three stages.
+  """The same images at three stages."""
 
-  Attributes:
-    images: uint8 RGB [H, W, 3] of any sizes.
-    views: uint8 RGB [N, S, S, 3], resized and cropped for the network.
-    normalized: float32 [N, S, S, 3], the network's input.
-  """
-
-  images: Sequence[np.ndarray]
-  views: np.ndarray
-  normalized: np.ndarray
+  images: Sequence[np.ndarray]  # uint8 RGB [H, W, 3] of any sizes
+  views: np.ndarray  # uint8 RGB [N, S, S, 3], resized and cropped for the network
+  normalized: np.ndarray  # float32 [N, S, S, 3], the network's input
 
 
 class Parsed(NamedTuple):
-  """The content of a weights file.
+  """The content of a weights file, as far as it has it."""
 
-  Attributes:
-    stored: The tensors, as the format's own functions take them.
-    spec: The network, if the file describes it.
-    class_names: The names of the classes, if the file has them.
-    layers: The computing layers, (name, description) in order, if the file describes them.
-    image_size: The side of the network's images, if the file says it.
-  """
-
-  stored: Any
-  spec: Spec | None = None
+  stored: Any  # the tensors, as the format's own functions take them
+  spec: Spec | None = None  # the network
   class_names: tuple[str, ...] = ()
-  layers: Sequence[tuple[str, Any]] | None = None
-  image_size: int | None = None
+  layers: Sequence[tuple[str, Any]] | None = None  # that compute, (name, description) in order
+  image_size: int | None = None  # the side of the network's images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,17 +89,10 @@ def open_archive(content: bytes) -> zipfile.ZipFile:
 
 @dataclasses.dataclass(frozen=True)
 class WeightsFile:
-  """A weights file that has been read, checked against its digest, and parsed.
+  """A weights file that has been read, checked against its digest, and parsed; its content as in `Parsed`."""
 
-  Attributes:
-    source: The path, URL or name that it was opened by.
-    path: Where it lies on this machine.
-    format: Its format.
-    stored, spec, class_names, layers, image_size: Its content, as in `Parsed`.
-  """
-
-  source: str
-  path: pathlib.Path
+  source: str  # the path, URL or name that it was opened by
+  path: pathlib.Path  # where it lies on this machine
   format: Format
   stored: Any
   spec: Spec | None

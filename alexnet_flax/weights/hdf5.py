@@ -20,19 +20,14 @@ _LAYERS = '(?:layers|_layer_checkpoint_dependencies)'
 
 
 class Content(NamedTuple):
-  """What a file of Keras's holds.
+  """What a file of Keras's holds."""
 
-  Attributes:
-    arrays: Arrays by Keras 3's paths, 'layers/conv2d_1/vars/0'.
-    layers: Names of layers that tell their kinds, with those that have no variables; empty if they do not.
-    config: The network's description as JSON; None if there is none.
-    legacy: Whether this is the format of Keras 1 and 2.
-  """
-
-  arrays: dict[str, np.ndarray]
-  layers: tuple[str, ...]
-  config: str | None
-  legacy: bool
+  arrays: dict[str, np.ndarray]  # by Keras 3's paths, 'layers/conv2d_1/vars/0'
+  layers: tuple[
+    str, ...
+  ]  # names that tell the kinds of all layers, with or without variables; empty if none do
+  config: str | None  # the network's description as JSON
+  legacy: bool  # whether this is the format of Keras 1 and 2
 
 
 def read(content: bytes) -> Content:
@@ -87,9 +82,10 @@ def _by_class(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
   """The arrays of earlier files as Keras 3 names them, and the names of layers that tell their kind."""
   of_layers = {
-    layer: [arrays[f'{layer}/{_text(name)}'] for name in names] for layer, names in weights.items()
+    layer: [arrays[f'{layer}/{_text(name)}'] for name in names]
+    for layer, names in weights.items()
+    if len(names)
   }
-  of_layers = {layer: of_layer for layer, of_layer in of_layers.items() if of_layer}
   by_rank = {4: 'conv2d', 2: 'dense', 1: 'batch_normalization'}
   kinds = [by_rank.get(of_layer[0].ndim, layer) for layer, of_layer in of_layers.items()]
   renamed = {

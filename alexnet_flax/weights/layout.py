@@ -71,11 +71,9 @@ def check(tensors: Tensors, spec: Spec, source: str, names: Mapping[str, str] | 
   for name, shape in shapes.items():
     array, what = tensors[name], f'{source}: tensor {f"{names[name]} ({name})" if names else name}'
     if array.shape != shape:
-      size = f'{spec.image_size}x{spec.image_size}'
+      needs = f'{spec.name} at {spec.image_size}x{spec.image_size} needs {shape}'
       advice = _fitting_sizes(spec, array.shape, shape) if name == flattening(spec) else ''
-      raise UsageError(
-        f'{what} has shape {array.shape}, in our layout; {spec.name} at {size} needs {shape}{advice}'
-      )
+      raise UsageError(f'{what} has shape {array.shape}, in our layout; {needs}{advice}')
     if not np.issubdtype(array.dtype, np.floating):
       raise UsageError(f'{what} holds {array.dtype}; floats are needed')
     if not np.isfinite(array).all():

@@ -13,15 +13,10 @@ _FILE = 'rgb_components.json'
 
 @dataclasses.dataclass(frozen=True)
 class PrincipalComponents:
-  """Principal components of the RGB values, in 0 ... 1, of all pixels of a training set.
+  """Principal components of the RGB values, in 0 ... 1, of all pixels of a training set."""
 
-  Attributes:
-    eigenvalues: The variance along each component, greatest first.
-    eigenvectors: The components, one per row.
-  """
-
-  eigenvalues: tuple[float, ...]
-  eigenvectors: tuple[tuple[float, ...], ...]
+  eigenvalues: tuple[float, ...]  # the variance along each component, greatest first
+  eigenvectors: tuple[tuple[float, ...], ...]  # the components, one per row
 
 
 # As published with facebookarchive/fb.resnet.torch (datasets/imagenet.lua).

@@ -183,9 +183,8 @@ def _stored_input(layers: list[Any], spec: Spec, source: str) -> Preprocessing:
       blue, green, red = (list(transform.mean_value) * 3)[:3]
       mean = (blue * scale, green * scale, red * scale)
     elif transform.mean_file and not any(theirs.mean):
-      raise UsageError(
-        f'{source}: its network subtracts {transform.mean_file}; {spec.name} subtracts nothing'
-      )
+      what = f'its network subtracts {transform.mean_file}'
+      raise UsageError(f'{source}: {what}; {spec.name} subtracts nothing')
     found = dataclasses.replace(theirs, scale=scale, mean=mean)
     if not np.allclose((found.scale, *found.mean), (theirs.scale, *theirs.mean), rtol=1e-6):
       return found  # a file may have several data layers
