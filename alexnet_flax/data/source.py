@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import pathlib
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -103,15 +104,13 @@ def read_file(path: str) -> bytes | UnreadableError:
   Raises UsageError where the disk or the network fails, also after some seconds. That is no fault of the
   image, and must not decide which images a run skips.
   """
-  for wait in (*_WAITS, None):
+  for wait in (*_WAITS, 0.0):
     try:
       refuse_pipe(path)
-      with open(path, 'rb') as file:
-        return file.read()
+      return pathlib.Path(path).read_bytes()
     except OSError as error:
       if error.errno not in _TRANSIENT:
         return UnreadableError(error.strerror)
       reason = error.strerror
-    if wait is not None:
-      time.sleep(wait)
+    time.sleep(wait)
   raise UsageError(f'cannot read {printable(path)}: {reason}; try again when it can be read')

@@ -87,15 +87,10 @@ def split_names(name: str, data_dir: str | None = None) -> list[str]:
 
 
 def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> None:
-  """Downloads and prepares a TFDS data set with TFDS's own builder.
+  """Downloads a TFDS data set and prepares it with TFDS's own builder, in `data_dir` or TFDS's folder.
 
-  Args:
-    name: The name of a TFDS data set.
-    data_dir: The folder to write to; TFDS's default if None.
-    manual_dir: The folder of archives that must be downloaded by hand (ImageNet's).
-
-  Raises:
-    UsageError: The data set is unknown, or an archive is missing.
+  `manual_dir` holds archives that must be downloaded by hand (ImageNet's). Raises UsageError if the data set
+  is unknown, or an archive is missing.
   """
   if name == IMAGE_FOLDER:
     raise UsageError(f'{IMAGE_FOLDER} needs no preparation; give its folder as --config.data.data_dir')

@@ -7,16 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from alexnet_flax.errors import UsageError, unknown_name
-from alexnet_flax.models.spec import (
-  Conv,
-  Dense,
-  Flatten,
-  Layer,
-  LayerWithParameters,
-  Normal,
-  Spec,
-  VarianceScaling,
-)
+from alexnet_flax.models.spec import Conv, Dense, Flatten, Layer, LayerWithParameters, Normal, Spec
 
 HEAD = 'head'  # a pattern for the last layer, whatever its name
 
@@ -116,7 +107,7 @@ def with_head_on(spec: Spec, layer: str) -> Spec:
   return dataclasses.replace(spec, layers=(*kept, *flat, spec.layers[-1]))
 
 
-def with_head_init(spec: Spec, kernel_init: Normal | VarianceScaling) -> Spec:
+def with_head_init(spec: Spec, kernel_init: Normal) -> Spec:
   """Returns the network with another initialisation of the head's kernel."""
   *others, head = spec.layers
   assert isinstance(head, Dense)

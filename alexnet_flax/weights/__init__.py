@@ -14,7 +14,7 @@ from alexnet_flax.errors import UsageError, needs_extra
 from alexnet_flax.files import atomic_path, without_credentials
 from alexnet_flax.models.spec import Spec
 from alexnet_flax.weights import caffe, keras, native, torchvision
-from alexnet_flax.weights.download import local_path, verify_digest
+from alexnet_flax.weights.download import check_digests, local_path, stated_digests
 from alexnet_flax.weights.format import Format, WeightsFile
 from alexnet_flax.weights.layout import check, tensors_of
 
@@ -45,7 +45,7 @@ def open_weights(source: str | os.PathLike[str]) -> WeightsFile:
     content = path.read_bytes()
   except OSError as error:
     raise UsageError(f'cannot read {path}: {error.strerror}') from None
-  verify_digest(source, path, content)
+  check_digests(content, stated_digests(path, source), str(path))
   format = next((format for format in FORMATS if format.recognize(content, path)), None)
   if format is None:
     raise UsageError(f'{path}: not a weights file; known are {", ".join(WRITABLE_ENDINGS)}')

@@ -53,30 +53,22 @@ def local_path(source: str | os.PathLike[str]) -> pathlib.Path:
   raise unknown_name('weights', text, PUBLISHED, adjective='no file and no published')
 
 
-def verify_digest(source: str | os.PathLike[str], path: pathlib.Path, content: bytes) -> None:
-  """Checks the published digest, the one in the file's name (NAME-DIGEST.pth), and FILE.sha256 beside it.
-
-  Raises UsageError if the content has another digest.
-  """
-  published = [PUBLISHED[os.fspath(source)][1]] if os.fspath(source) in PUBLISHED else []
-  _check_digests(content, [*published, *stated_digests(path)], str(path))
-
-
-def stated_digests(path: pathlib.Path) -> list[str]:
-  """Returns the digests that a file must have: by FILE.sha256 beside it, and by its name.
+def stated_digests(path: pathlib.Path, source: str | os.PathLike[str] = '') -> list[str]:
+  """Returns the digests that a file must have: published for the name `source`, by its name, by FILE.sha256.
 
   Raises UsageError if FILE.sha256 does not hold a digest.
   """
+  stated = [PUBLISHED[os.fspath(source)][1]] if os.fspath(source) in PUBLISHED else []
   beside = path.with_name(f'{path.name}.sha256')
-  if not beside.is_file():
-    return _digests_in_name(path.name)
-  stated = beside.read_bytes().decode(errors='replace').lower().split()[:1]
-  if not re.fullmatch(r'[0-9a-f]{64}', ''.join(stated)):
-    raise UsageError(f'{beside}: not a SHA-256 digest')
+  if beside.is_file():
+    stated += beside.read_bytes().decode(errors='replace').lower().split()[:1] or ['']
+    if not re.fullmatch(r'[0-9a-f]{64}', stated[-1]):
+      raise UsageError(f'{beside}: not a SHA-256 digest')
   return stated + _digests_in_name(path.name)
 
 
-def _check_digests(content: bytes, digests: list[str], source: str) -> None:
+def check_digests(content: bytes, digests: list[str], source: str) -> None:
+  """Raises UsageError, which names the source, if the content has another digest."""
   for digest in digests:
     kind = 'sha1' if len(digest) == 40 else 'sha256'
     found = hashlib.new(kind, content).hexdigest()[: len(digest)]
@@ -107,7 +99,7 @@ def _downloaded(url: str, digest: str | None) -> pathlib.Path:
 
   def fetch(url: str, partial: str, _: Any) -> None:
     _fetch(url, pathlib.Path(partial), length_needed=not stated)
-    _check_digests(pathlib.Path(partial).read_bytes(), stated, shown)
+    check_digests(pathlib.Path(partial).read_bytes(), stated, shown)
 
   pooch.get_logger().setLevel(logging.WARNING)
   try:

@@ -1,4 +1,4 @@
-"""Parameters as a flat dictionary of named arrays, and checks of them."""
+"""Parameters as a flat dictionary of named arrays, checks of them, and the layout of PyTorch and Caffe."""
 
 import dataclasses
 import functools
@@ -14,8 +14,7 @@ from flax import traverse_util
 
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.alexnet import AlexNet
-from alexnet_flax.models.spec import Conv, Dense, Preprocessing, Spec
-from alexnet_flax.weights.channels_first import flattening, last_side
+from alexnet_flax.models.spec import Conv, Dense, Flatten, Preprocessing, Spec
 
 Tensors = dict[str, np.ndarray]  # 'params/conv1/kernel' -> array, as linen lays it out
 
@@ -98,10 +97,9 @@ def match_input(tensors: Tensors, spec: Spec, theirs: Preprocessing, source: str
   ours = spec.preprocessing
   if theirs.channel_order != ours.channel_order:
     theirs = in_order(ours.channel_order, theirs)
-    tensors = dict(tensors)
-    for name, tensor in tensors.items():
-      if name == 'params/conv1/kernel' or '/norm0/' in name:
-        tensors[name] = np.ascontiguousarray(np.flip(tensor, axis=2 if tensor.ndim == 4 else 0))
+    first = {name: x for name, x in tensors.items() if name == 'params/conv1/kernel' or '/norm0/' in name}
+    flipped = {name: np.flip(x, axis=2 if x.ndim == 4 else 0) for name, x in first.items()}
+    tensors = tensors | {name: np.ascontiguousarray(x) for name, x in flipped.items()}
   for field in ('scale', 'mean', 'std'):
     mine, other = getattr(ours, field), getattr(theirs, field)
     if not np.allclose(mine, other, rtol=1e-6, atol=1e-6):
@@ -116,3 +114,51 @@ def in_order(channel_order: Literal['RGB', 'BGR'], preprocessing: Preprocessing)
     return preprocessing
   mean, std = preprocessing.mean[::-1], preprocessing.std[::-1]
   return dataclasses.replace(preprocessing, mean=mean, std=std, channel_order=channel_order)
+
+
+def to_channels_first(name: str, array: np.ndarray, spec: Spec) -> np.ndarray:
+  """Returns a kernel as PyTorch and Caffe store it: [O, I, H, W], or [O, I] with I in the order C, H, W.
+
+  `name` is the tensor's ('params/fc6/kernel'; only kernels change), `array` HWIO, or [I, O] with I in the
+  order H, W, C.
+  """
+  if not name.endswith('/kernel'):
+    return array
+  if array.ndim == 4:
+    return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
+  if name == flattening(spec):
+    side, outputs = last_side(spec, spec.image_size), array.shape[1]
+    array = array.reshape(side, side, -1, outputs).transpose(2, 0, 1, 3).reshape(-1, outputs)
+  return np.ascontiguousarray(array.T)
+
+
+def from_channels_first(name: str, array: np.ndarray, spec: Spec) -> np.ndarray:
+  """Returns the reverse; an array that cannot belong to the layer stays as it is, for `check` to refuse."""
+  if not name.endswith('/kernel') or array.ndim not in (2, 4):
+    return array
+  if array.ndim == 4:
+    return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
+  if name == flattening(spec):
+    side, outputs = last_side(spec, spec.image_size), array.shape[0]
+    if array.shape[1] % (side * side):
+      return array
+    array = array.reshape(outputs, -1, side, side).transpose(0, 2, 3, 1).reshape(outputs, -1)
+  return np.ascontiguousarray(array.T)
+
+
+def channels_last(array: Any) -> np.ndarray:
+  """Copies a channels-first array or tensor [N, C, H, W] to [N, H, W, C]; [N, C] stays as it is."""
+  array = np.array(array.numpy() if hasattr(array, 'numpy') else array)
+  return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+
+def flattening(spec: Spec) -> str | None:
+  """Returns the name of the kernel that sees a flattened image."""
+  layers = list(spec.named_layers())
+  flat = next((i for i, (_, layer) in enumerate(layers) if isinstance(layer, Flatten)), len(layers))
+  return next((f'params/{name}/kernel' for name, layer in layers[flat:] if isinstance(layer, Dense)), None)
+
+
+def last_side(spec: Spec, size: int) -> int:
+  """Returns the side of the image that is flattened, for images of side `size`."""
+  return [size, *spec.side_lengths(size).values()][-1]

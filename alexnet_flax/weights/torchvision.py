@@ -13,9 +13,17 @@ from safetensors.numpy import save
 
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.spec import Activation, Conv, Dense, Dropout, Flatten, Pool, Preprocessing, Spec
-from alexnet_flax.weights.channels_first import channels_last, from_channels_first, to_channels_first
 from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile
-from alexnet_flax.weights.layout import Tensors, check, match_input, pick, weight_layers
+from alexnet_flax.weights.layout import (
+  Tensors,
+  channels_last,
+  check,
+  from_channels_first,
+  match_input,
+  pick,
+  to_channels_first,
+  weight_layers,
+)
 from alexnet_flax.weights.native import is_safetensors, parse_safetensors
 from alexnet_flax.weights.pth import dump_state_dict, parse_state_dict
 

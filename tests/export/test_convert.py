@@ -17,7 +17,7 @@ from alexnet_flax.inference.features import features
 from alexnet_flax.models.spec import Activation, BatchNorm, Conv, LocalResponseNorm, Pool
 from alexnet_flax.pretrained import PretrainedModel, load_pretrained
 from alexnet_flax.weights import caffe, open_weights
-from alexnet_flax.weights.channels_first import from_channels_first
+from alexnet_flax.weights.layout import from_channels_first
 from tests.helpers import random_variables, smooth_image
 
 SMALL = {

@@ -12,8 +12,7 @@ from alexnet_flax import VARIANTS, AlexNet, cross_entropy, load_weights, save_we
 from alexnet_flax.errors import UsageError
 from alexnet_flax.export import parity
 from alexnet_flax.weights import open_weights
-from alexnet_flax.weights.channels_first import from_channels_first
-from alexnet_flax.weights.layout import tensors_of
+from alexnet_flax.weights.layout import from_channels_first, tensors_of
 from alexnet_flax.weights.torchvision import tensor_names
 from tests.helpers import random_variables
 

@@ -17,9 +17,8 @@ from alexnet_flax.models.spec import Activation, Dense, Preprocessing
 from alexnet_flax.weights import keras, native, open_weights, torchvision
 from alexnet_flax.weights.caffe import network
 from alexnet_flax.weights.caffe.schema import net_parameter
-from alexnet_flax.weights.channels_first import from_channels_first, to_channels_first
 from alexnet_flax.weights.format import Format, Parsed
-from alexnet_flax.weights.layout import check, tensors_of
+from alexnet_flax.weights.layout import check, from_channels_first, tensors_of, to_channels_first
 from tests.helpers import random_variables
 
 FORMATS = [

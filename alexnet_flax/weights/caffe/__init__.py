@@ -11,9 +11,17 @@ from alexnet_flax.errors import UsageError
 from alexnet_flax.models.spec import Preprocessing, Spec
 from alexnet_flax.weights.caffe.network import build_net, caffe_input, layer_names, norm_layers, prototxt
 from alexnet_flax.weights.caffe.schema import V1_TYPES, net_parameter
-from alexnet_flax.weights.channels_first import channels_last, from_channels_first, to_channels_first
 from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile
-from alexnet_flax.weights.layout import Tensors, check, match_input, pick, variable_shapes
+from alexnet_flax.weights.layout import (
+  Tensors,
+  channels_last,
+  check,
+  from_channels_first,
+  match_input,
+  pick,
+  to_channels_first,
+  variable_shapes,
+)
 
 # The settings of each computing kind of layer that must agree, and Caffe's default for each.
 _DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {

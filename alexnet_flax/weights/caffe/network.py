@@ -62,9 +62,7 @@ def build_net(spec: Spec, num_classes: int) -> Any:
 
 def norm_layers(spec: Spec) -> list[str]:
   """Names of Caffe's BatchNorm layers, which hold the statistics."""
-  names = layer_names(spec)
-  norms = [name for name, layer in spec.named_layers() if isinstance(layer, specs.BatchNorm)]
-  return [names[name].replace('/scale', '/bn') for name in norms]
+  return [layer.name for layer in build_net(spec, 1).layer if layer.type == 'BatchNorm']
 
 
 def _caffe_layers(
