@@ -119,6 +119,7 @@ class Config:
   log_every_steps: int = _field(50, at_least=1)
   on_nonfinite: NonfinitePolicy = 'stop'  # at a loss or an update that is not finite
   on_save_error: Literal['stop', 'continue'] = 'stop'  # when a checkpoint cannot be written
+  compilation_cache: bool = True  # in the user's cache folder: a second start compiles nothing
   deterministic: bool = False  # on GPUs, by slower operations; CPUs and TPUs always are
   record_examples: bool = False  # the indices of each step's examples, in examples-PROCESS.jsonl
   report: bool = True  # report.html when the run has ended

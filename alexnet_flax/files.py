@@ -205,6 +205,11 @@ def expanded(place: str | os.PathLike[str]) -> pathlib.Path:
     raise UsageError(f'{place}: there is no such home folder; write the path without ~') from None
 
 
+def cache_folder() -> pathlib.Path:
+  """Returns the user's folder for what can be made or downloaded again: $ALEXNET_FLAX_CACHE, if it is set."""
+  return expanded(os.environ.get('ALEXNET_FLAX_CACHE', '~/.cache/alexnet_flax'))
+
+
 def without_credentials(place: str) -> str:
   """Returns a URL without user, password and query, which often is a signature; any other text as it is."""
   scheme, separator, rest = place.partition('://')

@@ -19,6 +19,7 @@ from alexnet_flax.cli import (
   start,
   verify_resume,
 )
+from alexnet_flax.cli.compilation_cache import use_compilation_cache
 from alexnet_flax.errors import UsageError, needs_extra, unknown_name
 
 # Each module has HELP, DESCRIPTION, `add_arguments`, and `run`, which returns the exit code (None for 0) and
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
       advice = f'{meant}see alexnet-flax {arguments.verb} --help'
       raise UsageError(f'unrecognized arguments: {" ".join(others)}; {advice}')
     arguments.flags = others
+    use_compilation_cache()
     with needs_extra(f'alexnet-flax {arguments.verb}'):
       return verb.run(arguments) or 0
   except BrokenPipeError:  # the reader has closed the pipe

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from alexnet_flax import config as configuration
 from alexnet_flax.cli import start
+from alexnet_flax.cli.compilation_cache import use_compilation_cache
 from alexnet_flax.config import Config, from_dict, idle_keys, with_values
 from alexnet_flax.errors import DivergedError, PreemptedError, UsageError, needs_extra, unknown_name
 from alexnet_flax.files import expanded
@@ -73,6 +74,8 @@ def _main(argv: list[str], run: Callable[[Config, str], object]) -> int:
     distributed.initialize(cluster)
   elif cluster.coordinator or distributed.is_in_cluster():
     return distributed.supervise(argv, cluster)
+  if config.compilation_cache:
+    use_compilation_cache()
   if values.show_batch:
     from alexnet_flax.diagnostics.preview_batch import show_batch
 

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from alexnet_flax.errors import UsageError, needs_extra, unknown_name
-from alexnet_flax.files import expanded, without_credentials
+from alexnet_flax.files import cache_folder, expanded, without_credentials
 
 # Name -> URL and digest. The digests are published with the files: in torchvision's file name, in
 # BVLC/caffe's models/*/readme.md, and in cvjena/cnn-models' AlexNet_cvgj/model_download_link.txt.
@@ -84,7 +84,7 @@ def _digests_in_name(name: str) -> list[str]:
 
 def _downloaded(url: str, digest: str | None) -> pathlib.Path:
   """The file in the cache; pooch moves it there when all of it has come and the digest is right."""
-  cache = expanded(os.environ.get('ALEXNET_FLAX_CACHE', '~/.cache/alexnet_flax'))
+  cache = cache_folder()
   folder = cache / hashlib.sha256(url.encode()).hexdigest()[:8]  # two hosts may have files of one name
   shown = without_credentials(url)
   path = folder / (pathlib.PurePosixPath(shown.split('/', 3)[-1]).name.lstrip('.') or 'weights')

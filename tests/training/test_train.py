@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -169,6 +170,14 @@ def test_a_finished_run_is_left_as_it_was(tiny, tmp_path, capsys):
   (tmp_path / 'local.json').write_text(json.dumps(files_of_run))
   with pytest.raises(UsageError, match='has been trained for 2 steps, more than the 1 asked for'):
     train.train(replace(config, total_steps=1), tmp_path)
+
+
+def test_each_step_is_compiled_once(tiny, tmp_path, caplog):
+  config = replace(tiny, total_steps=4, checkpoint_every_steps=2, eval_every_steps=2)
+  with jax.log_compiles(), caplog.at_level('WARNING'):
+    train.train(config, tmp_path)
+  compiled = re.findall(r'Finished XLA compilation of jit\((\w+)\)', caplog.text)
+  assert [compiled.count(name) for name in ('guarded_step', 'eval_step')] == [1, 1]
 
 
 def test_the_history_of_a_configuration(tmp_path, capsys):
