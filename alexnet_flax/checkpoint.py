@@ -122,13 +122,8 @@ def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Trai
 def restore_variables(folder: pathlib.Path, which: str | None = None) -> tuple[int, dict[str, Any]]:
   """Returns the step of a checkpoint in a folder, and its {'params', 'batch_stats'} for evaluation.
 
-  Args:
-    folder: The folder of checkpoints.
-    which: A step; or 'best', the greatest top-1 among those saved with scores, the earliest of equals; or
-      None, the last whole one.
-
-  Raises:
-    UsageError: There is no such checkpoint, or it is damaged.
+  `which` is a step; or 'best', the greatest top-1 among those saved with scores, the earliest of equals; or
+  None, the last whole one. Raises UsageError if there is no such checkpoint, or it is damaged.
   """
   while True:
     steps = steps_in(folder)

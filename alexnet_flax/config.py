@@ -219,9 +219,8 @@ def fill_in(tree: 'ml_collections.ConfigDict', values: Mapping[str, Any]) -> Non
 def from_dict(values: Mapping[str, Any]) -> Config:
   """Returns the configuration in nested dictionaries, checked; keys that are absent have their defaults.
 
-  Raises:
-    UsageError: A key or name is unknown, a value has the wrong type or lies out of range, or two values
-      contradict each other.
+  Raises UsageError if a key or name is unknown, a value has the wrong type or lies out of range, or two
+  values contradict each other.
   """
   groups = {name.rpartition('.')[0] for name in all_keys()} - {''}
   for name in values:

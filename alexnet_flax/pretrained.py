@@ -48,21 +48,13 @@ class Classification(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedModel:
-  """A trained network.
+  """A trained network."""
 
-  Attributes:
-    source: The run's folder, file, URL or name that it was loaded from.
-    model: The network.
-    variables: {'params', 'batch_stats'}.
-    class_names: The names of its classes, as the data set has them.
-    step: The step of the run's checkpoint; None for weights files.
-  """
-
-  source: str
+  source: str  # the run's folder, file, URL or name that it was loaded from
   model: AlexNet
-  variables: dict[str, Any]
-  class_names: tuple[str, ...]
-  step: int | None = None
+  variables: dict[str, Any]  # {'params', 'batch_stats'}
+  class_names: tuple[str, ...]  # as the data set has them
+  step: int | None = None  # of the run's checkpoint; None for weights files
 
   @property
   def spec(self) -> Spec:
@@ -84,15 +76,10 @@ class PretrainedModel:
     return np.asarray(_logits(self.model, self.variables, views))
 
   def classify(self, images: Sequence[np.ndarray], top: int = 5) -> list[list[Classification]]:
-    """Classifies images, all in one batch.
+    """Returns the `top` most probable classes of each image, most probable first; all images are one batch.
 
-    Args:
-      images: uint8 RGB [H, W, 3] of any sizes; ValueError for others. An image of exactly the network's size
-        [S, S, 3] is taken as it is; any other is resized and cropped as in evaluation, which needs Pillow.
-      top: How many classes to return.
-
-    Returns:
-      The most probable classes of each image, most probable first.
+    Images are uint8 RGB [H, W, 3] of any sizes; ValueError for others. An image of exactly the network's size
+    [S, S, 3] is taken as it is; any other is resized and cropped as in evaluation, which needs Pillow.
     """
     own = (self.spec.image_size, self.spec.image_size, 3), np.uint8
     arrays = [np.asarray(image) for image in images]

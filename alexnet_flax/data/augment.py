@@ -68,17 +68,10 @@ def augment(
   augmentation: Augmentation,
   num_classes: int,
 ) -> Batch:
-  """Applies colour operations, `normalize`, erasing and mixing.
+  """Applies colour operations, `normalize`, erasing and mixing; without the step's key, `normalize` alone.
 
-  Args:
-    batch: 'image' uint8 RGB [B, H, W, 3], 'label' int32 [B]; mixed images get float32 [B, C].
-    key: The step's key; None for `normalize` alone.
-    preprocessing: The spec's preprocessing.
-    augmentation: The operations.
-    num_classes: C, the length of mixed labels.
-
-  Raises:
-    TypeError: The images are not uint8.
+  `batch` has 'image' uint8 RGB [B, H, W, 3] and 'label' int32 [B]; labels of mixed images become float32
+  [B, num_classes]. Raises TypeError if the images are not uint8.
   """
   if key is None:
     return normalize(batch, preprocessing=preprocessing)

@@ -173,16 +173,9 @@ def evaluation_view(image: np.ndarray, spec: Spec) -> np.ndarray:
 def evaluation_crops(image: np.ndarray, view: EvalView) -> np.ndarray:
   """Resizes an image and crops it: the same pixels as torchvision's `Resize` and `CenterCrop` or `TenCrop`.
 
-  Args:
-    image: uint8 RGB [H, W, 3] of any size; ValueError for another shape or type.
-    view: The view. Its `resize` 'pil' is Pillow's; 'tf' is OpenCV's bilinear resizing, within a level of
-      `tf.image.resize`.
-
-  Returns:
-    uint8 [S, S, 3], or [10, S, S, 3].
-
-  Raises:
-    UnreadableError: The image is so thin that it would have more than `MAX_PIXELS` after resizing.
+  The view's `resize` 'pil' is Pillow's; 'tf' is OpenCV's bilinear resizing, within a level of
+  `tf.image.resize`. Takes uint8 RGB [H, W, 3] of any size, ValueError for others; returns uint8 [S, S, 3], or
+  [10, S, S, 3]. Raises UnreadableError for an image so thin that it would have more than `MAX_PIXELS` then.
   """
   if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or not image.size:
     raise ValueError(f'an image (of shape {image.shape}, dtype {image.dtype}) must be uint8 RGB [H, W, 3]')

@@ -28,7 +28,7 @@ class Windows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TrainView:
-  """A random view of a training image.
+  """A random view of a training image; raises ValueError for an impossible range or colour.
 
   Attributes:
     image_size: The view's side S in pixels.
@@ -41,9 +41,6 @@ class TrainView:
     flip: Whether to mirror every second view.
     rotation: The greatest rotation either way, in degrees.
     rotation_fill: RGB, 0 ... 255, of what lies outside a rotated image.
-
-  Raises:
-    ValueError: A range or a colour is impossible.
   """
 
   image_size: int = dataclasses.field(default=224, metadata={'derived': True})

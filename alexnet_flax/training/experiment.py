@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,13 @@ def build_experiment(config: Config) -> Experiment:
   config = _resolve(config, train)
   if config.data.examples_per_class is not None:
     train = few_per_class(train, config.data.examples_per_class, config.seed)
-  schedule = _schedule(config, train)
+  steps_per_epoch = train.num_examples / config.data.batch_size
+  schedule = Schedule(
+    config.total_steps or max(round(config.total_epochs * steps_per_epoch), 1),
+    steps_per_epoch,
+    config.eval_every_steps or config.eval_every_epochs * steps_per_epoch,
+    config.checkpoint_every_steps or config.checkpoint_every_epochs * steps_per_epoch,
+  )
   spec = build_spec(config)
   learner = _learner(config, spec, schedule, train)
   size, resize_side = spec.image_size, round(spec.image_size / spec.preprocessing.center_crop_share)
@@ -153,8 +159,7 @@ def compile_train_step(experiment: Experiment, like: TrainState) -> Any:
   # To look into the step. There is nothing to compile then.
   if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
     return experiment.steps.train
-  size, count = experiment.spec.image_size, experiment.config.data.batch_size
-  steps = experiment.steps
+  size, count, steps = experiment.spec.image_size, experiment.config.data.batch_size, experiment.steps
   shape, dtype = (size, size, 3), jnp.uint8
   if experiment.learner.preprocess is None:
     shape, dtype = like.params[experiment.spec.head]['kernel'].shape[:1], jnp.float32
@@ -167,18 +172,7 @@ def compile_train_step(experiment: Experiment, like: TrainState) -> Any:
   key = jax.eval_shape(lambda: jax.random.key(0))
   going = jax.ShapeDtypeStruct((), jnp.bool_, sharding=steps.replicated)
   stops = sharded((jax.device_count(),), jnp.bool_)
-  jitted: Any = steps.train
-  return jitted.lower(like, batch, key, going, stops).compile()
-
-
-def _schedule(config: Config, source: Source) -> Schedule:
-  steps_per_epoch = source.num_examples / config.data.batch_size
-  return Schedule(
-    config.total_steps or max(round(config.total_epochs * steps_per_epoch), 1),
-    steps_per_epoch,
-    config.eval_every_steps or config.eval_every_epochs * steps_per_epoch,
-    config.checkpoint_every_steps or config.checkpoint_every_epochs * steps_per_epoch,
-  )
+  return cast(Any, steps.train).lower(like, batch, key, going, stops).compile()
 
 
 def _learner(config: Config, spec: Spec, schedule: Schedule, source: Source) -> Learner:
@@ -191,12 +185,9 @@ def _learner(config: Config, spec: Spec, schedule: Schedule, source: Source) -> 
   except ValueError as error:
     hint = f'set optimizer.warmup_steps, for example to {schedule.total_steps // 10}'
     raise UsageError(f'{error}; {hint}') from None
-  model = AlexNet(
-    spec,
-    config.model.num_classes,
-    dtype=jnp.dtype(config.model.dtype),
-    fixed_norms=() if config.transfer.update_frozen_statistics else tuple(norms),
-  )
+  fixed = () if config.transfer.update_frozen_statistics else tuple(norms)
+  dtype = jnp.dtype(config.model.dtype)
+  model = AlexNet(spec, config.model.num_classes, dtype=dtype, fixed_norms=fixed)
   tx = freeze(optimizer(config.optimizer, rate, spec), frozen)
   return Learner(model, tx, rate, frozen, None if is_probe else _preprocess(config, spec, source))
 
@@ -212,19 +203,15 @@ def _preprocess(config: Config, spec: Spec, source: Source) -> Preprocess:
       f'needs the principal components of {name!r}, which alexnet-flax prepare {name} --side ... computes'
     )
     raise UsageError(f'augment.pca_noise (={augmentation.pca_noise}) {needs}')
-  return functools.partial(
-    augment,
-    preprocessing=spec.preprocessing,
-    augmentation=augmentation,
-    num_classes=config.model.num_classes or spec.num_classes,
-  )
+  of_spec = functools.partial(augment, preprocessing=spec.preprocessing)
+  classes = config.model.num_classes or spec.num_classes
+  return functools.partial(of_spec, augmentation=augmentation, num_classes=classes)
 
 
 def _steps(config: Config, learner: Learner) -> Steps:
   mesh = jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
   replicated = NamedSharding(mesh, PartitionSpec())
-  spec = learner.model.spec
-  loss = LOSSES[config.loss.name]
+  spec, loss = learner.model.spec, LOSSES[config.loss.name]
 
   def init() -> TrainState:
     shape = (spec.image_size, spec.image_size, 3)

@@ -60,22 +60,16 @@ def model_keys(source: str) -> dict[str, Any]:
     if find_run(source):
       config = run_config(source)
       names = ('variant', 'width', 'image_size', 'activation', 'pooling')
-      return {f'model.{name}': getattr(config.model, name) for name in names} | {
-        'transfer.layer': config.transfer.layer
-      }
+      keys = {f'model.{name}': getattr(config.model, name) for name in names}
+      return keys | {'transfer.layer': config.transfer.layer}
     spec = None if source == RANDOM else open_weights(source).find_spec()
   except UsageError:
     spec = None
   if spec is None or spec.name not in VARIANTS:
     return {}
-  widest, whole = (
-    max(getattr(layer, 'features', None) or 0 for layer in one.layers) for one in (spec, VARIANTS[spec.name])
-  )
-  return {
-    'model.variant': spec.name,
-    'model.width': widest / whole,
-    'model.image_size': spec.image_size,
-  }
+  both = (spec, VARIANTS[spec.name])
+  widest, whole = (max(getattr(layer, 'features', None) or 0 for layer in one.layers) for one in both)
+  return {'model.variant': spec.name, 'model.width': widest / whole, 'model.image_size': spec.image_size}
 
 
 def training_lines(experiment: Experiment, state: TrainState) -> list[str]:
@@ -85,11 +79,8 @@ def training_lines(experiment: Experiment, state: TrainState) -> list[str]:
     return []
   names = [name for name, _ in experiment.spec.named_layers()]
   trained = [name for name in names if name in state.params and name not in learner.frozen]
-  statistics = ', their statistics too' if learner.model.fixed_norms else ''
-  return [
-    f'trained: {_named(trained, variables)}',
-    f'frozen: {_named(learner.frozen, variables)}{statistics}',
-  ]
+  frozen = _named(learner.frozen, variables) + (', their statistics too' if learner.model.fixed_norms else '')
+  return [f'trained: {_named(trained, variables)}', f'frozen: {frozen}']
 
 
 def _named(layers: Sequence[str], variables: Mapping[str, Any]) -> str:

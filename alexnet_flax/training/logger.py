@@ -181,9 +181,9 @@ _FIELDS = {
   'step': int,
   'split': str,
   'name': str,
+  'images': int,
   'value': int | float,
   'seconds': int | float,
-  'images': int,
 }
 
 
@@ -195,6 +195,6 @@ def read_metrics(folder: pathlib.Path, say: Callable[[str], None] | None = None)
 def format_values(values: dict[str, float]) -> str:
   """Formats metrics for people: loss 0.123, top1 97.53 %, 1,234 images/s."""
   formats = {'top1': 'top1 {:.2%}', 'top5': 'top5 {:.2%}', 'learning_rate': 'rate {:.3g}'}
-  formats['images_per_second'] = '{:,.0f} images/s'
+  formats |= {'images_per_second': '{:,.0f} images/s'}
   shown = [formats.get(name, f'{name} {{:.4f}}').format(value) for name, value in values.items()]
   return ', '.join(shown).replace('%', ' %')

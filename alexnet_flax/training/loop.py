@@ -21,8 +21,7 @@ def run_steps(
 ) -> tuple[Progress, bool]:
   """Makes the steps from `state` to the last, one for each of `batches`, with a compiled `steps.train`.
 
-  Returns:
-    The progress after the last step made, and whether `shutdown` was requested before the run's last step.
+  Returns the progress after the last step made, and whether `shutdown` was requested before the run's last.
   """
   steps, last = experiment.steps, experiment.schedule.total_steps
   progress = Progress(experiment, state, int(state.step), Window(int(state.step)))

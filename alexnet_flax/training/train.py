@@ -71,11 +71,8 @@ def train(
         if jax.process_index() == 0:
           stack.enter_context(sole_writer(folder))
       for source in (experiment.data.train, experiment.data.evaluated):
-        parts = {
-          'version': source.identity,
-          'number of images': source.num_examples,
-          'classes': source.class_names,
-        }
+        parts = {'version': source.identity, 'number of images': source.num_examples}
+        parts |= {'classes': source.class_names}
         distributed.check_equal({f"{source.name}'s {what}": part for what, part in parts.items()})
       distributed.check_one_folder(folder)
       return _train(experiment, folder, callbacks, shutdown)
@@ -145,7 +142,6 @@ def _train(
 
 
 def _finished(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
-  """Says that the run has ended before; its folder stays as it is."""
   split, last = experiment.eval_split, experiment.schedule.total_steps
   if changes := changed_keys(folder, experiment.config, last, _images(experiment)):
     keys = ', '.join(f'{key} (={now!r}) was {was!r}' for key, (was, now) in changes.items())
@@ -167,13 +163,12 @@ def _images(experiment: Experiment) -> str:
 def _opening_line(experiment: Experiment, step: int, folder: pathlib.Path) -> str:
   model, source = experiment.config.model, experiment.data.train
   parameters = sum(leaf.size for leaf in jax.tree.leaves(experiment.state.params))
-  processes = f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''
-  return (
-    f'{"resuming" if step else "training"} {model.variant} ({parameters:,} parameters,'
-    f' {model.image_size}x{model.image_size}) on {source.num_examples:,} images of {source.name},'
-    f' {jax.device_count()} x {jax.devices()[0].device_kind}{processes}, steps {step + 1} to'
-    f' {experiment.schedule.total_steps}, in {folder}'
-  )
+  what = f'{model.variant} ({parameters:,} parameters, {model.image_size}x{model.image_size})'
+  where = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+  where += f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''
+  images = f'{source.num_examples:,} images of {source.name}'
+  steps = f'steps {step + 1} to {experiment.schedule.total_steps}'
+  return f'{"resuming" if step else "training"} {what} on {images}, {where}, {steps}, in {folder}'
 
 
 def _class_lines(experiment: Experiment) -> Iterator[str]:
@@ -193,7 +188,5 @@ def _closing_line(experiment: Experiment, values: dict[str, float], folder: path
   scores = [(x['value'], -x['step']) for x in lines if (x['split'], x['name']) == (split, 'top1')]
   top1, step = max(scores, default=(0, 0))
   best = f' best top1 {top1:.2%} at step {-step};' if scores else ''
-  return (
-    f'done: {schedule.total_steps} steps ({schedule.total_steps / schedule.steps_per_epoch:.1f} epochs) in'
-    f' {seconds:.0f} s; {split}: {format_values(values)};{best} {folder}'
-  )
+  done = f'{schedule.total_steps} steps ({schedule.total_steps / schedule.steps_per_epoch:.1f} epochs)'
+  return f'done: {done} in {seconds:.0f} s; {split}: {format_values(values)};{best} {folder}'

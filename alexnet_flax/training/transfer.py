@@ -12,15 +12,12 @@ from alexnet_flax.models.surgery import computation
 
 
 class Grafted(NamedTuple):
-  """Variables of a network, some of which come from another, with the layers that were loaded or are new.
-
-  `left_out` are the other network's layers that were not used.
-  """
+  """Variables of a network, some of which come from another, and names of layers with variables."""
 
   variables: dict[str, Any]
   loaded: tuple[str, ...]
   new: tuple[str, ...]
-  left_out: tuple[str, ...]
+  left_out: tuple[str, ...]  # the other network's that were not used
 
 
 def graft(
@@ -28,13 +25,9 @@ def graft(
 ) -> Grafted:
   """Replaces the initial variables of a network by those of another, layer by layer.
 
-  Args:
-    fresh, spec: The network to train, with its initial variables.
-    pretrained, theirs: The trained network, which may have more layers.
-    new_head: Whether to keep the head's initial variables.
-
-  Raises:
-    UsageError: A layer other than the head is missing there, computes something else, or has another shape.
+  `fresh` are the initial variables of `spec`, `pretrained` those of `theirs`, which may have more layers. The
+  head stays as it is if `new_head`, or if its shape differs. Raises UsageError if another layer is missing
+  there, computes something else, or has another shape.
   """
   mine, other = dict(spec.named_layers()), dict(theirs.named_layers())
   if _pixels(theirs) != _pixels(spec):
@@ -56,12 +49,9 @@ def graft(
       variables[collection][name] = pretrained[collection][name]
     if shapes:
       loaded.append(name)
-  return Grafted(
-    variables,
-    tuple(loaded),
-    tuple(name for name in mine if _shapes(fresh, name) and name not in loaded),
-    tuple(name for name in other if _shapes(pretrained, name) and name not in loaded),
-  )
+  new = tuple(name for name in mine if _shapes(fresh, name) and name not in loaded)
+  left_out = tuple(name for name in other if _shapes(pretrained, name) and name not in loaded)
+  return Grafted(variables, tuple(loaded), new, left_out)
 
 
 def _shapes(variables: Mapping[str, Any], name: str) -> dict[str, tuple[int, ...]]:

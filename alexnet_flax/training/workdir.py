@@ -47,8 +47,8 @@ def sole_writer(folder: pathlib.Path) -> Iterator[None]:
   try:
     lock.acquire(blocking=False)
   except filelock.Timeout:
-    message = f'another process trains in {folder}; wait for its end, or use another --workdir'
-    raise UsageError(message) from None
+    advice = 'wait for its end, or use another --workdir'
+    raise UsageError(f'another process trains in {folder}; {advice}') from None
   except (NotImplementedError, OSError) as error:  # filelock's and the system's of no locks
     if (folder / '.lock').is_dir():
       raise UsageError(f'{folder / ".lock"} is a folder; remove it') from None
@@ -125,9 +125,8 @@ def read_history(folder: pathlib.Path) -> list[dict[str, Any]]:
   Raises UsageError if the file is broken.
   """
   lines = read_lines(folder / HISTORY, {'step': int, 'changes': dict})
-  if not all(
-    isinstance(pair, list) and len(pair) == 2 for line in lines for pair in line['changes'].values()
-  ):
+  pairs = [pair for line in lines for pair in line['changes'].values()]
+  if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
     raise UsageError(f'{folder / HISTORY} is broken: a change is a pair of values; remove the file')
   return lines
 
@@ -138,16 +137,13 @@ def _read_config(folder: pathlib.Path) -> Config | None:
 
 
 def _values(config: Config) -> dict[str, Any]:
-  """Returns key -> value, as JSON holds it."""
   return json.loads(json.dumps({key: value_of(config, key) for key in all_keys()}))
 
 
 def _without_private(config: Config) -> Config:
   """Returns the configuration for others to read, without the paths of the user's folders."""
-  place, source = config.data.data_dir, config.transfer.source
-  return with_values(
-    config, {'data.data_dir': place and public(place), 'transfer.source': source and public(source)}
-  )
+  paths = {key: value_of(config, key) for key in ('data.data_dir', 'transfer.source')}
+  return with_values(config, {key: path and public(path) for key, path in paths.items()})
 
 
 _PACKAGES = 'alexnet_flax jax jaxlib flax optax orbax-checkpoint chex tensorflow-datasets numpy'

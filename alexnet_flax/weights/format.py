@@ -39,38 +39,25 @@ class Parsed(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """A format of weights files. Its functions raise UsageError for what they cannot accept.
+  """A format of weights files. Its functions raise UsageError for what they cannot accept."""
 
-  Attributes:
-    name: Its name; with `layer_names`, also the name of that naming scheme.
-    ending: The ending of its files.
-    recognize: Whether content, of a file at a path, has this format. The first format to say so is taken.
-    nature: What its files are, for messages about those that are broken: 'written by PyTorch'.
-    parse: Parses a file's content. May raise errors of any kind for a broken one.
-    read: Converts an opened file to the checked tensors of a spec.
-    dump: Returns a file of tensors, a spec and class names.
-    companions: Files that are written beside it: ending -> function.
-    variants: The variants that a file which does not contain its spec can be of, most likely first.
-    describe: Returns a spec's layers as `Parsed.layers` has those of a file, for comparison.
-    outputs: Returns how many outputs a file has for a layer of a spec; LookupError if it has no such layer.
-    layer_names: Maps our layers' names to the program's.
-    activations: Runs a file in the program that the format comes from, for `convert --verify`. Takes the
-      file, its spec, the number of classes and images; returns the program's name and version, and its
-      activations by our layers' names, 'input' first.
-  """
-
-  name: str
-  ending: str
-  recognize: Callable[[bytes, pathlib.Path], bool]
-  parse: Callable[[bytes], Parsed]
-  read: 'Callable[[WeightsFile, Spec], Tensors]'
-  dump: Dump
-  nature: str = ''
-  companions: Mapping[str, Dump] = dataclasses.field(default_factory=dict)
-  variants: tuple[str, ...] = ()
-  describe: Callable[[Spec], Sequence[tuple[str, Any]]] = lambda spec: ()
+  name: str  # with `layer_names`, also the name of that naming scheme
+  ending: str  # of its files
+  recognize: Callable[[bytes, pathlib.Path], bool]  # whether content, of a file at a path, has this format
+  parse: Callable[[bytes], Parsed]  # may raise errors of any kind for a broken file
+  read: 'Callable[[WeightsFile, Spec], Tensors]'  # returns checked tensors, by our names
+  dump: Dump  # returns a file of tensors, a spec and class names
+  nature: str = ''  # of its files, for messages about broken ones: 'written by PyTorch'
+  companions: Mapping[str, Dump] = dataclasses.field(
+    default_factory=dict
+  )  # files beside it, by their endings
+  variants: tuple[str, ...] = ()  # that a file which does not contain its spec can be of, most likely first
+  describe: Callable[[Spec], Sequence[tuple[str, Any]]] = lambda spec: ()  # as `Parsed.layers` has a file's
+  # Returns how many outputs a file has for a layer of a spec; LookupError if it has no such layer.
   outputs: 'Callable[[WeightsFile, Spec, str], int] | None' = None
-  layer_names: Callable[[Spec], dict[str, str]] | None = None
+  layer_names: Callable[[Spec], dict[str, str]] | None = None  # our layers' names -> the program's
+  # Runs a file, with its spec, the number of classes and images, in the program that the format comes from;
+  # returns the program's name and version, and its activations by our layers' names, 'input' first.
   activations: 'Callable[[WeightsFile, Spec, int, Inputs], tuple[str, Activations]] | None' = None
 
 

@@ -107,10 +107,14 @@ def test_both_files_or_none(variables, tmp_path, monkeypatch):
     save_weights(tmp_path / 'a.caffemodel', SPEC, variables)
   (tmp_path / 'a.prototxt').rmdir()
 
-  def full(path: pathlib.Path, *_, **__):
-    raise OSError(28, 'No space left on device')
+  write = pathlib.Path.write_bytes
 
-  monkeypatch.setattr(pathlib.Path, 'write_text', full)
+  def full(path, content):
+    if path.suffix == '.prototxt':
+      raise OSError(28, 'No space left on device')
+    return write(path, content)
+
+  monkeypatch.setattr(pathlib.Path, 'write_bytes', full)
   with pytest.raises(UsageError, match=r'cannot write .*: No space left on device'):
     save_weights(tmp_path / 'a.caffemodel', SPEC, variables)
   monkeypatch.undo()

@@ -85,9 +85,10 @@ def prepare_smaller(
   out_dir: str | None = None,
   on_bad_image: Policy = 'error',
 ) -> str:
-  """Rewrites a data set with resized images; labels, class names and file names are kept.
+  """Rewrites a data set with resized images, and returns its name; labels, class and file names are kept.
 
-  It also computes the principal components of the colours of the split 'train', for `augment.py`.
+  It also computes the principal components of the colours of the split 'train', for `augment.py`. Raises
+  UsageError if the data set is not prepared, an image cannot be decoded, or the disk is full.
 
   Args:
     name: The name of a prepared TFDS data set, or 'image_folder'.
@@ -95,12 +96,6 @@ def prepare_smaller(
     data_dir: The folder of the data set.
     out_dir: The folder to write to; `data_dir` if None, or TFDS's default folder for an 'image_folder'.
     on_bad_image: 'skip' leaves out images that cannot be decoded.
-
-  Returns:
-    The new data set's name.
-
-  Raises:
-    UsageError: The data set is not prepared, an image cannot be decoded, or the disk is full.
   """
   is_folder = name == IMAGE_FOLDER
   base = pathlib.Path(data_dir or '').resolve().name if is_folder else name.partition(':')[0]
