@@ -2,7 +2,8 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -23,9 +24,7 @@ class Content(NamedTuple):
   """What a file of Keras's holds."""
 
   arrays: dict[str, np.ndarray]  # by Keras 3's paths, 'layers/conv2d_1/vars/0'
-  layers: tuple[
-    str, ...
-  ]  # names that tell the kinds of all layers, with or without variables; empty if none do
+  layers: tuple[str, ...]  # names that tell the kinds of all layers; empty if they do not
   config: str | None  # the network's description as JSON
   legacy: bool  # whether this is the format of Keras 1 and 2
 
@@ -96,10 +95,13 @@ def _by_class(
   return renamed, tuple(layer for layer in weights if re.sub(r'_\d+$', '', layer) in _TELLING)
 
 
-def numbered(kinds: Sequence[str]) -> list[str]:
+def numbered(kinds: Iterable[str]) -> list[str]:
   """Names layers as Keras does, by their kinds: conv2d, conv2d_1, dense."""
-  counts = [kinds[:i].count(kind) for i, kind in enumerate(kinds)]
-  return [f'{kind}_{count}' if count else kind for kind, count in zip(kinds, counts, strict=True)]
+  names, counts = [], Counter[str]()
+  for kind in kinds:
+    names.append(f'{kind}_{counts[kind]}' if counts[kind] else kind)
+    counts[kind] += 1
+  return names
 
 
 def _text(value: Any) -> str:

@@ -25,7 +25,7 @@ from alexnet_flax.models import spec as specs
 from alexnet_flax.models.spec import Layer, Spec
 from alexnet_flax.weights import hdf5
 from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile, open_archive
-from alexnet_flax.weights.layout import Tensors, check, in_order, match_input, pick
+from alexnet_flax.weights.layout import Tensors, check, in_order, match_input, pick, variable_shapes
 
 _WEIGHTS = 'model.weights.h5'  # inside a .keras archive
 # Layers that change nothing, or that may as well be an argument of the layer before them.
@@ -40,18 +40,18 @@ def stored_names(spec: Spec) -> dict[str, str]:
 
 
 def tensor_names(spec: Spec) -> dict[str, str]:
-  """Our tensors' names -> Keras's paths."""
+  """Our tensors' names -> Keras's paths, in which a layer's variables are numbered."""
   names: dict[str, str] = {}
-  layers = stored_names(spec)
-  for name, layer in spec.named_layers():
-    if isinstance(layer, specs.Conv | specs.Dense):
-      leaves = [f'params/{name}/kernel', f'params/{name}/bias']
-    elif isinstance(layer, specs.BatchNorm):
-      affine = [f'params/{name}/scale', f'params/{name}/bias'] if layer.affine else []
-      leaves = [*affine, f'batch_stats/{name}/mean', f'batch_stats/{name}/var']
-    else:
-      continue
-    names |= {leaf: f'layers/{layers[name]}/vars/{number}' for number, leaf in enumerate(leaves)}
+  order = (
+    'params/{}/kernel',
+    'params/{}/scale',
+    'params/{}/bias',
+    'batch_stats/{}/mean',
+    'batch_stats/{}/var',
+  )
+  for name, stored in stored_names(spec).items():
+    leaves = [leaf.format(name) for leaf in order if leaf.format(name) in variable_shapes(spec)]
+    names |= {leaf: f'layers/{stored}/vars/{number}' for number, leaf in enumerate(leaves)}
   return names
 
 
@@ -181,28 +181,23 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 
 def keras_config(spec: Spec, num_classes: int) -> dict[str, Any]:
   """The network as Keras's `Sequential` describes itself; UsageError if Keras has no such layer."""
-  described = [('InputLayer', {'name': 'input', 'batch_shape': [None, spec.image_size, spec.image_size, 3]})]
+
+  def described(kind: str, module: str = 'keras.layers', **config: Any) -> dict[str, Any]:
+    return {'module': module, 'class_name': kind, 'config': config, 'registered_name': None}
+
+  layers = [described('InputLayer', name='input', batch_shape=[None, spec.image_size, spec.image_size, 3])]
   for name, layer in spec.named_layers():
     kind, settings = _keras_layer(name, layer, spec.name, num_classes)
-    described.append((kind, {'name': name, **settings}))
-  layers = [
-    {'module': 'keras.layers', 'class_name': kind, 'config': config, 'registered_name': None}
-    for kind, config in described
-  ]
-  config = {'name': spec.name, 'trainable': True, 'layers': layers}
-  return {'module': 'keras', 'class_name': 'Sequential', 'config': config, 'registered_name': None}
+    layers.append(described(kind, name=name, **settings))
+  return described('Sequential', 'keras', name=spec.name, trainable=True, layers=layers)
 
 
 def _keras_layer(name: str, layer: Layer, variant: str, classes: int) -> tuple[str, dict[str, Any]]:
   match layer:
     case specs.Conv(padding='SAME' | 'VALID', ceil_mode=False):
-      return 'Conv2D', {
-        'filters': layer.features,
-        'kernel_size': [layer.kernel_size] * 2,
-        'strides': [layer.strides] * 2,
-        'padding': str(layer.padding).lower(),
-        'groups': layer.groups,
-      }
+      window: dict[str, Any] = {'kernel_size': [layer.kernel_size] * 2, 'strides': [layer.strides] * 2}
+      window |= {'padding': str(layer.padding).lower()}
+      return 'Conv2D', {'filters': layer.features, 'groups': layer.groups, **window}
     case specs.Dense():
       return 'Dense', {'units': layer.features or classes}
     case specs.Activation('leaky_relu'):

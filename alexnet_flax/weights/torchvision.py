@@ -13,17 +13,9 @@ from safetensors.numpy import save
 
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.spec import Activation, Conv, Dense, Dropout, Flatten, Pool, Preprocessing, Spec
+from alexnet_flax.weights import layout
 from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile
-from alexnet_flax.weights.layout import (
-  Tensors,
-  channels_last,
-  check,
-  from_channels_first,
-  match_input,
-  pick,
-  to_channels_first,
-  weight_layers,
-)
+from alexnet_flax.weights.layout import Tensors, check, from_channels_first, match_input, pick, weight_layers
 from alexnet_flax.weights.native import is_safetensors, parse_safetensors
 from alexnet_flax.weights.pth import dump_state_dict, parse_state_dict
 
@@ -69,7 +61,7 @@ def to_state_dict(tensors: Tensors, spec: Spec) -> dict[str, np.ndarray]:
   """Tensors in torchvision's names and layout."""
   names = tensor_names(spec)
   tensors = match_input(tensors, spec, PREPROCESSING, "torchvision's layout")
-  return {theirs: to_channels_first(ours, tensors[ours], spec) for ours, theirs in names.items()}
+  return {theirs: layout.to_channels_first(ours, tensors[ours], spec) for ours, theirs in names.items()}
 
 
 def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs) -> tuple[str, Activations]:
@@ -89,7 +81,7 @@ def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs)
   )
   images = torch.stack([preset(Image.fromarray(image)) for image in inputs.images])
   program = f'torchvision {torchvision.__version__}, PyTorch {torch.__version__}'
-  return program, {'input': channels_last(images), **torch_taps(model, spec, images)}
+  return program, {'input': layout.channels_last(images), **torch_taps(model, spec, images)}
 
 
 def torch_taps(model: Any, spec: Spec, images: Any) -> Activations:
@@ -102,7 +94,9 @@ def torch_taps(model: Any, spec: Spec, images: Any) -> Activations:
     if ours := ours_by_theirs.get(name):
       if hasattr(module, 'inplace'):
         module.inplace = False  # or it would overwrite the output of the module before it
-      module.register_forward_hook(lambda _, __, out, ours=ours: taps.__setitem__(ours, channels_last(out)))
+      module.register_forward_hook(
+        lambda _, __, out, ours=ours: taps.__setitem__(ours, layout.channels_last(out))
+      )
   with torch.inference_mode():
     model.eval()(images)
   vectors = [name for name, tap in taps.items() if tap.ndim == 2]

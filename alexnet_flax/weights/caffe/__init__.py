@@ -9,34 +9,27 @@ import numpy as np
 
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.spec import Preprocessing, Spec
+from alexnet_flax.weights import layout
 from alexnet_flax.weights.caffe.network import build_net, caffe_input, layer_names, norm_layers, prototxt
 from alexnet_flax.weights.caffe.schema import V1_TYPES, net_parameter
 from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile
 from alexnet_flax.weights.layout import (
   Tensors,
-  channels_last,
   check,
   from_channels_first,
   match_input,
   pick,
-  to_channels_first,
   variable_shapes,
 )
 
-# The settings of each computing kind of layer that must agree, and Caffe's default for each.
+# The settings of each kind of layer that must agree, if there are any, and Caffe's default for each.
+_WINDOW: dict[str, Any] = {'kernel_size': [], 'stride': [1], 'pad': [0]}
 _DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
-  'Convolution': (
-    'convolution_param',
-    {'kernel_size': [], 'stride': [1], 'pad': [0], 'group': 1, 'dilation': [1]},
-  ),
-  'InnerProduct': ('inner_product_param', {}),
+  'Convolution': ('convolution_param', _WINDOW | {'group': 1, 'dilation': [1]}),
   'ReLU': ('relu_param', {'negative_slope': 0.0}),
-  'TanH': ('', {}),
-  'Sigmoid': ('', {}),
   'LRN': ('lrn_param', {'local_size': 5, 'alpha': 1.0, 'beta': 0.75, 'norm_region': 0, 'k': 1.0}),
   'Pooling': ('pooling_param', {'pool': 0, 'kernel_size': 0, 'stride': 1, 'pad': 0, 'round_mode': 0}),
   'BatchNorm': ('batch_norm_param', {'eps': 1e-5}),
-  'Scale': ('', {}),
 }
 _WITH_WEIGHTS = ('Convolution', 'InnerProduct', 'BatchNorm', 'Scale')
 _NEUTRAL = ('Input', 'Dropout', 'Split', 'Flatten', 'Softmax', 'Accuracy', 'ArgMax', 'Silence')
@@ -83,7 +76,7 @@ def dump(tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> bytes:
   tensors = match_input(tensors, spec, theirs, "Caffe's layout")
   blobs: dict[str, list[np.ndarray]] = {}
   for ours, name in _tensor_names(spec).items():
-    blobs.setdefault(name.rpartition('.')[0], []).append(to_channels_first(ours, tensors[ours], spec))
+    blobs.setdefault(name.rpartition('.')[0], []).append(layout.to_channels_first(ours, tensors[ours], spec))
   for name in norm_layers(spec):
     blobs[name].append(np.ones(1, np.float32))
   for layer in net.layer:
@@ -117,11 +110,9 @@ def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs)
   net.setInput(blob)
   names = {ours: theirs for ours, theirs in layer_names(spec).items() if ours != 'flatten'}
   outputs = net.forward(list(names.values()))
-  taps = {ours: channels_last(output) for ours, output in zip(names, outputs, strict=True)}
-  pixels = channels_last(blob)
-  if spec.preprocessing.channel_order == 'RGB':
-    pixels = pixels[..., ::-1]
-  return f'OpenCV {cv2.__version__}', {'input': pixels, **taps}
+  taps = {ours: layout.channels_last(output) for ours, output in zip(names, outputs, strict=True)}
+  step = -1 if spec.preprocessing.channel_order == 'RGB' else 1
+  return f'OpenCV {cv2.__version__}', {'input': layout.channels_last(blob)[..., ::step], **taps}
 
 
 def _weight_layers(layers: Iterable[Any], spec: Spec) -> dict[str, Any]:
@@ -129,9 +120,8 @@ def _weight_layers(layers: Iterable[Any], spec: Spec) -> dict[str, Any]:
 
   Whoever trains a network further gives its head another name, and some rename all layers.
   """
-  theirs, ours = (
-    [layer for layer in some if _kind(layer) in _WITH_WEIGHTS] for some in (layers, build_net(spec, 1).layer)
-  )
+  both = (build_net(spec, 1).layer, layers)
+  ours, theirs = ([layer for layer in some if _kind(layer) in _WITH_WEIGHTS] for some in both)
   return {our.name: their for our, their in zip(ours, theirs, strict=True)}
 
 
@@ -142,7 +132,7 @@ def _described(layers: Iterable[Any]) -> list[tuple[str, str]]:
     kind = _kind(layer)
     if kind in _NEUTRAL or kind.endswith(('Data', 'Loss')):
       continue
-    field, defaults = _DEFAULTS.get(kind, ('', {}))  # a kind that we do not know is none of ours
+    field, defaults = _DEFAULTS.get(kind, ('', {}))
     settings: dict[str, Any] = {}
     for name, default in defaults.items():
       parameters = getattr(layer, field)
