@@ -19,7 +19,7 @@ from alexnet_flax.data.image_header import Encoded, decode_pixels
 from alexnet_flax.data.images import UnreadableError, evaluation_crops
 from alexnet_flax.data.views import EvalView, TrainView, rotated
 
-_RATIOS = (1, 2, 4, 8)  # libjpeg decodes at a half, quarter or eighth of the size at far lower cost
+_RATIOS = (2, 4, 8)  # libjpeg decodes at a half, quarter or eighth of the size at far lower cost
 _END = b'\xff\xd9'
 LONGEST = 65_500  # pixels, libjpeg's limit
 _REST = 'extraneous bytes before marker'  # libjpeg's warning about data after the last row
@@ -33,7 +33,9 @@ def decode_train(view: TrainView, encoded: Sequence[Encoded], numbers: np.ndarra
   size = view.image_size
   sizes = np.array([(image.height, image.width) for image in encoded], np.int64)
   windows = view.windows(sizes, numbers)
-  ratios = _ratios(encoded, windows.boxes, size)
+  ratios, is_jpeg = np.ones(len(encoded), np.int64), np.array([image.kind == 'jpeg' for image in encoded])
+  for ratio in _RATIOS:
+    ratios[is_jpeg & (windows.boxes[:, 2:].min(axis=1) >= ratio * size)] = ratio
   boxes, maps = rotated(windows, sizes, size, ratios) if view.rotation else (windows.boxes, None)
   chosen = zip(encoded, _scaled(boxes, sizes, ratios).tolist(), ratios.tolist(), strict=True)
   images = np.empty((len(encoded), size, size, 3), np.uint8)
@@ -59,15 +61,6 @@ def decode_eval(view: EvalView, encoded: Sequence[Encoded], numbers: np.ndarray)
     rows = _decode_rows(image, image.height, 1, fast=False) if image.kind == 'jpeg' else None
     crops.append(evaluation_crops(decode_pixels(image) if rows is None else rows, view))
   return {'image': np.stack(crops)}
-
-
-def _ratios(images: Sequence[Encoded], boxes: np.ndarray, size: int) -> np.ndarray:
-  """Returns the factor by which each image is downscaled during decoding."""
-  ratios = np.ones(len(images), np.int64)
-  is_jpeg = np.array([image.kind == 'jpeg' for image in images])
-  for ratio in _RATIOS[1:]:
-    ratios[is_jpeg & (boxes[:, 2:].min(axis=1) >= ratio * size)] = ratio
-  return ratios
 
 
 def _scaled(boxes: np.ndarray, sizes: np.ndarray, ratios: np.ndarray) -> np.ndarray:

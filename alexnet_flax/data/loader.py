@@ -54,23 +54,22 @@ def train_batches(
 ) -> Iterator[HostBatch]:
   """Yields this process's share of the batches of steps `first_step` ... `last_step` - 1.
 
+  A batch is a function of the seed and the step alone; its example i goes to process i * P // batch_size.
+
   Args:
     source: The examples.
     view: The random view of each example.
-    seed: The seed of order and views. A batch is a function of the seed and the step alone.
+    seed: The seed of order and views.
     batch_size: The global batch size, over all processes.
     first_step, last_step: The range of steps.
-    process, num_processes: The share; example i of a batch goes to process i * P // batch_size.
+    process, num_processes: The share.
     num_threads: Decoding threads; one per core if None.
-    bad: Handles images that cannot be decoded; an error if None.
+    bad: Handles images that cannot be decoded; UsageError if None.
 
   Yields:
     {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'weight': float32 [b], 'index': int64 [b]} with b =
     batch_size / num_processes and 'index' the examples' indices. The weight is 0 where an image was skipped;
     the next example takes its place, so that BatchNorm sees a normal image.
-
-  Raises:
-    UsageError: A label is out of range, or an image cannot be decoded and may not be skipped.
   """
 
   def plan(step: int) -> Plan:

@@ -124,8 +124,7 @@ def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuild
 
 
 def _require_splits(builder: tfds.core.DatasetBuilder) -> None:
-  """Raises UsageError if TFDS takes a folder for prepared that is not."""
-  if not builder.info.splits:
+  if not builder.info.splits:  # TFDS takes the folder for prepared
     raise UsageError(f'{builder.data_dir} is not complete; remove it and prepare the data set again')
 
 

@@ -42,9 +42,9 @@ def train_batches(
   end = experiment.schedule.total_steps if last_step is None else last_step
   batches: Iterator[loader.HostBatch]
   if data.features:
-    features, weight = data.features[0], np.ones(size, np.float32)
-    chosen = (sampling.batch_indices(seed, i, size, len(features.labels)) for i in range(first_step, end))
-    batches = (features.batch(numbers, weight) for numbers in chosen)
+    features, steps = data.features[0], range(first_step, end)
+    chosen = (sampling.batch_indices(seed, step, size, len(features.labels)) for step in steps)
+    batches = map(features.batch, chosen)
   else:
     batches = loader.train_batches(
       data.train, data.train_view, seed=seed, batch_size=size, first_step=first_step, last_step=end, **reading
@@ -59,10 +59,9 @@ def eval_batches(experiment: Experiment) -> Iterator[Batch]:
   data, size = experiment.data, _eval_batch_size(experiment)
   if data.features is None:
     return _images_once(experiment, data.evaluated, data.eval_view)
-  features, count = data.features[1], len(data.features[1].labels)
-  chosen = (np.arange(start, start + size) for start in range(0, count, size))
-  batches = (features.batch(np.minimum(one, count - 1), (one < count).astype(np.float32)) for one in chosen)
-  return loader.to_devices(batches, experiment.steps.sharding)
+  features = data.features[1]
+  chosen = (np.arange(start, start + size) for start in range(0, len(features.labels), size))
+  return loader.to_devices(map(features.batch, chosen), experiment.steps.sharding)
 
 
 def _images_once(experiment: Experiment, source: Source, view: EvalView) -> Iterator[Batch]:

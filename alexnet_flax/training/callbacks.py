@@ -28,16 +28,15 @@ _PROFILE_AFTER_STEPS = 10
 _MAX_SKIPPED_IN_A_ROW = 50
 
 
+@dataclasses.dataclass
 class Window:
   """The measurements of the steps since the last log line, still on the devices."""
 
-  def __init__(self, step: int, skipped_in_a_row: int = 0):
-    """Begins after `step`, up to which so many updates in a row were skipped."""
-    self.first_step: int = step + 1
-    self.start: float = time.monotonic()
-    self._skipped_before = skipped_in_a_row
-    self.metrics: list[Metrics] = []
-    self.going: list[jax.Array] = []
+  first_step: int
+  skipped_before: int = 0  # so many updates in a row, up to the first step
+  start: float = dataclasses.field(default_factory=time.monotonic)
+  metrics: list[Metrics] = dataclasses.field(default_factory=list)
+  going: list[jax.Array] = dataclasses.field(default_factory=list)
 
   def add(self, metrics: Metrics, going: jax.Array) -> None:
     """Records a step, and waits for an earlier one: the host must not enqueue without end."""
@@ -52,7 +51,7 @@ class Window:
 
   def skipped_in_a_row(self) -> int:
     """Returns the number of skipped updates in a row up to the end, with those before this window."""
-    row = self._skipped_before
+    row = self.skipped_before
     for went in jax.device_get(self.going):
       row = 0 if went else row + 1
     return row
@@ -117,7 +116,7 @@ def all_callbacks(
   every = float(experiment.config.log_every_steps), evaluation, saving
 
   def begin_window(progress: Progress) -> None:
-    progress.window = Window(progress.step, progress.window.skipped_in_a_row())
+    progress.window = Window(progress.step + 1, progress.window.skipped_in_a_row())
 
   return [
     Callback(lambda progress: logger.advance(progress.step), (1.0,)),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from alexnet_flax import steps as step_functions
 from alexnet_flax.config import Config, build_spec
 from alexnet_flax.data.augment import augment, normalize
 from alexnet_flax.data.bad_images import BadImages
@@ -25,16 +26,7 @@ from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.models.spec import BatchNorm, Spec
 from alexnet_flax.models.surgery import frozen_layers, layer_patterns
 from alexnet_flax.optim import freeze, optimizer
-from alexnet_flax.steps import (
-  Batch,
-  GuardedStep,
-  Preprocess,
-  TrainState,
-  create_train_state,
-  eval_step,
-  guarded,
-  train_step,
-)
+from alexnet_flax.steps import Batch, GuardedStep, Preprocess, TrainState
 from alexnet_flax.training import linear_probe
 from alexnet_flax.training.distributed import first_process_first
 
@@ -214,28 +206,31 @@ def _steps(config: Config, learner: Learner) -> Steps:
   spec, loss = learner.model.spec, LOSSES[config.loss.name]
 
   def init() -> TrainState:
-    shape = (spec.image_size, spec.image_size, 3)
-    key = jax.random.key(config.seed)
-    state = create_train_state(learner.model, learner.tx, key, shape, config.optimizer.ema_decay)
+    key, shape, ema = (
+      jax.random.key(config.seed),
+      (spec.image_size, spec.image_size, 3),
+      config.optimizer.ema_decay,
+    )
+    state = step_functions.create_train_state(learner.model, learner.tx, key, shape, ema)
     if learner.preprocess is not None:
       return state
     head = linear_probe.Head(spec.head, learner.model.num_classes or spec.num_classes)
     return dataclasses.replace(state, apply_fn=head.apply)
 
   step = functools.partial(
-    train_step,
+    step_functions.train_step,
     loss=functools.partial(loss, label_smoothing=config.loss.label_smoothing),
     preprocess=learner.preprocess,
     accumulate_steps=config.optimizer.accumulate_steps,
   )
-  evaluate = functools.partial(eval_step, loss=loss, preprocess=learner.preprocess)
+  evaluate = functools.partial(step_functions.eval_step, loss=loss, preprocess=learner.preprocess)
   # XLA then neither tries algorithms for their speed nor adds in the order of arrival.
   on_gpus = jax.default_backend() in ('gpu', 'cuda', 'rocm')
   options = {'xla_gpu_deterministic_ops': True} if config.deterministic and on_gpus else None
   jit = functools.partial(jax.jit, out_shardings=replicated, compiler_options=options)
   return Steps(
     jax.jit(init, out_shardings=replicated),
-    jit(guarded(step, config.on_nonfinite), donate_argnums=0),
+    jit(step_functions.guarded(step, config.on_nonfinite), donate_argnums=0),
     jit(evaluate),
     NamedSharding(mesh, PartitionSpec('data')),
     replicated,

@@ -33,10 +33,11 @@ class FeatureSet:
   features: np.ndarray
   labels: np.ndarray
 
-  def batch(self, chosen: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the batch of some examples."""
-    image, label = self.features[chosen], self.labels[chosen]
-    return {'image': image, 'label': label, 'weight': weight, 'index': chosen}
+  def batch(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns this process's share of the batch of some examples; those past the end have weight 0."""
+    mine = np.split(chosen, jax.process_count())[jax.process_index()]
+    weight, rows = (mine < len(self.labels)).astype(np.float32), np.minimum(mine, len(self.labels) - 1)
+    return {'image': self.features[rows], 'label': self.labels[rows], 'weight': weight, 'index': rows}
 
 
 def compute_features(model: AlexNet, variables: Any, batches: Iterable[Batch]) -> FeatureSet:

@@ -24,7 +24,7 @@ def run_steps(
   Returns the progress after the last step made, and whether `shutdown` was requested before the run's last.
   """
   steps, last = experiment.steps, experiment.schedule.total_steps
-  progress = Progress(experiment, state, int(state.step), Window(int(state.step)))
+  progress = Progress(experiment, state, int(state.step), Window(int(state.step) + 1))
   key = jax.random.fold_in(jax.random.key(experiment.config.seed), 1)  # not the key that drew the parameters
   going = jax.device_put(np.array(True), steps.replicated)
   # Of steps that are over: all processes see the same of the same step, and so end at the same.

@@ -13,14 +13,7 @@ from alexnet_flax.weights import layout
 from alexnet_flax.weights.caffe.network import build_net, caffe_input, layer_names, norm_layers, prototxt
 from alexnet_flax.weights.caffe.schema import V1_TYPES, net_parameter
 from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile
-from alexnet_flax.weights.layout import (
-  Tensors,
-  check,
-  from_channels_first,
-  match_input,
-  pick,
-  variable_shapes,
-)
+from alexnet_flax.weights.layout import Tensors, check, from_channels_first, match_input, pick
 
 # The settings of each kind of layer that must agree, if there are any, and Caffe's default for each.
 _WINDOW: dict[str, Any] = {'kernel_size': [], 'stride': [1], 'pad': [0]}
@@ -55,7 +48,7 @@ def read(file: WeightsFile, spec: Spec) -> Tensors:
   }
   # Caffe's BatchNorm stores sums of moments, and their divisor.
   divisors = {name: blobs.pop(f'{name}.2', np.ones(1)).ravel()[0] or 1.0 for name in norm_layers(spec)}
-  names, shapes = _tensor_names(spec), variable_shapes(spec)
+  names, shapes = _tensor_names(spec), layout.variable_shapes(spec)
   tensors = pick(blobs, names, source)
   for name, stored in names.items():
     array = tensors[name]
@@ -192,7 +185,7 @@ def _stored_input(layers: list[Any], spec: Spec, source: str) -> Preprocessing:
 def _tensor_names(spec: Spec) -> dict[str, str]:
   """Our tensors' names -> layer and blob number, 'conv1.0'."""
   names, result = layer_names(spec), {}
-  for ours in variable_shapes(spec):
+  for ours in layout.variable_shapes(spec):
     collection, layer, leaf = ours.split('/')
     theirs = names[layer].replace('/scale', '/bn') if collection == 'batch_stats' else names[layer]
     result[ours] = f'{theirs}.{1 if leaf in ("bias", "var") else 0}'
