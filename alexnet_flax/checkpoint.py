@@ -139,9 +139,7 @@ def restore_variables(folder: pathlib.Path, which: str | None = None) -> tuple[i
 def _choose(folder: pathlib.Path, steps: list[int], which: str | None) -> int:
   places = {step: folder / str(step) for step in steps}
   if which == 'best':
-    scores = {
-      step: (read_json(place / 'metrics/metrics') or {}).get('top1') for step, place in places.items()
-    }
+    scores = {step: (read_json(places[step] / 'metrics/metrics') or {}).get('top1') for step in steps}
     scores = {step: top1 for step, top1 in scores.items() if isinstance(top1, float)}
     step = max(scores, key=lambda step: (scores[step], -step), default=None)
   elif which is not None:

@@ -117,9 +117,12 @@ def prepare_smaller(
         print(f'{new_name} is already in {folder}')
         return new_name
       total = sum(source.num_examples for source in sources.values())
+      encode, splits = functools.partial(_encode, image_format), []
       with tqdm(total=total, unit='image', desc=new_name) as bar:
-        write = functools.partial(_write_split, folder, new_name, image_format, bad, bar)
-        splits = [write(split, source) for split, source in sources.items()]
+        for split, source in sources.items():
+          named = {'dataset_name': new_name, 'split': split, 'filetype_suffix': 'tfrecord'}
+          template = tfds.core.ShardedFileTemplate(data_dir=folder, **named)
+          splits.append(_write_split(Reader(source, encode, bad, -1), template, image_format, bar))
       skipped = _write_metadata(folder, image_format, next(iter(sources.values())), splits)
   except filelock.Timeout:
     raise UsageError(f'another process is writing {folder}; wait for it') from None
@@ -154,28 +157,18 @@ def _is_done(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
   return False
 
 
-def _write_split(
-  folder: pathlib.Path,
-  name: str,
-  image_format: ImageFormat,
-  bad: BadImages,
-  bar: 'tqdm[Any]',
-  split: str,
-  source: Source,
-) -> Any:
+def _write_split(reader: Reader, template: Any, image_format: ImageFormat, bar: 'tqdm[Any]') -> Any:
   size = image_format.side**2 * 4  # three channels, with a long side of about 4 / 3 of the short side
   per_shard = max(_SHARD_BYTES // (size if image_format.encoding == 'raw' else size // 8), 1)
-  count = -(-source.num_examples // per_shard)
-  template = tfds.core.ShardedFileTemplate(
-    data_dir=folder, dataset_name=name, split=split, filetype_suffix='tfrecord'
-  )
+  count, split = -(-reader.source.num_examples // per_shard), template.split
+  features = image_format.features(reader.source.class_names)
   lengths, written = [], 0
   for shard in range(count):
     path = pathlib.Path(template.sharded_filepath(shard_index=shard, num_shards=count))
-    statistics = folder / f'.statistics-{split}-{shard:05d}.json'
-    indices = np.arange(shard * per_shard, min((shard + 1) * per_shard, source.num_examples))
+    statistics = path.with_name(f'.statistics-{split}-{shard:05d}.json')
+    indices = np.arange(shard * per_shard, min((shard + 1) * per_shard, reader.source.num_examples))
     if not (path.exists() and statistics.exists()):
-      write_shard(path, statistics, source, indices, image_format, bad, bar)
+      write_shard(path, statistics, reader, indices, features, bar)
     else:
       bar.update(len(indices))
     lengths.append((read_json(statistics) or {})['images'])
@@ -208,13 +201,7 @@ def _write_metadata(
 
 
 def write_shard(
-  path: pathlib.Path,
-  statistics: pathlib.Path,
-  source: Source,
-  indices: np.ndarray,
-  image_format: ImageFormat,
-  bad: BadImages,
-  bar: 'tqdm[Any]',
+  path: pathlib.Path, statistics: pathlib.Path, reader: Reader, indices: np.ndarray, features: Any, bar: Any
 ) -> None:
   """Resizes the examples with the given indices and writes them as a TFRecord file.
 
@@ -223,13 +210,11 @@ def write_shard(
   """
   chunks = np.split(indices, range(_CHUNK, len(indices), _CHUNK))
   plans = [Plan(chunk, np.ones(len(chunk), np.float32), np.zeros((len(chunk), 0))) for chunk in chunks]
-  reader = Reader(source, functools.partial(_encode, image_format), bad, first_label=-1)
-  features = image_format.features(source.class_names)
   images, pixels, sums, products = 0, 0, np.zeros(3), np.zeros((3, 3))
   with atomic_path(path) as partial:
     with partial.open('wb') as file:
       for batch in reader.batches(plans.__getitem__, range(len(plans)), None):
-        names = [one.name for one in source.read(batch['index'])]
+        names = [one.name for one in reader.source.read(batch['index'])]
         kept = np.flatnonzero(batch['weight'])
         for row in kept:
           name = names[row]
