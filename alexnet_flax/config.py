@@ -132,9 +132,7 @@ class Key(typing.NamedTuple):
   name: str  # 'data.crop'
   path: tuple[str, ...]  # the fields that lead to it
   kind: Any  # its type
-  types: list[
-    type
-  ]  # the plain types that its value may have, `NoneType` among them; a `Literal` counts as str
+  types: list[type]  # that its value may have, without their parameters; a `Literal` counts as str
   choices: list[str]  # the names that it may have; none if any text will do
   metadata: Mapping[str, Any]
 
@@ -154,13 +152,10 @@ def all_keys() -> dict[str, Key]:
         yield from walk(inner, group, (*path, field.name))
       else:
         is_union = typing.get_origin(inner) in (types.UnionType, typing.Union)  # Union: of a Literal and None
-        members = {
-          one: typing.get_origin(one) or one for one in (typing.get_args(inner) if is_union else [inner])
-        }
-        plain = [str if origin is Literal else origin for origin in members.values()]
-        names = [
-          name for one, origin in members.items() if origin is Literal for name in typing.get_args(one)
-        ]
+        members = typing.get_args(inner) if is_union else (inner,)
+        literals = [one for one in members if typing.get_origin(one) is Literal]
+        plain = [str if one in literals else typing.get_origin(one) or one for one in members]
+        names = [name for one in literals for name in typing.get_args(one)]
         names = names or list(field.metadata.get('choices', ()))
         yield Key(prefix + field.name, (*path, field.name), inner, plain, names, field.metadata)
 

@@ -153,7 +153,8 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   except ModuleNotFoundError:
     raise
   except Exception as error:  # an unknown configuration or version; for a damaged folder TFDS raises anything
-    reason, place = str(error).strip().splitlines()[0].rstrip('.'), data_dir or tfds.core.constants.DATA_DIR
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip('.')
+    place = data_dir or tfds.core.constants.DATA_DIR
     hint = f'if its folder in {place} is damaged, remove that and prepare it again'
     raise UsageError(f'data set {name!r}: {reason}; {hint}') from None
 

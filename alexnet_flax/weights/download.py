@@ -14,16 +14,11 @@ from alexnet_flax.files import cache_folder, expanded, without_credentials
 
 # Name -> URL and digest. The digests are published with the files: in torchvision's file name, in
 # BVLC/caffe's models/*/readme.md, and in cvjena/cnn-models' AlexNet_cvgj/model_download_link.txt.
+_BVLC = 'http://dl.caffe.berkeleyvision.org'
 PUBLISHED: dict[str, tuple[str, str]] = {
   'torchvision': ('https://download.pytorch.org/models/alexnet-owt-7be5be79.pth', '7be5be79'),
-  'caffe': (
-    'http://dl.caffe.berkeleyvision.org/bvlc_alexnet.caffemodel',
-    '9116a64c0fbe4459d18f4bb6b56d647b63920377',
-  ),
-  'caffenet': (
-    'http://dl.caffe.berkeleyvision.org/bvlc_reference_caffenet.caffemodel',
-    '4c8d77deb20ea792f84eb5e6d0a11ca0a8660a46',
-  ),
+  'caffe': (f'{_BVLC}/bvlc_alexnet.caffemodel', '9116a64c0fbe4459d18f4bb6b56d647b63920377'),
+  'caffenet': (f'{_BVLC}/bvlc_reference_caffenet.caffemodel', '4c8d77deb20ea792f84eb5e6d0a11ca0a8660a46'),
   'batchnorm_grouped': (
     'https://upload.uni-jena.de/data/58492f883382d6.05749656/alexnet_cvgj_iter_320000.caffemodel',
     'd907ac9b2b3427367b2d7a8ca9bd697b14a38a95f29c1a52fae06f45db3a6369',

@@ -33,24 +33,12 @@ _BGR = Preprocessing(1.0, (0.0, 0.0, 0.0), _UNIT, 'BGR', center_crop_share=227 /
 
 def caffe() -> Spec:
   """bvlc_alexnet: LRN, then pooling, as in the paper; biases of 0.1 where the paper has 1."""
-  return Spec(
-    name='caffe',
-    layers=_layers((_NORM, _POOL), bias=0.1),
-    image_size=227,
-    source='BVLC/caffe, models/bvlc_alexnet/train_val.prototxt',
-    preprocessing=_BGR_MEAN,
-  )
+  return _bvlc('caffe', 'models/bvlc_alexnet', (_NORM, _POOL), bias=0.1)
 
 
 def caffenet() -> Spec:
   """bvlc_reference_caffenet: pooling, then LRN; biases of 1."""
-  return Spec(
-    name='caffenet',
-    layers=_layers((_POOL, _NORM), bias=1.0),
-    image_size=227,
-    source='BVLC/caffe, models/bvlc_reference_caffenet/train_val.prototxt',
-    preprocessing=_BGR_MEAN,
-  )
+  return _bvlc('caffenet', 'models/bvlc_reference_caffenet', (_POOL, _NORM), bias=1.0)
 
 
 def batchnorm_grouped() -> Spec:
@@ -88,8 +76,8 @@ def batchnorm_grouped() -> Spec:
   )
 
 
-def _layers(after_relu: tuple[Layer, ...], bias: float) -> tuple[Layer, ...]:
-  """Returns the layers of the BVLC networks, given those after the first two ReLUs and the non-zero bias."""
+def _bvlc(name: str, folder: str, after_relu: tuple[Layer, ...], bias: float) -> Spec:
+  """Returns a BVLC network, given the layers after the first two ReLUs and the non-zero bias."""
 
   def conv(features: int, kernel_size: int, bias: float = 0.0, **geometry) -> tuple[Layer, ...]:
     init, fill = Normal(0.01), Constant(bias)
@@ -99,11 +87,16 @@ def _layers(after_relu: tuple[Layer, ...], bias: float) -> tuple[Layer, ...]:
   def dense() -> tuple[Layer, ...]:
     return (Dense(4096, Normal(0.005), Constant(bias), _BIAS_TWICE), Activation(), Dropout())
 
-  return (
-    *(*conv(96, 11, strides=4, padding='VALID'), *after_relu),
-    *(*conv(256, 5, bias, groups=2), *after_relu),
-    *(*conv(384, 3), *conv(384, 3, bias, groups=2)),
-    *(*conv(256, 3, bias, groups=2), _POOL),
-    *(Flatten(), *dense(), *dense()),
-    Dense(None, Normal(0.01), multipliers=_BIAS_TWICE),
+  return Spec(
+    name=name,
+    layers=(
+      *(*conv(96, 11, strides=4, padding='VALID'), *after_relu),
+      *(*conv(256, 5, bias, groups=2), *after_relu),
+      *(*conv(384, 3), *conv(384, 3, bias, groups=2)),
+      *(*conv(256, 3, bias, groups=2), _POOL),
+      *(Flatten(), *dense(), *dense(), Dense(None, Normal(0.01), multipliers=_BIAS_TWICE)),
+    ),
+    image_size=227,
+    source=f'BVLC/caffe, {folder}/train_val.prototxt',
+    preprocessing=_BGR_MEAN,
   )

@@ -43,8 +43,7 @@ def paper() -> Spec:
       *(Conv(384, 3, groups=2, kernel_init=init, bias_init=ones), Activation()),
       *(Conv(256, 3, groups=2, kernel_init=init, bias_init=ones), Activation(), Pool()),
       Flatten(),
-      *(Dense(4096, kernel_init=init, bias_init=ones), Activation(), Dropout()),
-      *(Dense(4096, kernel_init=init, bias_init=ones), Activation(), Dropout()),
+      *((Dense(4096, kernel_init=init, bias_init=ones), Activation(), Dropout()) * 2),
       Dense(None, kernel_init=init),
     ),
     image_size=224,
@@ -70,9 +69,7 @@ def original_code() -> Spec:
       *(_conv(384, 3, 0.03), Activation()),
       *(_conv(384, 3, 0.03, bias=1.0, groups=2), Activation()),
       *(_conv(256, 3, 0.03, bias=1.0, groups=2), _POOL, Activation()),
-      Flatten(),
-      *_hidden_layers(),
-      _dense(None),
+      *(Flatten(), *_hidden_layers(), _dense(None)),
     ),
     image_size=224,
     source='computerhistory/AlexNet-Source-Code, layers/layers-145.cfg and layer-params-145.cfg',
@@ -95,9 +92,7 @@ def one_weird_trick() -> Spec:
       *(_conv(384, 3, 0.03), Activation()),
       *(_conv(256, 3, 0.03, bias=1.0), Activation()),
       *(_conv(256, 3, 0.03, bias=1.0), _POOL, Activation()),
-      Flatten(),
-      *_hidden_layers(),
-      _dense(None, bias=-7.0),
+      *(Flatten(), *_hidden_layers(), _dense(None, bias=-7.0)),
     ),
     image_size=224,
     source='akrizhevsky/cuda-convnet2, layers/layers-imagenet-1gpu.cfg; arXiv:1404.5997',
@@ -120,8 +115,7 @@ def cifar10_full() -> Spec:
       *(_conv(32, 5, 1e-4), Activation(), _POOL, norm),
       *(_conv(32, 5, 0.01), Activation(), average, norm),
       *(_conv(64, 5, 0.01), Activation(), average),
-      Flatten(),
-      Dense(None, kernel_init=Normal(0.01), multipliers=head),
+      *(Flatten(), Dense(None, kernel_init=Normal(0.01), multipliers=head)),
     ),
     image_size=32,
     num_classes=10,
@@ -140,5 +134,4 @@ def _dense(features: int | None, bias: float = 0.0) -> Dense:
 
 
 def _hidden_layers() -> tuple[Layer, ...]:
-  stage = (_dense(4096, bias=1.0), Activation(), Dropout())
-  return stage + stage
+  return (_dense(4096, bias=1.0), Activation(), Dropout()) * 2
