@@ -280,7 +280,6 @@ def _typed(key: Key, value: Any) -> Any:
 
 
 def _check_pairs(config: Config) -> None:
-  """Raises UsageError for values that contradict each other."""
   data, optimizer, transfer = config.data, config.optimizer, config.transfer
   if transfer.mode == 'linear_probe' and config.augment.is_on:
     raise UsageError('a linear probe trains on features of unaugmented images; set no augment.* for it')

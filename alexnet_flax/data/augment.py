@@ -100,7 +100,6 @@ def _as_float(batch: Batch) -> jax.Array:
 
 
 def _standardize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
-  """Turns RGB in 0 ... 255 into the network's input."""
   if preprocessing.channel_order == 'BGR':
     images = images[..., ::-1]
   mean, std = (jnp.array(x) for x in (preprocessing.mean, preprocessing.std))

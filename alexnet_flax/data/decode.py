@@ -109,7 +109,6 @@ def _decode_rows(image: Encoded, bottom: int, ratio: int, *, fast: bool) -> np.n
 
 
 def _resize(crop: np.ndarray, image: np.ndarray, *, mirror: bool) -> None:
-  """Resizes the crop into the image, uint8 [S, S, 3]."""
   if crop.shape != image.shape:
     method = cv2.INTER_AREA if min(crop.shape[:2]) > 2 * len(image) else cv2.INTER_LINEAR
     crop = cv2.resize(crop, image.shape[:2], interpolation=method)

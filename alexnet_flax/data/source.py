@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import pathlib
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -107,7 +106,8 @@ def read_file(path: str) -> bytes | UnreadableError:
   for wait in (*_WAITS, 0.0):
     try:
       refuse_pipe(path)
-      return pathlib.Path(path).read_bytes()
+      with open(path, 'rb') as file:
+        return file.read()
     except OSError as error:
       if error.errno not in _TRANSIENT:
         return UnreadableError(error.strerror)

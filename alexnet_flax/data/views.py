@@ -108,13 +108,11 @@ def rotated(
 
 @dataclasses.dataclass(frozen=True)
 class EvalView:
-  """The view of an image in evaluation: its short side is resized, then squares are cut out.
+  """The view of an image in evaluation: its short side is resized, then squares of `image_size` are cut out.
 
   Attributes:
-    image_size: The view's side S in pixels.
-    resize_side: The resized short side.
-    resize: 'pil' (bilinear and antialiased, as Pillow and torchvision) or 'tf' (bilinear
-      between four pixels, whatever the scale, within a level of `tf.image.resize`).
+    resize: 'pil' (bilinear and antialiased, as Pillow and torchvision) or 'tf' (bilinear between four pixels,
+      whatever the scale, within a level of `tf.image.resize`).
     ten_crop: Four corners and the centre, and the same mirrored (Krizhevsky et al. 2012, section 4.1).
     turn: Whether images are turned as their metadata say, as in training; None leaves those of published sets
       as they are stored, and turns all others.

@@ -28,7 +28,6 @@ def _check_choices(layer: Any) -> None:
 
 @functools.cache
 def _choices(kind: type) -> list[tuple[str, tuple[str, ...]]]:
-  """Returns the fields that have choices, and the choices."""
   hints = typing.get_type_hints(kind).items()
   literals = [(field, one) for field, hint in hints for one in (hint, *typing.get_args(hint))]
   return [(field, typing.get_args(one)) for field, one in literals if typing.get_origin(one) is Literal]

@@ -216,8 +216,7 @@ def supervise(argv: Sequence[str], cluster: Cluster) -> int:
   if cluster.coordinator:
     meet(cluster.coordinator, cluster.processes or 0, cluster.process_id or 0, cluster.join_within)
   last: collections.deque[str] = collections.deque(maxlen=100)
-  told: int | None = None
-  token = secrets.token_hex(8)
+  told, token = None, secrets.token_hex(8)
   code_line = _CODE.format(token)
   with subprocess.Popen(
     [sys.executable, *argv],
@@ -228,10 +227,7 @@ def supervise(argv: Sequence[str], cluster: Cluster) -> int:
     errors='replace',
     start_new_session=True,  # so that Ctrl-C comes by way of us alone
   ) as child:
-    before = {
-      number: signal.signal(number, lambda number, _: child.send_signal(number))
-      for number in heeded_signals()
-    }
+    before = {number: signal.signal(number, lambda n, _: child.send_signal(n)) for number in heeded_signals()}
     try:
       assert child.stderr is not None
       for line in child.stderr:
@@ -257,10 +253,8 @@ def supervise(argv: Sequence[str], cluster: Cluster) -> int:
 
 
 def _lost(lines: list[str], cluster: Cluster) -> str:
-  """Returns which process JAX says is lost."""
   text = ' '.join(lines)
-  match = re.search(r'stopped sending heartbeats\):\s+((?:[^\s]*task:)?[\d, ]+)', text)
-  if match:
+  if match := re.search(r'stopped sending heartbeats\):\s+((?:[^\s]*task:)?[\d, ]+)', text):
     numbers = ', '.join(re.findall(r'\d+', match[1].rpartition('task:')[2]))
     return f'process {numbers} is lost (no sign of life for {cluster.lost_after} s)'
   if 'coordination service' in text or 'PollForError' in text:

@@ -31,8 +31,7 @@ def run_steps(
   stops: collections.deque[jax.Array] = collections.deque(maxlen=AHEAD + 1)
 
   for step, batch in enumerate(batches, start=progress.step + 1):
-    # For each device of this process, whether it was asked to end.
-    mine = np.full(jax.local_device_count(), shutdown.requested)
+    mine = np.full(jax.local_device_count(), shutdown.requested)  # for each device of this process
     requested = jax.make_array_from_process_local_data(steps.sharding, mine)
     progress.state, metrics, going, stop = steps.train(progress.state, batch, key, going, requested)
     progress.step = step

@@ -124,7 +124,6 @@ def _hear(connection: socket.socket) -> Any:
 
 
 def _has_ended(connection: socket.socket) -> bool:
-  """Returns whether the process that came before is gone."""
   connection.settimeout(0)
   try:
     return not connection.recv(1, socket.MSG_PEEK)

@@ -37,11 +37,9 @@ class _Unread:
   name: str = ''
 
   def __new__(cls, *_: Any, **__: Any) -> '_Unread':
-    """Takes any arguments."""
     return super().__new__(cls)
 
   def __call__(self, *_: Any) -> '_Unread':
-    """Takes the place of a function, too."""
     return self
 
   def _ignore(self, *_: Any) -> None:

@@ -4,6 +4,7 @@ import io
 import pathlib
 import tarfile
 import tempfile
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -128,6 +129,12 @@ def test_a_truncated_record_file(tmp_path):
 def test_data_sets_that_cannot_be_opened(data_dir, name, split, message):
   with pytest.raises(UsageError, match=message):
     open_dataset(name, split, data_dir)
+
+
+def test_an_error_without_a_text_is_a_line(monkeypatch, tmp_path):
+  monkeypatch.setattr(tfds, 'builder', mock.Mock(side_effect=AssertionError))
+  with pytest.raises(UsageError, match="data set 'cifar10': AssertionError; if its folder in"):
+    open_dataset('cifar10', 'train', str(tmp_path))
 
 
 def write_imagenet_archives(folder: pathlib.Path, synsets: int = 3, images: int = 4) -> None:

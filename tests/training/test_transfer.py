@@ -28,6 +28,7 @@ from alexnet_flax.pretrained import load_pretrained
 from alexnet_flax.training import train
 from alexnet_flax.training.experiment import build_experiment
 from alexnet_flax.training.initialize import initial_state
+from alexnet_flax.training.linear_probe import FeatureSet
 from alexnet_flax.training.transfer import graft
 from tests.helpers import random_variables, replace
 
@@ -194,6 +195,21 @@ def test_fine_tuning_from_a_run(tiny, tmp_path, capsys):
       np.testing.assert_array_equal(old, new)
   np.testing.assert_array_equal(before['batch_stats']['norm2']['var'], after['batch_stats']['norm2']['var'])
   assert not np.array_equal(before['params']['fc6']['kernel'], after['params']['fc6']['kernel'])
+
+
+def test_each_process_takes_its_share_of_the_features(monkeypatch):
+  features = FeatureSet(np.arange(10, dtype=np.float32)[:, None], np.arange(10, dtype=np.int32))
+  chosen = np.arange(6, 14)  # the last four are padding
+  whole = features.batch(chosen)
+  assert whole['label'].tolist() == whole['index'].tolist() == [6, 7, 8, 9, 9, 9, 9, 9]
+  assert whole['weight'].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  parts = []
+  for process in (0, 1):
+    monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
+    parts.append(features.batch(chosen))
+  for name, array in whole.items():
+    np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
 
 
 def test_a_linear_probe_trains_the_head_alone_and_resumes(tiny, tmp_path):
