@@ -34,17 +34,12 @@ def read_header(
 
   It needs that if it must be turned, unless `turn` is False, and if it has more than `max_pixels`.
   """
-  magic, found = bytes(content[:3]), None
-  if magic == b'\xff\xd8\xff':
-    found = _read_jpeg(content)
-  elif magic == b'\x89PN':
-    found = _read_png(content)
-  if found is None:
+  read = {b'\xff\xd8\xff': _read_jpeg, b'\x89PN': _read_png}.get(bytes(content[:3]))
+  if read is None or (found := read(content)) is None:
     return None
   encoded, has_metadata = found
-  if not 0 < encoded.height * encoded.width <= max_pixels:
-    return None
-  return None if turn and has_metadata and not _is_upright(content) else encoded
+  is_right = 0 < encoded.height * encoded.width <= max_pixels
+  return encoded if is_right and not (turn and has_metadata and not _is_upright(content)) else None
 
 
 def decode_pixels(image: Stored, turn: bool = True, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -34,8 +34,7 @@ def view_numbers(seed: int, step: int, batch_size: int, count: int) -> np.ndarra
 @functools.lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
   """Returns a uniform permutation, by sorting random 64-bit keys."""
-  keys = _philox(seed, _PERMUTATIONS, epoch).random_raw(num_examples)
-  return np.argsort(keys, kind='stable')
+  return np.argsort(_philox(seed, _PERMUTATIONS, epoch).random_raw(num_examples), kind='stable')
 
 
 def _philox(seed: int, stream: int, index: int) -> np.random.Philox:

@@ -64,8 +64,7 @@ def parse_hdf5(content: bytes) -> Parsed:
 def parse_keras(content: bytes) -> Parsed:
   """The arrays and the layers of a `.keras` file, whose network must be a sequence of layers."""
   with open_archive(content) as archive:
-    config = json.loads(archive.read('config.json'))
-    return _parsed(hdf5.read(archive.read(_WEIGHTS)), config)
+    return _parsed(hdf5.read(archive.read(_WEIGHTS)), json.loads(archive.read('config.json')))
 
 
 def _parsed(found: hdf5.Content, config: dict[str, Any]) -> Parsed:

@@ -117,8 +117,7 @@ _CLASSES = {
 
 def _decode(value: Any) -> Any:
   if isinstance(value, dict):
-    fields = {key: _decode(item) for key, item in value.items() if key != 'class'}
-    return _CLASSES[value['class']](**fields)
+    return _CLASSES[value['class']](**{key: _decode(item) for key, item in value.items() if key != 'class'})
   return tuple(map(_decode, value)) if isinstance(value, list) else value
 
 

@@ -44,8 +44,7 @@ def build_net(spec: Spec, num_classes: int) -> Any:
   """The spec as Caffe's `NetParameter`, a layer for each of ours; UsageError if Caffe lacks one."""
   net = net_parameter()(name=spec.name)
   size = spec.image_size
-  data = net.layer.add(name='data', type='Input', top=['data'])
-  data.input_param.shape.add(dim=[1, 3, size, size])
+  net.layer.add(name='data', type='Input', top=['data']).input_param.shape.add(dim=[1, 3, size, size])
   names, bottom = layer_names(spec), 'data'
   for name, layer in spec.named_layers():
     if isinstance(layer, specs.Flatten):
