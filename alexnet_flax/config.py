@@ -99,6 +99,13 @@ class TransferConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """How the devices divide the work. The batch is divided over all of them."""
+
+  model: int = _field(1, at_least=1)  # devices that share the fully connected layers (Krizhevsky 2014)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """The configuration of a run. A number of steps, where set, replaces the same duration in epochs."""
 
@@ -108,6 +115,7 @@ class Config:
   optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
   loss: LossConfig = LossConfig()
   transfer: TransferConfig = TransferConfig()
+  mesh: MeshConfig = MeshConfig()
   seed: int = _field(0, at_most=2**32 - 1)
   total_epochs: float = _field(90.0, above=0)
   total_steps: int | None = _field(None, at_least=1)

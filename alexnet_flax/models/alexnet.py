@@ -6,6 +6,7 @@ from typing import Any, NoReturn, assert_never
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import NamedSharding
 
 from alexnet_flax.errors import unknown_name
 from alexnet_flax.models import layers
@@ -32,6 +33,8 @@ class AlexNet(nn.Module):
     axis_name: The mapped axis over which BatchNorm computes its moments, under `jax.pmap`. Not needed
       under `jax.jit`, where BatchNorm sees the whole batch.
     fixed_norms: BatchNorm layers that also use their running statistics in training, without updating them.
+    dense_input_sharding: Under `jax.jit`, where the inputs [B, F] of the fully connected layers are to be, if
+      their parameters are divided over devices; None leaves it to XLA.
 
   >>> import jax, jax.numpy as jnp
   >>> from alexnet_flax import AlexNet, VARIANTS
@@ -48,6 +51,7 @@ class AlexNet(nn.Module):
   dtype: Any = jnp.float32
   axis_name: str | None = None
   fixed_norms: tuple[str, ...] = ()
+  dense_input_sharding: NamedSharding | None = None
 
   def __post_init__(self) -> None:
     """Raises TypeError for the name of a variant in place of its spec."""
@@ -129,6 +133,8 @@ class AlexNet(nn.Module):
           name=name,
         )(x)
       case specs.Dense():
+        if self.dense_input_sharding is not None:
+          x = jax.lax.with_sharding_constraint(x, self.dense_input_sharding)
         return nn.Dense(
           layer.features or self.num_classes or self.spec.num_classes,
           dtype=self.dtype,

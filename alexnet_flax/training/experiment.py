@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alexnet_flax import steps as step_functions
 from alexnet_flax.config import Config, build_spec
@@ -27,7 +27,7 @@ from alexnet_flax.models.spec import BatchNorm, Spec
 from alexnet_flax.models.surgery import frozen_layers, layer_patterns
 from alexnet_flax.optim import freeze, optimizer
 from alexnet_flax.steps import Batch, GuardedStep, Preprocess, TrainState
-from alexnet_flax.training import linear_probe
+from alexnet_flax.training import linear_probe, parallel
 from alexnet_flax.training.distributed import first_process_first
 
 
@@ -62,7 +62,8 @@ class Steps:
   train: GuardedStep  # `steps.guarded(train_step)`
   evaluate: Callable[[TrainState, Batch], Metrics]
   sharding: NamedSharding  # of batches
-  replicated: NamedSharding  # of the state
+  replicated: NamedSharding  # of metrics and flags
+  state: TrainState  # the sharding of each of its leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,16 @@ def build_experiment(config: Config) -> Experiment:
     )
   require_same_classes(train, evaluated)
   require_labels(evaluated)
-  config = _resolve(config, train)
+  return assemble(config, train, evaluated, jax.devices())
+
+
+def assemble(config: Config, train: Source, evaluated: Source, devices: Sequence[jax.Device]) -> Experiment:
+  """Builds the experiment from opened data, for these devices, which need not be of this machine.
+
+  Raises:
+    UsageError: The configuration does not fit the data or the devices.
+  """
+  config = _resolve(config, train, len(devices))
   if config.data.examples_per_class is not None:
     train = few_per_class(train, config.data.examples_per_class, config.seed)
   steps_per_epoch = train.num_examples / config.data.batch_size
@@ -122,7 +132,8 @@ def build_experiment(config: Config) -> Experiment:
     config.checkpoint_every_steps or config.checkpoint_every_epochs * steps_per_epoch,
   )
   spec = build_spec(config)
-  learner = _learner(config, spec, schedule, train)
+  mesh = parallel.make_mesh(devices, config.mesh.model)
+  learner = _learner(config, spec, schedule, train, mesh)
   size, resize_side = spec.image_size, round(spec.image_size / spec.preprocessing.center_crop_share)
   data = Data(
     train,
@@ -131,7 +142,7 @@ def build_experiment(config: Config) -> Experiment:
     dataclasses.replace(config.data.eval_view, image_size=size, resize_side=resize_side),
     BadImages(config.data.on_bad_image, max_pixels=config.data.max_pixels),
   )
-  steps = _steps(config, learner)
+  steps = _steps(config, learner, mesh)
   config = dataclasses.replace(config, total_steps=schedule.total_steps)
   return Experiment(config, data, learner, steps, schedule, jax.eval_shape(steps.init))
 
@@ -151,6 +162,11 @@ def compile_train_step(experiment: Experiment, like: TrainState) -> Any:
   # To look into the step. There is nothing to compile then.
   if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
     return experiment.steps.train
+  return lower_train_step(experiment, like).compile()
+
+
+def lower_train_step(experiment: Experiment, like: TrainState) -> jax.stages.Lowered:
+  """Traces and lowers the training step for the shapes of the run."""
   size, count, steps = experiment.spec.image_size, experiment.config.data.batch_size, experiment.steps
   shape, dtype = (size, size, 3), jnp.uint8
   if experiment.learner.preprocess is None:
@@ -163,11 +179,11 @@ def compile_train_step(experiment: Experiment, like: TrainState) -> Any:
   }
   key = jax.eval_shape(lambda: jax.random.key(0))
   going = jax.ShapeDtypeStruct((), jnp.bool_, sharding=steps.replicated)
-  stops = sharded((jax.device_count(),), jnp.bool_)
-  return cast(Any, steps.train).lower(like, batch, key, going, stops).compile()
+  stops = sharded((steps.sharding.mesh.size,), jnp.bool_)
+  return cast(Any, steps.train).lower(like, batch, key, going, stops)
 
 
-def _learner(config: Config, spec: Spec, schedule: Schedule, source: Source) -> Learner:
+def _learner(config: Config, spec: Spec, schedule: Schedule, source: Source, mesh: Mesh) -> Learner:
   is_probe = config.transfer.mode == 'linear_probe'
   below = [name for name, _ in spec.named_layers() if name != spec.head]
   frozen = tuple(frozen_layers(spec, below if is_probe else layer_patterns(config.transfer.freeze)))
@@ -179,7 +195,10 @@ def _learner(config: Config, spec: Spec, schedule: Schedule, source: Source) -> 
     raise UsageError(f'{error}; {hint}') from None
   fixed = () if config.transfer.update_frozen_statistics else tuple(norms)
   dtype = jnp.dtype(config.model.dtype)
-  model = AlexNet(spec, config.model.num_classes, dtype=dtype, fixed_norms=fixed)
+  dense_input = parallel.dense_input(mesh) if config.mesh.model > 1 else None
+  model = AlexNet(
+    spec, config.model.num_classes, dtype=dtype, fixed_norms=fixed, dense_input_sharding=dense_input
+  )
   tx = freeze(optimizer(config.optimizer, rate, spec), frozen)
   return Learner(model, tx, rate, frozen, None if is_probe else _preprocess(config, spec, source))
 
@@ -200,22 +219,17 @@ def _preprocess(config: Config, spec: Spec, source: Source) -> Preprocess:
   return functools.partial(of_spec, augmentation=augmentation, num_classes=classes)
 
 
-def _steps(config: Config, learner: Learner) -> Steps:
-  mesh = jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+def _steps(config: Config, learner: Learner, mesh: Mesh) -> Steps:
   replicated = NamedSharding(mesh, PartitionSpec())
   spec, loss = learner.model.spec, LOSSES[config.loss.name]
+  head = linear_probe.Head(spec.head, learner.model.num_classes or spec.num_classes)
 
   def init() -> TrainState:
-    key, shape, ema = (
-      jax.random.key(config.seed),
-      (spec.image_size, spec.image_size, 3),
-      config.optimizer.ema_decay,
+    shape, ema_decay = (spec.image_size, spec.image_size, 3), config.optimizer.ema_decay
+    state = step_functions.create_train_state(
+      learner.model, learner.tx, jax.random.key(config.seed), shape, ema_decay
     )
-    state = step_functions.create_train_state(learner.model, learner.tx, key, shape, ema)
-    if learner.preprocess is not None:
-      return state
-    head = linear_probe.Head(spec.head, learner.model.num_classes or spec.num_classes)
-    return dataclasses.replace(state, apply_fn=head.apply)
+    return state if learner.preprocess is not None else dataclasses.replace(state, apply_fn=head.apply)
 
   step = functools.partial(
     step_functions.train_step,
@@ -225,24 +239,30 @@ def _steps(config: Config, learner: Learner) -> Steps:
   )
   evaluate = functools.partial(step_functions.eval_step, loss=loss, preprocess=learner.preprocess)
   # XLA then neither tries algorithms for their speed nor adds in the order of arrival.
-  on_gpus = jax.default_backend() in ('gpu', 'cuda', 'rocm')
+  on_gpus = mesh.devices.flat[0].platform in ('gpu', 'cuda', 'rocm')
   options = {'xla_gpu_deterministic_ops': True} if config.deterministic and on_gpus else None
-  jit = functools.partial(jax.jit, out_shardings=replicated, compiler_options=options)
+  state = parallel.state_sharding(jax.eval_shape(init), spec, mesh)
+  jit = functools.partial(jax.jit, compiler_options=options)
+  guarded = step_functions.guarded(step, config.on_nonfinite)
   return Steps(
-    jax.jit(init, out_shardings=replicated),
-    jit(step_functions.guarded(step, config.on_nonfinite), donate_argnums=0),
-    jit(evaluate),
-    NamedSharding(mesh, PartitionSpec('data')),
+    jax.jit(init, out_shardings=state),
+    jit(guarded, donate_argnums=0, out_shardings=(state, replicated, replicated, replicated)),
+    jit(evaluate, out_shardings=replicated),
+    NamedSharding(mesh, PartitionSpec(parallel.AXES)),
     replicated,
+    state,
   )
 
 
-def _resolve(config: Config, source: Source) -> Config:
+def _resolve(config: Config, source: Source, devices: int) -> Config:
   """Fills in the values that the configuration leaves to variant, data set and other keys."""
-  model, data, devices = config.model, config.data, jax.device_count()
+  model, data, split = config.model, config.data, config.mesh.model
   num_classes, theirs = model.num_classes or len(source.class_names), f'{len(source.class_names)} classes'
   if num_classes < len(source.class_names):
     raise UsageError(f'model.num_classes (={num_classes}) is less than the {theirs} of {source.name}')
+  if devices % split:
+    possible = ', '.join(str(count) for count in range(1, devices + 1) if devices % count == 0)
+    raise UsageError(f'mesh.model (={split}) must divide the number of devices (={devices}): {possible}')
   evaluated = data.eval_batch_size or data.batch_size
   for key, size, micro in (
     ('data.batch_size', data.batch_size, config.optimizer.accumulate_steps),

@@ -97,8 +97,8 @@ def _train(
   if latest == last:
     return _finished(experiment, folder)
   manager = checkpoint.checkpoint_manager(folder / 'checkpoints', config.keep_checkpoints)
-  replicated = experiment.steps.replicated
-  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), experiment.state)
+  placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+  like = jax.tree.map(placed, experiment.state, experiment.steps.state)
   if latest is None:
     state, lines = initial_state(experiment)
   else:
