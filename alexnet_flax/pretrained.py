@@ -48,13 +48,21 @@ class Classification(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedModel:
-  """A trained network."""
+  """A trained network.
 
-  source: str  # the run's folder, file, URL or name that it was loaded from
+  Attributes:
+    source: The run's folder, file, URL or name that it was loaded from.
+    model: The network.
+    variables: {'params', 'batch_stats'}.
+    class_names: The names of its classes, as the data set has them.
+    step: The step of the run's checkpoint; None for weights files.
+  """
+
+  source: str
   model: AlexNet
-  variables: dict[str, Any]  # {'params', 'batch_stats'}
-  class_names: tuple[str, ...]  # as the data set has them
-  step: int | None = None  # of the run's checkpoint; None for weights files
+  variables: dict[str, Any]
+  class_names: tuple[str, ...]
+  step: int | None = None
 
   @property
   def spec(self) -> Spec:
