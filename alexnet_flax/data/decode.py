@@ -37,7 +37,11 @@ def decode_train(view: TrainView, encoded: Sequence[Encoded], numbers: np.ndarra
   for ratio in _RATIOS:
     ratios[is_jpeg & (windows.boxes[:, 2:].min(axis=1) >= ratio * size)] = ratio
   boxes, maps = rotated(windows, sizes, size, ratios) if view.rotation else (windows.boxes, None)
-  chosen = zip(encoded, _scaled(boxes, sizes, ratios).tolist(), ratios.tolist(), strict=True)
+  by = ratios[:, None]
+  corners = boxes[:, :2] // by  # in the downscaled images
+  shapes = np.minimum(-(-boxes[:, 2:] // by), -(-sizes // by) - corners)
+  scaled = np.concatenate([corners, np.maximum(shapes, 1)], axis=1)
+  chosen = zip(encoded, scaled.tolist(), ratios.tolist(), strict=True)
   images = np.empty((len(encoded), size, size, 3), np.uint8)
   for row, (image, box, ratio) in enumerate(chosen):
     crop = _crop(image, box, ratio, fast=maps is None)
@@ -61,14 +65,6 @@ def decode_eval(view: EvalView, encoded: Sequence[Encoded], numbers: np.ndarray)
     rows = _decode_rows(image, image.height, 1, fast=False) if image.kind == 'jpeg' else None
     crops.append(evaluation_crops(decode_pixels(image) if rows is None else rows, view))
   return {'image': np.stack(crops)}
-
-
-def _scaled(boxes: np.ndarray, sizes: np.ndarray, ratios: np.ndarray) -> np.ndarray:
-  """Converts boxes to the pixels of images downscaled by `ratios`."""
-  ratio = ratios[:, None]
-  corner = boxes[:, :2] // ratio
-  shape = np.minimum(-(-boxes[:, 2:] // ratio), -(-sizes // ratio) - corner)
-  return np.concatenate([corner, np.maximum(shape, 1)], axis=1)
 
 
 def _crop(image: Encoded, box: list[int], ratio: int, *, fast: bool) -> np.ndarray:

@@ -100,7 +100,10 @@ def _downloaded(url: str, digest: str | None) -> pathlib.Path:
   try:
     pooch.retrieve(url, None, fname=path.name, path=folder, downloader=fetch)
   except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-    reason = _reason(error).replace(url, shown)
+    cause: BaseException = error  # the first one: 'Connection refused', not those that pass it on
+    while cause.__context__ is not None:
+      cause = cause.__context__
+    reason = getattr(cause, 'strerror', None) or ' '.join(str(cause).split()).replace(url, shown)
     if '@' in reason:  # a part of the URL
       reason = type(error).__name__
     advice = 'download it by hand and give its path'
@@ -132,10 +135,3 @@ def _fetch(url: str, path: pathlib.Path, length_needed: bool) -> None:
           raise ValueError(f'it has more than {_MAX_BYTES:,} bytes')
         if time.monotonic() - start > _MAX_SECONDS:
           raise ValueError(f'it takes more than {_MAX_SECONDS / 3600:g} hours')
-
-
-def _reason(error: BaseException) -> str:
-  """The first cause of an error in a line: 'Connection refused', not the chain of those who pass it on."""
-  while error.__context__ is not None:
-    error = error.__context__
-  return getattr(error, 'strerror', None) or ' '.join(str(error).split())

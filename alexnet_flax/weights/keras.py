@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,11 @@ def _parsed(found: hdf5.Content, config: dict[str, Any]) -> Parsed:
 def read(file: WeightsFile, spec: Spec) -> Tensors:
   """The tensors of a file of Keras's."""
   names, source = tensor_names(spec), str(file.path)
-  theirs, ours = (_kinds(layers) for layers in (file.stored.layers, stored_names(spec).values()))
+  theirs, ours = (
+    # By the names of layers in Keras 3's files, how many there are of each kind that computes something.
+    Counter(kind for layer in layers if (kind := re.sub(r'_\d+$', '', layer)) not in _NEUTRAL)
+    for layers in (file.stored.layers, stored_names(spec).values())
+  )
   wrong = {kind for kind in theirs | ours if theirs[kind] != ours[kind]} if theirs else set()
   if file.stored.legacy:  # users name layers there, so that only what is found tells something
     wrong = set(theirs) - set(ours)
@@ -86,12 +90,6 @@ def read(file: WeightsFile, spec: Spec) -> Tensors:
     raise UsageError(f'{source} is of another network than {spec.name}: {difference}')
   tensors = check(pick(file.stored.arrays, names, source), spec, source, names)
   return match_input(tensors, spec, in_order('RGB', spec.preprocessing), source)
-
-
-def _kinds(layers: Iterable[str]) -> Counter[str]:
-  """How many layers there are of each kind that computes something, by their names in Keras 3's files."""
-  kinds = (re.sub(r'_\d+$', '', layer) for layer in layers)
-  return Counter(kind for kind in kinds if kind not in _NEUTRAL)
 
 
 def dump_keras(tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> bytes:

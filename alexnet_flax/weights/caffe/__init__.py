@@ -81,11 +81,6 @@ def dump(tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> bytes:
   return net.SerializeToString()
 
 
-def dump_prototxt(tensors: Tensors, spec: Spec, class_names: Sequence[str]) -> bytes:
-  """The text from which Caffe builds the network."""
-  return prototxt(spec, tensors[f'params/{spec.head}/bias'].shape[0]).encode()
-
-
 def activations(file: WeightsFile, spec: Spec, num_classes: int, inputs: Inputs) -> tuple[str, Activations]:
   """OpenCV's Caffe engine: the caffemodel, our prototxt, and the blob that OpenCV makes of our views."""
   import cv2
@@ -200,7 +195,9 @@ CAFFE: Format = Format(
   parse=parse,
   read=read,
   dump=dump,
-  companions={'.prototxt': dump_prototxt},
+  companions={
+    '.prototxt': lambda tensors, spec, _: prototxt(spec, len(tensors[f'params/{spec.head}/bias'])).encode()
+  },
   variants=('caffe', 'caffenet', 'batchnorm_grouped'),
   outputs=lambda file, spec, layer: _array(_weight_layers(file.stored, spec)[layer].blobs[1], layer).size,
   describe=lambda spec: _described(build_net(spec, 1).layer),
