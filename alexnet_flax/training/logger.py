@@ -129,14 +129,10 @@ class _Appender:
 class _SteadyOutput:
   """A stream that goes on in a file when its reader is gone: a closed pipe, a terminal that has hung up."""
 
-  def __init__(self, stream: TextIO | None, path: pathlib.Path):
+  def __init__(self, stream: TextIO, path: pathlib.Path):
     self._stream, self._path = stream, path
 
   def write(self, text: str) -> int:
-    if self._stream is None:  # closed from the start
-      self._path.parent.mkdir(parents=True, exist_ok=True)
-      with self._path.open('a', encoding='utf-8') as file:
-        return file.write(text)
     try:
       self._stream.write(text)
     except OSError:
@@ -145,17 +141,12 @@ class _SteadyOutput:
 
   def flush(self) -> None:
     try:
-      if self._stream is not None:
-        self._stream.flush()
+      self._stream.flush()
     except OSError:
       self._move()
 
-  def isatty(self) -> bool:
-    return self._stream is not None and self._stream.isatty()
-
   def _move(self) -> None:
     """Puts the file, or nothing, in the place of the reader, which gets what that did not take."""
-    assert self._stream is not None
     for path in (self._path, pathlib.Path(os.devnull)):
       with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,20 +162,18 @@ class _SteadyOutput:
 @contextlib.contextmanager
 def steady_output(folder: pathlib.Path) -> Iterator[None]:
   """A block that prints on into `folder`/output.log when nobody reads its output any more."""
-  path = folder / 'output.log'
-  out, error = (cast(TextIO, _SteadyOutput(stream, path)) for stream in (sys.stdout, sys.stderr))
-  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+  path, out, error = folder / 'output.log', contextlib.redirect_stdout, contextlib.redirect_stderr
+  with contextlib.ExitStack() as stack:
+    for stream, redirect in ((sys.stdout, out), (sys.stderr, error)):
+      if stream is None:  # closed from the start
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = stack.enter_context(path.open('a', buffering=1, encoding='utf-8'))
+      stack.enter_context(redirect(cast(TextIO, _SteadyOutput(stream, path))))
     yield
 
 
-_FIELDS = {
-  'step': int,
-  'split': str,
-  'name': str,
-  'images': int,
-  'value': int | float,
-  'seconds': int | float,
-}
+_FIELDS: dict[str, Any] = {'step': int, 'split': str, 'name': str, 'images': int}
+_FIELDS |= dict.fromkeys(('value', 'seconds'), int | float)
 
 
 def read_metrics(folder: pathlib.Path, say: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
