@@ -52,7 +52,7 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
 @contextlib.contextmanager
 def partial_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Gives a folder beside `path` for files that belong together, until all are whole and can be moved."""
-  folder = _partial(path)
+  folder = _partial(path.with_name(f'{path.name}.files'))  # not the name under which `path` is written
   try:
     folder.mkdir()
     yield folder
