@@ -71,7 +71,8 @@ def check(tensors: Tensors, spec: Spec, source: str, names: Mapping[str, str] | 
     array, what = tensors[name], f'{source}: tensor {f"{names[name]} ({name})" if names else name}'
     if array.shape != shape:
       needs = f'{spec.name} at {spec.image_size}x{spec.image_size} needs {shape}'
-      advice = _fitting_sizes(spec, array.shape, shape) if name == flattening(spec) else ''
+      is_flat = name == flattening(spec) and array.ndim == 2 and array.size
+      advice = _fitting_sizes(spec, array.shape, shape) if is_flat else ''
       raise UsageError(f'{what} has shape {array.shape}, in our layout; {needs}{advice}')
     if not np.issubdtype(array.dtype, np.floating):
       raise UsageError(f'{what} holds {array.dtype}; floats are needed')
