@@ -55,6 +55,19 @@ def test_layers_are_paired_by_order(variant, tmp_path):
   assert main(['convert', str(path), str(tmp_path / 'b.safetensors'), '--verify', *size]) == 0
 
 
+def test_a_divisor_without_a_number_divides_by_one(tmp_path):
+  spec, path = VARIANTS['batchnorm_grouped'].scaled(1 / 16, 67), tmp_path / 'a.caffemodel'
+  save_weights(path, spec, variables := random_variables(spec, 5))
+  net = net_parameter().FromString(path.read_bytes())
+  for layer in net.layer:
+    if layer.type == 'BatchNorm':
+      layer.blobs[2].Clear()
+      layer.blobs[2].shape.dim.append(0)
+  found = loaded(net, tmp_path, spec)
+  for name, tensor in tensors_of(variables).items():
+    np.testing.assert_array_equal(found[name], tensor)
+
+
 def test_layers_that_we_do_not_know_are_refused(net, tmp_path):
   for kind in ('PReLU', 'Eltwise', 'Power', 'Concat', 'Deconvolution'):
     changed = net_parameter().FromString(net.SerializeToString())

@@ -188,7 +188,10 @@ def test_missing_extra_misshapen_and_broken_tensors_are_named(torch_names):
     ({'features.4.weight': np.ones(1)}, 'unexpected tensor features.4.weight'),
     ({'features.0.bias': np.ones(5, np.float32)}, r'features.0.bias .params/conv1/bias. has shape .5,.'),
     ({'classifier.1.weight': np.ones((256, 99), np.float32)}, r'classifier.1.weight .params/fc6/kernel. has'),
-    ({'classifier.1.weight': np.ones((), np.float32)}, r'classifier.1.weight .* has shape \(\), in our layout'),
+    (
+      {'classifier.1.weight': np.ones((), np.float32)},
+      r'classifier.1.weight .* has shape \(\), in our layout',
+    ),
     ({'classifier.1.weight': np.ones((256, 0), np.float32)}, r'needs \(\d+, 256\)$'),
     ({'classifier.1.weight': bad}, r'tensor classifier.1.weight .params/fc6/kernel. holds NaN'),
     ({'features.0.bias': np.ones(4, np.int32)}, 'features.0.bias .* holds int32; floats are needed'),

@@ -47,7 +47,7 @@ def read(file: WeightsFile, spec: Spec) -> Tensors:
     for number, blob in enumerate(layer.blobs)
   }
   # Caffe's BatchNorm stores sums of moments, and their divisor.
-  divisors = {name: blobs.pop(f'{name}.2', np.ones(1)).ravel()[0] or 1.0 for name in norm_layers(spec)}
+  divisors = {name: blobs.pop(f'{name}.2', np.ones(1)).sum() or 1.0 for name in norm_layers(spec)}
   names, shapes = _tensor_names(spec), layout.variable_shapes(spec)
   tensors = pick(blobs, names, source)
   for name, stored in names.items():
