@@ -14,10 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_flax import checkpoint
+from alexnet_flax import checkpoint, steps
 from alexnet_flax.data.source import Example, Source
 from alexnet_flax.errors import DivergedError, PreemptedError, UsageError
-from alexnet_flax.training import batches, callbacks, experiment, logger, preemption, workdir
+from alexnet_flax.training import batches, callbacks, logger, preemption, workdir
 from alexnet_flax.training import train as training
 from alexnet_flax.training.experiment import build_experiment
 from tests.helpers import TINY, command, replace
@@ -138,8 +138,8 @@ def test_the_best_checkpoint_outlives_restarts(tiny, tmp_path, monkeypatch):
 
   monkeypatch.setattr(callbacks, 'evaluate', scored)
   config = replace(tiny, checkpoint_every_steps=1, eval_every_steps=1, keep_checkpoints=1)
-  for steps in (1, 2, 3, 5):
-    training.train(replace(config, total_steps=steps), tmp_path)
+  for total in (1, 2, 3, 5):
+    training.train(replace(config, total_steps=total), tmp_path)
   assert checkpoint.steps_in(tmp_path / 'checkpoints') == [5, 2]
   # What the older one scored is unreadable: it is set aside, and the latest is used.
   (tmp_path / 'checkpoints' / '2' / 'metrics' / 'metrics').write_bytes(b'\xff')
@@ -272,21 +272,21 @@ def test_a_signal_on_a_full_disk_says_what_is_lost(tiny, small_disk, monkeypatch
     training.train(config, small_disk / 'run')
 
 
-def poisoned(monkeypatch, *steps):
+def poisoned(monkeypatch, *broken_steps):
   """Makes the images of some steps infinite on their way to the network."""
-  original = experiment.train_step
+  original = steps.train_step
 
   def poisoned_step(state, batch, key, **options):
     preprocess = options.pop('preprocess')
 
     def broken(batch, key):
       out = preprocess(batch, key)
-      bad = jax.numpy.isin(state.step + 1, jax.numpy.asarray(steps))
+      bad = jax.numpy.isin(state.step + 1, jax.numpy.asarray(broken_steps))
       return out | {'image': jax.numpy.where(bad, jax.numpy.inf, out['image'])}
 
     return original(state, batch, key, preprocess=broken, **options)
 
-  monkeypatch.setattr(experiment, 'train_step', poisoned_step)
+  monkeypatch.setattr(steps, 'train_step', poisoned_step)
 
 
 def test_a_step_that_is_not_finite_leaves_the_state_before_it(tiny, tmp_path, monkeypatch):
