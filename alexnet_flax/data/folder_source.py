@@ -25,11 +25,12 @@ _LAYOUTS = 'SPLIT/CLASS/image or CLASS/image'
 _EVERY = 5  # of a folder without splits, the share of images that is held out
 
 
+_Image = tuple[str, str]  # its path and its class
+
+
 class _Folder(NamedTuple):
   root: str
-  splits: dict[
-    str, list[tuple[str, str]]
-  ]  # path and class of each image, in a fixed order that mixes classes
+  splits: dict[str, list[_Image]]  # in a fixed order that mixes the classes
   is_divided: bool  # into folders of its own, SPLIT/CLASS/image
   unused: list[str]  # files
 
@@ -94,7 +95,7 @@ def _scan(data_dir: str | None) -> _Folder:
   if not deep and not flat:
     raise UsageError(f'no images in {data_dir}; it must contain {_LAYOUTS} ({", ".join(IMAGE_SUFFIXES)})')
   used = flat if len(flat) > len(deep) else deep
-  splits: dict[str, list[tuple[str, str]]] = {}
+  splits: dict[str, list[_Image]] = {}
   order = sorted(used.items(), key=lambda item: item[1])
   ranks = rank_in_class(np.unique([parts[-2] for _, parts in order], return_inverse=True)[1])
   for (path, (*given, label, _)), rank in zip(order, ranks.tolist(), strict=True):
@@ -132,7 +133,7 @@ def _key(name: str) -> str:
 
 
 def _report(
-  folder: _Folder, name: str, opened: set[str], chosen: list[tuple[str, str]], names: tuple[str, ...]
+  folder: _Folder, name: str, opened: set[str], chosen: list[_Image], names: tuple[str, ...]
 ) -> None:
   """Says what may not be as it was meant."""
   counts = collections.Counter(label for _, label in chosen)

@@ -210,10 +210,8 @@ def _preprocess(config: Config, spec: Spec, source: Source) -> Preprocess:
   if components := read_components(source.folder, name):
     augmentation = dataclasses.replace(augmentation, components=components)
   elif augmentation.pca_noise:
-    needs = (
-      f'needs the principal components of {name!r}, which alexnet-flax prepare {name} --side ... computes'
-    )
-    raise UsageError(f'augment.pca_noise (={augmentation.pca_noise}) {needs}')
+    what = f'needs the principal components of {name!r}, which alexnet-flax prepare {name} --side ...'
+    raise UsageError(f'augment.pca_noise (={augmentation.pca_noise}) {what} computes')
   of_spec = functools.partial(augment, preprocessing=spec.preprocessing)
   classes = config.model.num_classes or spec.num_classes
   return functools.partial(of_spec, augmentation=augmentation, num_classes=classes)
@@ -225,10 +223,9 @@ def _steps(config: Config, learner: Learner, mesh: Mesh) -> Steps:
   head = linear_probe.Head(spec.head, learner.model.num_classes or spec.num_classes)
 
   def init() -> TrainState:
-    shape, ema_decay = (spec.image_size, spec.image_size, 3), config.optimizer.ema_decay
-    state = step_functions.create_train_state(
-      learner.model, learner.tx, jax.random.key(config.seed), shape, ema_decay
-    )
+    key, shape = jax.random.key(config.seed), (spec.image_size, spec.image_size, 3)
+    ema = config.optimizer.ema_decay
+    state = step_functions.create_train_state(learner.model, learner.tx, key, shape, ema)
     return state if learner.preprocess is not None else dataclasses.replace(state, apply_fn=head.apply)
 
   step = functools.partial(
