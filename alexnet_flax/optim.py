@@ -24,10 +24,17 @@ def _adamw(settings: 'OptimizerConfig', rate: optax.ScalarOrSchedule, decay: Any
   return scale, decay, optax.scale_by_learning_rate(rate)
 
 
+def _lars(settings: 'OptimizerConfig', rate: optax.ScalarOrSchedule, decay: Any) -> Transformations:
+  trust = optax.scale_by_trust_ratio(trust_coefficient=0.001)
+  momentum = optax.trace(settings.momentum, settings.nesterov)
+  return decay, trust, optax.scale_by_learning_rate(rate), momentum  # optax.lars, with the specs' decay
+
+
 # Each turns settings, a learning rate and the weight decay (which reads the specs' multipliers) into a chain.
 OPTIMIZERS: dict[str, Callable[['OptimizerConfig', optax.ScalarOrSchedule, Any], Transformations]] = {
   'sgd': _sgd,
   'adamw': _adamw,
+  'lars': _lars,
 }
 
 
@@ -36,7 +43,9 @@ class OptimizerConfig:
   """The optimizer and its learning rate. A number of steps, where set, replaces the same duration in epochs.
 
   Attributes:
-    name: 'sgd' (with momentum), or 'adamw' (Loshchilov and Hutter 2017; `momentum` is its beta1).
+    name: 'sgd' (with momentum); 'adamw' (Loshchilov and Hutter 2017; `momentum` is its beta1); or 'lars' (You
+      et al. 2017, arXiv:1708.03888), for batches of thousands: each layer's update is a thousandth of its norm
+      times the rate.
     learning_rate: The peak rate, at the end of the linear warm-up (of `warmup_epochs` or `warmup_steps`).
     schedule: The course after the warm-up; see `learning_rate_schedule`.
     boundary_epochs: The epochs at which the schedule 'step' multiplies the rate by `decay_factor`.

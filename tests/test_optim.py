@@ -1,6 +1,7 @@
 """SGD by hand, weight decay on kernels alone, multipliers, and the schedules."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 from alexnet_flax import VARIANTS, AlexNet, learning_rate_schedule, sgd
 from alexnet_flax.models.spec import Multipliers
+from alexnet_flax.optim import OptimizerConfig, optimizer
 
 PARAMS = {
   'conv1': {'kernel': np.array([1.0, -2.0], np.float32), 'bias': np.array([3.0], np.float32)},
@@ -95,3 +97,15 @@ def test_schedules():
 def test_impossible_schedules(name, options, message):
   with pytest.raises(ValueError, match=message):
     learning_rate_schedule(name, 1.0, 10, **options)
+
+
+def test_lars_is_that_of_optax():
+  """With the specs' decay of kernels alone."""
+  settings = OptimizerConfig(name='lars', momentum=0.8, nesterov=True, weight_decay=0.5)
+  kernels = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', PARAMS)
+  theirs = optax.lars(10.0, 0.5, kernels, momentum=0.8, nesterov=True)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-6),
+    two_steps(optimizer(settings, 10.0)),
+    two_steps(theirs),
+  )
