@@ -43,9 +43,9 @@ class OptimizerConfig:
   """The optimizer and its learning rate. A number of steps, where set, replaces the same duration in epochs.
 
   Attributes:
-    name: 'sgd' (with momentum); 'adamw' (Loshchilov and Hutter 2017; `momentum` is its beta1); or 'lars' (You
-      et al. 2017, arXiv:1708.03888), for batches of thousands: each layer's update is a thousandth of its norm
-      times the rate.
+    name: 'sgd' (with momentum); 'adamw' (Loshchilov and Hutter 2017; `momentum` is its beta1); or 'lars',
+      for batches of thousands (You et al. 2017, arXiv:1708.03888): the update of each parameter is a
+      thousandth of its norm, times the rate.
     learning_rate: The peak rate, at the end of the linear warm-up (of `warmup_epochs` or `warmup_steps`).
     schedule: The course after the warm-up; see `learning_rate_schedule`.
     boundary_epochs: The epochs at which the schedule 'step' multiplies the rate by `decay_factor`.

@@ -1,8 +1,8 @@
 """AlexNet with batch normalization on ImageNet in batches of 8,192 to 32,768, by LARS (You et al. 2017).
 
-Rates, steps and warm-up are those of NVIDIA/caffe's models/alexnet_bn, whose network has other norms than ours,
-whose optimizer clips ("LARC"), and whose warm-up begins at a rate of 1, ours at 0. The fully connected layers are
-divided over the devices (`mesh.model`) where that is set. We have not run this recipe.
+Rates, steps and warm-up are those of NVIDIA/caffe's models/alexnet_bn, whose network has other norms than
+ours, whose optimizer clips ("LARC"), and whose warm-up begins at a rate of 1, ours at 0. With
+`--config.mesh.model=8`, eight devices share the fully connected layers. We have not run this recipe.
 """
 
 from alexnet_flax.config import Config, config_dict
