@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/digits.py
 WORKDIR ?= runs/$(basename $(notdir $(CONFIG)))
 
-.PHONY: train test test-peers check docs lock clean
+.PHONY: train test test-peers check bench docs lock clean
 
 train: $(VENV)/.ready  ## trains on the embedded digits
 	$(BIN)/python train.py --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -18,6 +18,9 @@ test: $(VENV)/.ready check  ## the checks, and the whole test suite
 test-peers:  ## the tests against other people's programs, none of them skipped
 	$(MAKE) VENV=.venv-peers LOCK=peers .venv-peers/.ready
 	PARITY_AT_FULL_SIZE=1 XLA_FLAGS='--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true' .venv-peers/bin/python -m pytest tests/parity tests/weights tests/export/test_convert.py
+
+bench: $(VENV)/.ready  ## all benchmarks, small: what got worse against benchmarks/stored.json
+	$(BIN)/python benchmarks/bench.py
 
 check: $(VENV)/.ready  ## formatting, lint, types of the code and of what it offers, and the order of imports
 	$(BIN)/ruff format --check .
