@@ -2,8 +2,8 @@
 
   python benchmarks/bench.py [--only train_step startup ...] [--store]
 
-Ratios are to a peer of the same run, so that another machine's may differ, but not by much; --store writes those of
-this run to benchmarks/stored.json. The exit code is 1 if a ratio is worse than stored by more than its margin.
+Ratios are to a peer of the same run, so that those of another machine are comparable; --store writes them
+to benchmarks/stored.json. The exit code is 1 if a ratio is worse than the stored one by more than its margin.
 """
 
 import argparse
@@ -30,6 +30,7 @@ def _to(found: dict[str, Any], peer: str, *names: str) -> dict[str, float | None
   return {f'{name} / {peer}': found[name] and found[peer] and found[name] / found[peer] for name in names}
 
 
+_FORMS = ('originals', 'prepared', 'raw')  # of our input
 BENCHMARKS = {
   'train_step': Benchmark(
     ('--rounds=3', '--steps=1', '--only', 'ours', 'plain_linen', 'keras'),
@@ -37,8 +38,8 @@ BENCHMARKS = {
     0.85,
   ),
   'input_pipeline': Benchmark(
-    ('--rounds=2',),
-    lambda found: _to(found, 'usual_jax', *(name for name in found if name.startswith('ours'))),
+    ('--rounds=2', '--batches=24', '--memory-batches=0'),
+    lambda found: _to(found, 'usual_jax', *(name for name in found if name.startswith(_FORMS))),
     0.75,
   ),
   'startup': Benchmark(
@@ -69,9 +70,8 @@ def main() -> int:
     benchmark, before = BENCHMARKS[name], stored.get(name, {})
     command = [sys.executable, HERE / f'{name}.py', *benchmark.arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    ratios = {
-      key: value for key, value in benchmark.ratios(json.loads(done.stdout.splitlines()[-1])).items() if value
-    }
+    found = benchmark.ratios(json.loads(done.stdout.splitlines()[-1]))
+    ratios = {key: value for key, value in found.items() if value}  # of peers that are installed
     for key, value in ratios.items():
       known = before.get(key)
       print(f'{name}: {key} {value:.2f}' + (f' (stored: {known:.2f})' if known else ''), flush=True)
