@@ -115,7 +115,7 @@ def build_experiment(config: Config) -> Experiment:
   return assemble(config, train, evaluated, jax.devices())
 
 
-def assemble(config: Config, train: Source, evaluated: Source, devices: Sequence[jax.Device]) -> Experiment:
+def assemble(config: Config, train: Source, evaluated: Source, devices: Sequence[Any]) -> Experiment:
   """Builds the experiment from opened data, for these devices, which need not be of this machine.
 
   Raises:

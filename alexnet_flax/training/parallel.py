@@ -18,7 +18,7 @@ from alexnet_flax.steps import TrainState
 AXES = ('data', 'model')  # of the mesh; the batch is divided over both
 
 
-def make_mesh(devices: Sequence[jax.Device], model: int) -> Mesh:
+def make_mesh(devices: Sequence[Any], model: int) -> Mesh:
   """Returns the mesh [data, model] of these devices, of which `model` share the fully connected layers."""
   shape = (len(devices) // model, model)
   return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
