@@ -1,7 +1,7 @@
 """AlexNet with batch normalization, the default network, in two versions.
 
-Both come from the article of 禅与计算机程序设计艺术, a Chinese tutorial with a Keras model, whose code and text
-describe different networks.
+Both come from the article of 禅与计算机程序设计艺术, a Chinese tutorial with a Keras model, whose code and
+text describe different networks.
 """
 
 from alexnet_flax.models.spec import (
