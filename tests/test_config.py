@@ -43,6 +43,7 @@ def test_an_old_configuration_is_read():
   written = json.loads(json.dumps(to_dict(config)))
   assert written['optimizer'].pop('name') == 'sgd'
   assert [written['data'].pop(name) for name in ('max_pixels', 'verify_records')] == [200_000_000, True]
+  assert [written.pop(name) for name in ('compilation_cache', 'mesh')] == [True, {'model': 1}]
   assert written == json.loads(OLD)
 
 
