@@ -11,11 +11,12 @@ from jax.sharding import NamedSharding
 from alexnet_flax.errors import unknown_name
 from alexnet_flax.models import layers
 from alexnet_flax.models import spec as specs
+from alexnet_flax.models.batch_norm import BatchNorm
 from alexnet_flax.models.spec import Spec, window_padding
 from alexnet_flax.models.variants import VARIANTS
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-  'relu': nn.relu,
+  'relu': layers.relu,
   'tanh': nn.tanh,
   'sigmoid': nn.sigmoid,
   'leaky_relu': nn.leaky_relu,
@@ -109,10 +110,31 @@ class AlexNet(nn.Module):
       raise unknown_name('BatchNorm to fix', name, norms)
     x = images.astype(self.dtype)
     taps = {}
-    for name, layer in layers_by_name.items():
-      x = self._apply(name, layer, x, train)
+    # A max pool is computed from the input of the relu or BatchNorm before it: the same values for less work.
+    early: jax.Array | None = None
+    unrectified: jax.Array | None = None
+    followers = [*list(layers_by_name.values())[1:], None]
+    for (name, layer), follower in zip(layers_by_name.items(), followers, strict=True):
+      pool = follower if isinstance(follower, specs.Pool) and follower.kind == 'max' else None
+      with jax.named_scope(name):
+        if early is not None:
+          x, early = early, None
+        elif isinstance(layer, specs.BatchNorm):
+          norm = self._batch_norm(name, layer, train)
+          if pool is not None and unrectified is not None:
+            x, early = norm(unrectified, pool, rectified=True)
+          else:
+            x, early = norm(x, pool)
+          unrectified = None
+        else:
+          is_relu = layer == specs.Activation('relu')
+          unrectified = x if is_relu else None
+          if pool is not None and is_relu:
+            early = layers.max_pool(x, pool, True)
+          x = self._apply(name, layer, x, train)
       if perturbations and name in perturbations:
         x = x + perturbations[name].astype(x.dtype)
+        early = unrectified = None
       taps[name] = x
     taps[name] = logits = layers.at_least_float32(x)
     return (logits, taps) if endpoints else logits
@@ -138,22 +160,14 @@ class AlexNet(nn.Module):
         return nn.Dense(
           layer.features or self.num_classes or self.spec.num_classes,
           dtype=self.dtype,
+          promote_dtype=layers.leave_kernel,
+          dot_general=layers.product,
           kernel_init=_kernel_init(layer.kernel_init),
           bias_init=_bias_init(layer.bias_init, x.shape[-1]),
           name=name,
         )(x)
       case specs.BatchNorm():
-        return nn.BatchNorm(
-          use_running_average=not train or name in self.fixed_norms,
-          axis_name=self.axis_name,
-          momentum=layer.momentum,
-          epsilon=layer.epsilon,
-          dtype=self.dtype,
-          use_bias=layer.affine,
-          use_scale=layer.affine,
-          use_fast_variance=False,  # E[x^2] - E[x]^2 loses precision: devices differ in the fifth digit
-          name=name,
-        )(x)
+        return self._batch_norm(name, layer, train)(x)[0]
       case specs.Dropout():
         return layers.Dropout(layer.rate, name=name)(x, train=train)
       case specs.Activation():
@@ -168,6 +182,17 @@ class AlexNet(nn.Module):
         return x.reshape(x.shape[0], -1)
       case _:
         assert_never(layer)
+
+  def _batch_norm(self, name: str, layer: specs.BatchNorm, train: bool) -> BatchNorm:
+    return BatchNorm(
+      use_running_average=not train or name in self.fixed_norms,
+      axis_name=self.axis_name,
+      momentum=layer.momentum,
+      epsilon=layer.epsilon,
+      dtype=self.dtype,
+      affine=layer.affine,
+      name=name,
+    )
 
 
 def _kernel_init(init: specs.Normal | specs.VarianceScaling) -> Callable[..., jax.Array]:

@@ -4,46 +4,69 @@ All take and return [B, H, W, C]. Sums are accumulated in at least float32; resu
 """
 
 import functools
-import itertools
-from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from alexnet_flax.models.pooling import max_pool
 from alexnet_flax.models.spec import LocalResponseNorm, Pool, SpatialResponseNorm, window_padding
+
+
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+  """Returns max(x, 0). `nn.relu`, but its derivative needs the result alone, so that x need not be stored."""
+  return jnp.maximum(x, 0)
+
+
+@relu.defjvp
+def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+  result = relu(*primals)
+  return result, jnp.where(result != 0, *tangents, jnp.zeros_like(result))
+
+
+def leave_kernel(
+  *arrays: jax.Array | None, dtype: Any = None, inexact: bool = True
+) -> list[jax.Array | None]:
+  """Converts input and bias, not the kernel between them: `promote_dtype` of a linen layer with `product`."""
+  del inexact
+  x, kernel, bias = arrays
+  return [None if x is None else x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)]
+
+
+def product(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+  """Multiplies x [B, K] by a kernel [K, N] of another type, as `dot_general` of a linen layer."""
+  return kernel_product(x, kernel)
+
+
+@jax.custom_jvp
+def kernel_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Returns x @ kernel in the type of x, multiplied in the wider of the two types.
+
+  x is converted, not the kernel: a converted copy of a large kernel would be written once and read twice, in
+  the forward and in the backward pass. Devices multiply float32 at their default precision: TF32 on GPUs,
+  bfloat16 on TPUs.
+  """
+  wide = max(x.dtype, kernel.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
+  return (x.astype(wide) @ kernel.astype(wide)).astype(x.dtype)
+
+
+@kernel_product.defjvp
+def _kernel_product_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+  (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
+  tangent = kernel_product(x_tangent, kernel) + x @ kernel_tangent.astype(x.dtype)
+  return kernel_product(x, kernel), tangent
 
 
 def pool(x: jax.Array, layer: Pool) -> jax.Array:
   """Applies max or average pooling; an average excludes padding."""
+  if layer.kind == 'max':
+    return max_pool(x, layer)
   window, strides = (layer.kernel_size, layer.kernel_size), (layer.strides, layer.strides)
   padding = [window_padding(layer, side) for side in x.shape[1:3]]
-  if layer.kind == 'avg':
-    mean = nn.avg_pool(at_least_float32(x), window, strides, padding, count_include_pad=False)
-    return mean.astype(x.dtype)
-  x = jnp.pad(x, [(0, 0), *padding, (0, 0)], constant_values=-jnp.inf)
-  return functools.reduce(_first_greatest, _window_slices(x, layer))
-
-
-def _window_slices(x: jax.Array, layer: Pool) -> Iterator[jax.Array]:
-  """Yields, for each position in the window, row by row, the values of all windows at that position.
-
-  XLA fuses their maximum, and its gradient. The gradient of `nn.max_pool` is a select-and-scatter, several
-  times slower on CPU (`benchmarks/train_step.py` compares the two).
-  """
-  spans = [(side - layer.kernel_size) // layer.strides * layer.strides + 1 for side in x.shape[1:3]]
-  for top, left in itertools.product(range(layer.kernel_size), repeat=2):
-    yield x[:, top : top + spans[0] : layer.strides, left : left + spans[1] : layer.strides]
-
-
-def _first_greatest(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Returns the maximum. The first of equal values receives the whole gradient; NaN propagates.
-
-  `jnp.maximum` is not used: its gradient tests whether an operand equals the result, and XLA may recompute
-  either inside the gradient's fusion with different rounding. Then neither is equal, and the gradient is
-  lost (observed on CPU with a batch sharded over eight devices).
-  """
-  return jnp.where((b > a) | jnp.isnan(b), b, a)
+  mean = nn.avg_pool(at_least_float32(x), window, strides, padding, count_include_pad=False)
+  return mean.astype(x.dtype)
 
 
 def local_response_norm(x: jax.Array, layer: LocalResponseNorm) -> jax.Array:
