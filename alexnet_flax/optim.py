@@ -16,11 +16,13 @@ Transformations = tuple[optax.GradientTransformation, ...]
 
 
 def _sgd(settings: 'OptimizerConfig', rate: optax.ScalarOrSchedule, decay: Any) -> Transformations:
-  return decay, optax.sgd(rate, momentum=settings.momentum, nesterov=settings.nesterov)
+  dtype = settings.momentum_dtype
+  return decay, optax.sgd(rate, settings.momentum, settings.nesterov, accumulator_dtype=dtype)
 
 
 def _adamw(settings: 'OptimizerConfig', rate: optax.ScalarOrSchedule, decay: Any) -> Transformations:
-  scale = optax.scale_by_adam(b1=settings.momentum, nesterov=settings.nesterov)
+  dtype = settings.momentum_dtype
+  scale = optax.scale_by_adam(b1=settings.momentum, nesterov=settings.nesterov, mu_dtype=dtype)
   return scale, decay, optax.scale_by_learning_rate(rate)
 
 
@@ -52,6 +54,7 @@ class OptimizerConfig:
     decay_power: The power of the schedule 'polynomial'; 1 is linear.
     end_learning_rate: The rate at the end of 'cosine' and 'polynomial'.
     momentum, nesterov, weight_decay, clip_norm: See `sgd`.
+    momentum_dtype: The type in which the momentum is kept from step to step; parameters are float32.
     accumulate_steps: The number of micro-batches of a step.
     ema_decay: The decay of the weights' exponential moving averages; None for none.
   """
@@ -67,6 +70,7 @@ class OptimizerConfig:
   end_learning_rate: float = 0.0
   momentum: float = dataclasses.field(default=0.9, metadata={'below': 1})
   nesterov: bool = False
+  momentum_dtype: Literal['float32', 'bfloat16'] = 'float32'
   weight_decay: float = 5e-4
   clip_norm: float | None = dataclasses.field(default=None, metadata={'above': 0})
   accumulate_steps: int = dataclasses.field(default=1, metadata={'at_least': 1})

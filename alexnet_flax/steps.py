@@ -1,7 +1,7 @@
 """One training step and one evaluation step, pure: wrap them in `jit`, `pmap` or `shard_map`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import jax
@@ -222,15 +222,21 @@ Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 GuardedStep = Callable[..., tuple[TrainState, Metrics, jax.Array, jax.Array]]
 
 
-def guarded(step: Step, policy: NonfinitePolicy) -> GuardedStep:
+def guarded(
+  step: Step, policy: NonfinitePolicy, peak_rate: float | None = None, frozen: Collection[str] = ()
+) -> GuardedStep:
   """Returns a training step that leaves the state unchanged where the loss or the update is not finite.
 
   An update is not finite when the norm of the new parameters and statistics is not: in float32 its squares
-  overflow long before the values do, when all is lost already. Compares and selects on the device, so that
-  the host need not wait.
+  overflow long before the values do, when all is lost already. With `peak_rate` it is judged by the norm of
+  the gradient times that rate, which bounds it: parameters and optimizer state then need not be read twice.
+  Compares and selects on the device, so that the host need not wait.
 
   Args:
     step: `train_step`, with its options.
+    peak_rate: The greatest learning rate of the run, of an optimizer whose updates are bounded by rate and
+      gradient; None for others.
+    frozen: The layers whose parameters stay.
     policy: 'skip' counts the step as made, and its images as not seen. 'stop' does not count it, nor make any
       update after it: the state stays what it was before that step, for inspection.
 
@@ -244,8 +250,19 @@ def guarded(step: Step, policy: NonfinitePolicy) -> GuardedStep:
   def guarded_step(
     state: TrainState, batch: Batch, key: jax.Array, going: jax.Array, stops: jax.Array
   ) -> tuple[TrainState, Metrics, jax.Array, jax.Array]:
-    new, metrics = step(state, batch, key)
-    norm = optax.tree.norm((new.params, new.batch_stats))
+    gradients: list[Any] = []
+
+    def update(updates: Any, opt_state: Any, params: Any = None) -> Any:
+      gradients.append({name: part for name, part in updates.items() if name not in frozen})
+      return state.tx.update(updates, opt_state, params)
+
+    watched = dataclasses.replace(state, tx=optax.GradientTransformation(state.tx.init, update))
+    new, metrics = step(watched, batch, key)
+    new = dataclasses.replace(new, tx=state.tx)
+    judged: Any = new.params
+    if peak_rate is not None:
+      judged = jax.tree.map(lambda x: x * max(peak_rate, 1.0), gradients[0])
+    norm = optax.tree.norm((judged, new.batch_stats))
     finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(norm)
     if policy == 'stop':
       finite &= going

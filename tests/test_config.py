@@ -41,7 +41,7 @@ def test_an_old_configuration_is_read():
   assert (config.augment.pca_noise, config.augment.cutmix) == (0.1, 0.2)
   assert config.optimizer.name == 'sgd'  # a newer key
   written = json.loads(json.dumps(to_dict(config)))
-  assert written['optimizer'].pop('name') == 'sgd'
+  assert [written['optimizer'].pop(name) for name in ('name', 'momentum_dtype')] == ['sgd', 'float32']
   assert [written['data'].pop(name) for name in ('max_pixels', 'verify_records')] == [200_000_000, True]
   assert [written.pop(name) for name in ('compilation_cache', 'mesh')] == [True, {'model': 1}]
   assert written == json.loads(OLD)

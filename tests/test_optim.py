@@ -46,6 +46,19 @@ def test_momentum_and_decay_on_kernels_alone(nesterov):
       np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize('name', ['sgd', 'adamw'])
+def test_momentum_in_bfloat16(standard_promotion, name):
+  """It takes half of the bytes, and is rounded once a step; parameters are not."""
+  config = OptimizerConfig(name=name, momentum_dtype='bfloat16', weight_decay=0.5)
+  tx = optimizer(config, 0.1)
+  kept = [leaf for leaf in jax.tree.leaves(tx.init(PARAMS)) if leaf.dtype == jnp.bfloat16]
+  assert [leaf.shape for leaf in kept] == [leaf.shape for leaf in jax.tree.leaves(PARAMS)]
+  exact = two_steps(optimizer(dataclasses.replace(config, momentum_dtype='float32'), 0.1))
+  for one, other in zip(jax.tree.leaves(two_steps(tx)), jax.tree.leaves(exact), strict=True):
+    assert one.dtype == jnp.float32
+    np.testing.assert_allclose(one, other, atol=0.1 * 2**-8 * 4)
+
+
 def test_multipliers_of_the_spec():
   spec = VARIANTS['paper']
   first = dataclasses.replace(spec.layers[0], multipliers=Multipliers(0.5, 2.0, 3.0, 0.1))

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import jax_utils
 from jax.sharding import AxisType, NamedSharding
@@ -22,9 +23,11 @@ from alexnet_flax import (
   train_step,
 )
 from alexnet_flax.data.augment import Augmentation, augment, normalize
-from alexnet_flax.metrics import measure
+from alexnet_flax.metrics import Metrics, measure
 from alexnet_flax.models.spec import Dropout, Preprocessing
 from alexnet_flax.models.surgery import with_head_on
+from alexnet_flax.optim import freeze
+from alexnet_flax.steps import TrainState, guarded
 
 SHAPE = (67, 67, 3)
 KEY = jax.random.key(7)
@@ -369,3 +372,43 @@ def test_a_loss_must_have_one_value_an_example():
 def test_no_top5_of_fewer_than_six_classes(classes, names):
   logits, labels = jnp.zeros((2, classes)), jnp.zeros(2, jnp.int32)
   assert set(measure(logits, labels, cross_entropy(logits, labels), jnp.ones(2)).means()) == names
+
+
+def given_gradient(state, batch, key):
+  """A step whose gradients and loss are those of the batch."""
+  updates, opt_state = state.tx.update(batch['gradients'], state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  metrics = Metrics({'loss': batch['loss']}, jnp.ones(()))
+  return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+@pytest.mark.parametrize(
+  ('loss', 'fc8', 'conv1', 'peak_rate', 'goes'),
+  [
+    (1.0, 1.0, 1.0, None, True),
+    (1.0, 1.0, 1.0, 0.1, True),
+    (np.nan, 1.0, 1.0, 0.1, False),
+    (1.0, np.inf, 1.0, None, False),
+    (1.0, np.inf, 1.0, 0.1, False),
+    (1.0, np.nan, 1.0, 0.1, False),
+    (1.0, 1.0, np.nan, 0.1, True),  # of a layer that stays: nobody reads it
+    (1.0, 1.0, 1.0, 1e30, False),  # a rate with which parameters would overflow
+    (1.0, 1e20, 1.0, 0.1, False),
+  ],
+)
+@pytest.mark.parametrize('policy', ['stop', 'skip'])
+def test_an_update_that_is_not_finite_is_not_made(
+  standard_promotion, loss, fc8, conv1, peak_rate, goes, policy
+):
+  params = {name: {'kernel': jnp.ones((2, 3))} for name in ('conv1', 'fc8')}
+  tx = freeze(sgd(0.1 if peak_rate is None else peak_rate), ['conv1'])
+  state = TrainState(jnp.zeros((), jnp.int32), params, {}, tx.init(params), None, lambda: None, tx)
+  gradients = {'conv1': {'kernel': jnp.full((2, 3), conv1)}, 'fc8': {'kernel': jnp.full((2, 3), fc8)}}
+  step = jax.jit(guarded(given_gradient, policy, peak_rate, ['conv1']))
+  batch = {'gradients': gradients, 'loss': jnp.asarray(loss)}
+  new, _, going, _ = step(state, batch, KEY, jnp.array(True), jnp.zeros(1, bool))
+  assert bool(going) == goes
+  assert new.tx is tx
+  np.testing.assert_array_equal(new.params['conv1']['kernel'], 1.0)
+  np.testing.assert_allclose(new.params['fc8']['kernel'], 0.9 if goes else 1.0, rtol=1e-6)
+  assert int(new.step) == (goes or policy == 'skip')

@@ -240,7 +240,8 @@ def _steps(config: Config, learner: Learner, mesh: Mesh) -> Steps:
   options = {'xla_gpu_deterministic_ops': True} if config.deterministic and on_gpus else None
   state = parallel.state_sharding(jax.eval_shape(init), spec, mesh)
   jit = functools.partial(jax.jit, compiler_options=options)
-  guarded = step_functions.guarded(step, config.on_nonfinite)
+  rate = config.optimizer.learning_rate
+  guarded = step_functions.guarded(step, config.on_nonfinite, rate, learner.frozen)
   return Steps(
     jax.jit(init, out_shardings=state),
     jit(guarded, donate_argnums=0, out_shardings=(state, replicated, replicated, replicated)),
