@@ -13,6 +13,7 @@ from alexnet_flax.cli import (
   doctor,
   evaluate,
   features,
+  plan,
   predict,
   prepare,
   report,
@@ -24,7 +25,7 @@ from alexnet_flax.errors import UsageError, needs_extra, unknown_name
 
 # Each module has HELP, DESCRIPTION, `add_arguments`, and `run`, which returns the exit code (None for 0) and
 # imports what it needs.
-_MODULES = (prepare, evaluate, predict, report, demo, features, convert, verify_resume, doctor)
+_MODULES = (prepare, evaluate, predict, report, demo, features, convert, verify_resume, doctor, plan)
 VERBS = {module.__name__.rpartition('.')[2].replace('_', '-'): module for module in _MODULES}
 
 
