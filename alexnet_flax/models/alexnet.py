@@ -23,6 +23,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+_Named = tuple[str, specs.Layer]
+
+
 class AlexNet(nn.Module):
   """The network that a spec describes.
 
@@ -110,34 +113,31 @@ class AlexNet(nn.Module):
       raise unknown_name('BatchNorm to fix', name, norms)
     x = images.astype(self.dtype)
     taps = {}
-    # A max pool is computed from the input of the relu or BatchNorm before it: the same values for less work.
-    early: jax.Array | None = None
-    unrectified: jax.Array | None = None
-    followers = [*list(layers_by_name.values())[1:], None]
-    for (name, layer), follower in zip(layers_by_name.items(), followers, strict=True):
-      pool = follower if isinstance(follower, specs.Pool) and follower.kind == 'max' else None
-      with jax.named_scope(name):
-        if early is not None:
-          x, early = early, None
-        elif isinstance(layer, specs.BatchNorm):
-          norm = self._batch_norm(name, layer, train)
-          if pool is not None and unrectified is not None:
-            x, early = norm(unrectified, pool, rectified=True)
-          else:
-            x, early = norm(x, pool)
-          unrectified = None
-        else:
-          is_relu = layer == specs.Activation('relu')
-          unrectified = x if is_relu else None
-          if pool is not None and is_relu:
-            early = layers.max_pool(x, pool, True)
-          x = self._apply(name, layer, x, train)
-      if perturbations and name in perturbations:
-        x = x + perturbations[name].astype(x.dtype)
-        early = unrectified = None
-      taps[name] = x
+    groups = [[one] for one in layers_by_name.items()] if perturbations else _with_pools(layers_by_name)
+    for group in groups:
+      for (name, _), output in zip(group, self._apply_group(group, x, train), strict=True):
+        added = perturbations.get(name) if perturbations else None
+        x = output if added is None else output + added.astype(output.dtype)
+        taps[name] = x
     taps[name] = logits = layers.at_least_float32(x)
     return (logits, taps) if endpoints else logits
+
+  def _apply_group(self, group: list[_Named], x: jax.Array, train: bool) -> list[jax.Array]:
+    """Returns the outputs of consecutive layers; a compiler leaves out those that are not used."""
+    if len(group) == 1:
+      (name, layer), *_ = group
+      with jax.named_scope(name):
+        return [self._apply(name, layer, x, train)]
+    *before, (name, pool) = group
+    assert isinstance(pool, specs.Pool)
+    rectified = _is_relu(before[0][1])
+    with jax.named_scope(name):
+      outputs = [layers.relu(x)] if rectified else []
+      match before[-1]:
+        case name, specs.BatchNorm() as norm:
+          return [*outputs, *self._batch_norm(name, norm, train)(x, pool, rectified)]
+        case _:
+          return [*outputs, layers.max_pool(x, pool, rectified)]
 
   def _apply(self, name: str, layer: specs.Layer, x: jax.Array, train: bool) -> jax.Array:
     match layer:
@@ -193,6 +193,26 @@ class AlexNet(nn.Module):
       affine=layer.affine,
       name=name,
     )
+
+
+def _is_relu(layer: specs.Layer) -> bool:
+  return isinstance(layer, specs.Activation) and layer.kind == 'relu'
+
+
+def _with_pools(layers_by_name: Mapping[str, specs.Layer]) -> list[list[_Named]]:
+  """Groups each max pool with the BatchNorm and the relu before it: all are computed from the group's input.
+
+  Pooled first, only a quarter of the values is normalized and rectified: to the same values.
+  """
+  groups: list[list[_Named]] = []
+  for name, layer in layers_by_name.items():
+    group = [(name, layer)]
+    if isinstance(layer, specs.Pool) and layer.kind == 'max':
+      for goes_before in (lambda layer: isinstance(layer, specs.BatchNorm), _is_relu):
+        if groups and goes_before(groups[-1][-1][1]):
+          group = groups.pop() + group
+    groups.append(group)
+  return groups
 
 
 def _kernel_init(init: specs.Normal | specs.VarianceScaling) -> Callable[..., jax.Array]:

@@ -36,7 +36,7 @@ class BatchNorm(nn.Module):
   @nn.compact
   def __call__(
     self, x: jax.Array, pool: Pool | None = None, rectified: bool = False
-  ) -> tuple[jax.Array, jax.Array | None]:
+  ) -> tuple[jax.Array, ...]:
     """Returns x [..., C], normalized, and the max pool of that, if one is given.
 
     Normalization is monotone in each channel, so the greatest values (the least, where the scale is negative)
@@ -70,7 +70,7 @@ class BatchNorm(nn.Module):
       y = (at_least_float32(x) - _like(center, x)) * _like(factor, x)
       return (y if bias is None else y + _like(bias, x)).astype(self.dtype)
 
-    return normalized(x), None if pool is None else normalized(max_pool(x, pool))
+    return (normalized(x),) if pool is None else (normalized(x), normalized(max_pool(x, pool)))
 
   def _moments(self, x: jax.Array, running_mean: jax.Array) -> tuple[jax.Array, jax.Array]:
     def mean_of(x: jax.Array) -> jax.Array:
