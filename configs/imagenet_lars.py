@@ -4,7 +4,8 @@
 
 Rate, steps and warm-up follow from the batch. They are those of NVIDIA/caffe's models/alexnet_bn, whose
 network has other norms than ours, whose optimizer clips ("LARC"), and whose warm-up begins at a rate of 1,
-ours at 0. With `--config.mesh.model=8`, eight devices share the fully connected layers. We have not run this recipe.
+ours at 0. With `--config.mesh.model=8`, eight devices share the fully connected layers. We have not run this
+recipe.
 """
 
 from alexnet_flax.config import Config, config_dict, fill_in, leave_open
