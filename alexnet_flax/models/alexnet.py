@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.sharding import NamedSharding
 
 from alexnet_flax.errors import unknown_name
-from alexnet_flax.models import layers
+from alexnet_flax.models import cpu_conv, layers
 from alexnet_flax.models import spec as specs
 from alexnet_flax.models.batch_norm import BatchNorm
 from alexnet_flax.models.spec import Spec, window_padding
@@ -152,6 +152,7 @@ class AlexNet(nn.Module):
           dtype=self.dtype,
           kernel_init=_kernel_init(layer.kernel_init),
           bias_init=_bias_init(layer.bias_init, fan_in),
+          conv_general_dilated_cls=lambda: cpu_conv.convolve,
           name=name,
         )(x)
       case specs.Dense():

@@ -1,0 +1,200 @@
+"""Convolutions on CPUs, where XLA's compiler is slow at some; GPUs and TPUs get `lax.conv_general_dilated`.
+
+`convolve` takes its place where `pays` finds that something else is faster:
+
+- minimal filtering for 3x3 and 5x5 at stride 1 (`winograd.py`);
+- for the kernel's derivative of convolutions with strides (conv1: 11x11, stride 4), one matrix product. With
+  the image cut into 4x4 blocks, the window of an output lies in 3x3 whole blocks, 36 rows of 12 contiguous
+  numbers. Side by side in memory they are a row of the matrix.
+
+The convolution is a JAX primitive of its own. It is bilinear, so it can be differentiated any number of
+times, forwards and backwards; each platform has its own lowering; `vmap` makes it JAX's own convolution.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType
+
+from alexnet_flax.models import winograd
+from alexnet_flax.models.winograd import Geometry, padded, sum_parts
+
+Kind = Literal['output', 'input', 'kernel']
+
+# Where ours are faster, measured in CPU time (docs/performance.md). At stride 1, by kernel: the least
+# channels, and the least rows (tiles of all images) of the products. Tiles may have so many times the outputs
+# that are needed.
+_LEAST = {(3, 3): (128, 64), (5, 5): (48, 49)}
+_MOST_COMPUTED = 1.6
+_LEAST_OUTPUTS = 50_000  # of all images, for the kernel's derivative with strides
+
+_CACHED = 12e6  # the bytes of the windows that are processed together
+_DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
+
+
+def block_kernel_gradient(x: jax.Array, cotangent: jax.Array, geometry: Geometry) -> jax.Array:
+  """Returns the derivative [R, S, C, F] of a convolution of [B, H, W, C] by its kernel, for any strides."""
+  height, width = geometry.output
+  down, right = geometry.strides
+  blocks = [math.ceil(taps / stride) for taps, stride in zip(geometry.kernel, geometry.strides, strict=True)]
+
+  def part(x: jax.Array, cotangent: jax.Array) -> jax.Array:
+    rows, columns = height + blocks[0] - 1, width + blocks[1] - 1
+    x = padded(x, geometry, (rows * down, columns * right))
+    x = x.reshape(-1, rows, down, columns, right * x.shape[3])
+    x = jnp.concatenate([x[:, :, :, s : s + width] for s in range(blocks[1])], -1)
+    windows = [x[:, r : r + height, q] for r in range(blocks[0]) for q in range(down)]
+    every = (0, 1, 2)
+    return lax.dot_general(jnp.concatenate(windows, -1), cotangent, ((every, every), ((), ())))
+
+  size = 4 * height * width * blocks[0] * blocks[1] * down * right * x.shape[3]
+  gradient = sum_parts(part, (x, cotangent), max(1, int(_CACHED // size)))
+  gradient = gradient.reshape(blocks[0] * down, blocks[1] * right, x.shape[3], -1)
+  return gradient[: geometry.kernel[0], : geometry.kernel[1]]
+
+
+def fast(a: jax.Array, b: jax.Array, *, kind: Kind, geometry: Geometry) -> jax.Array:
+  """Computes what `reference` does, by the algorithms of this module."""
+  function = {
+    ('output', True): winograd.convolve,
+    ('input', True): winograd.input_gradient,
+    ('kernel', True): winograd.kernel_gradient,
+    ('kernel', False): block_kernel_gradient,
+  }[kind, geometry.strides == (1, 1)]
+  groups = zip(*(jnp.split(array, geometry.groups, -1) for array in (a, b)), strict=True)
+  return jnp.concatenate([function(x, y, geometry) for x, y in groups], -1)
+
+
+def reference(a: jax.Array, b: jax.Array, *, kind: Kind, geometry: Geometry) -> jax.Array:
+  """Computes a convolution or one of its derivatives by JAX's own operations.
+
+  Args:
+    a: The input [B, H, W, C], or for kind 'input' the output's cotangent.
+    b: The kernel [R, S, C / groups, F], or for kind 'kernel' the output's cotangent.
+    kind: What is returned: the output, or the cotangent of the input or of the kernel.
+    geometry: The convolution.
+  """
+
+  def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(
+      x,
+      kernel,
+      geometry.strides,
+      geometry.padding,
+      dimension_numbers=_DIMENSIONS,
+      feature_group_count=geometry.groups,
+    )
+
+  if kind == 'output':
+    return convolution(a, b)
+  if kind == 'input':
+    like = jax.ShapeDtypeStruct((a.shape[0], *geometry.image, b.shape[2] * geometry.groups), a.dtype)
+    return jax.linear_transpose(lambda x: convolution(x, b), like)(a)[0]
+  like = jax.ShapeDtypeStruct((*geometry.kernel, a.shape[3] // geometry.groups, b.shape[3]), a.dtype)
+  return jax.linear_transpose(lambda kernel: convolution(a, kernel), like)(b)[0]
+
+
+def convolve(
+  x: jax.Array,
+  kernel: jax.Array,
+  strides: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+  *,
+  feature_group_count: int,
+  **options: Any,
+) -> jax.Array:
+  """Computes `lax.conv_general_dilated`, on a CPU by this module's algorithms where they are faster.
+
+  For `nn.Conv(conv_general_dilated_cls=lambda: convolve)`, without dilations. JAX's own convolution computes
+  other types than float32, shapes that are not known yet, and programs for several devices, which would have
+  to exchange more than the derivative of the kernel.
+  """
+  plain = functools.partial(
+    lax.conv_general_dilated, x, kernel, strides, padding, feature_group_count=feature_group_count, **options
+  )
+  if not x.dtype == kernel.dtype == jnp.float32 or not all(isinstance(side, int) for side in x.shape):
+    return plain()
+  meshes = jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.mesh, jax.typeof(kernel).sharding.mesh
+  if jax.device_count() > 1 or {kind for mesh in meshes for kind in mesh.axis_types} - {AxisType.Auto}:
+    return plain()
+  sides, pads = zip(x.shape[1:3], kernel.shape[:2], strides, strict=True), tuple(padding)
+  (height, rows, down), (width, columns, right) = sides
+  geometry = Geometry(
+    (height, width), (rows, columns), (down, right), (pads[0], pads[1]), feature_group_count
+  )
+  if not any(pays(kind, geometry, x.shape[0], *_channels(x, kernel, 'output', geometry)) for kind in _KINDS):
+    return plain()
+  return _convolution_p.bind(x, kernel, kind='output', geometry=geometry)
+
+
+def pays(kind: Kind, geometry: Geometry, images: int, inputs: int, features: int) -> bool:
+  """Returns whether `fast` has been measured to be faster than `reference`; channels are those of a group."""
+  outputs = math.prod(geometry.output)
+  if geometry.strides != (1, 1):
+    return (
+      kind == 'kernel' and inputs <= 4 and min(geometry.strides) >= 3 and images * outputs >= _LEAST_OUTPUTS
+    )
+  if geometry.kernel not in _LEAST:
+    return False
+  channels, rows = _LEAST[geometry.kernel]
+  tiles = math.prod(winograd.tiles(geometry))
+  if tiles * winograd.TILE**2 > _MOST_COMPUTED * outputs:
+    return False
+  # JAX's own convolutions in groups are several times slower.
+  return min(inputs, features) >= channels and images * tiles * geometry.groups**2 >= rows
+
+
+def _channels(a: jax.Array, b: jax.Array, kind: Kind, geometry: Geometry) -> tuple[int, int]:
+  """Returns the channels before and after the convolution, in each group."""
+  inputs = a.shape[3] // geometry.groups if kind == 'kernel' else b.shape[2]
+  return inputs, b.shape[3] // geometry.groups
+
+
+def _on_cpu(a: jax.Array, b: jax.Array, *, kind: Kind, geometry: Geometry) -> jax.Array:
+  faster = pays(kind, geometry, a.shape[0], *_channels(a, b, kind, geometry))
+  return (fast if faster else reference)(a, b, kind=kind, geometry=geometry)
+
+
+def _shape(a: Any, b: Any, *, kind: Kind, geometry: Geometry) -> jax.core.ShapedArray:
+  result = jax.eval_shape(functools.partial(reference, kind=kind, geometry=geometry), a, b)
+  return jax.core.ShapedArray(result.shape, result.dtype)
+
+
+def _transpose(cotangent: Any, a: Any, b: Any, *, kind: Kind, geometry: Geometry, first: bool) -> jax.Array:
+  """Returns the cotangent of a factor. Input, kernel and output are three factors of one sum of products."""
+  bind = functools.partial(_convolution_p.bind, geometry=geometry)
+  match kind, first:
+    case 'output', True:
+      return bind(cotangent, b, kind='input')
+    case 'output', False:
+      return bind(a, cotangent, kind='kernel')
+    case 'input', True:
+      return bind(cotangent, b, kind='output')
+    case 'input', False:
+      return bind(cotangent, a, kind='kernel')
+    case 'kernel', True:
+      return bind(b, cotangent, kind='input')
+  return bind(a, cotangent, kind='output')
+
+
+def _batched(arrays: Any, dimensions: Any, **parameters: Any) -> tuple[jax.Array, int]:
+  return jax.vmap(functools.partial(reference, **parameters), dimensions)(*arrays), 0
+
+
+_KINDS: tuple[Kind, ...] = get_args(Kind)
+_convolution_p = Primitive('cpu_convolution')
+_convolution_p.def_impl(jax.jit(_convolution_p.bind, static_argnames=('kind', 'geometry')))
+_convolution_p.def_abstract_eval(_shape)
+ad.defbilinear(
+  _convolution_p, functools.partial(_transpose, first=True), functools.partial(_transpose, first=False)
+)
+batching.primitive_batchers[_convolution_p] = _batched
+mlir.register_lowering(_convolution_p, mlir.lower_fun(reference, multiple_results=False))
+mlir.register_lowering(_convolution_p, mlir.lower_fun(_on_cpu, multiple_results=False), platform='cpu')

@@ -1,0 +1,238 @@
+"""Convolutions on CPUs: exact matrices, JAX's own results and derivatives, and no trace of them elsewhere."""
+
+import functools
+from fractions import Fraction
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from alexnet_flax import VARIANTS
+from alexnet_flax.models import cpu_conv, winograd
+from alexnet_flax.models.cpu_conv import convolve, fast, pays, reference
+from alexnet_flax.models.spec import Conv, Pool, output_side, window_padding
+from alexnet_flax.models.winograd import Geometry, cook_toom
+
+HALF = Fraction(1, 2)
+
+
+@pytest.mark.parametrize(
+  ('outputs', 'taps', 'points'),
+  [
+    (2, 3, (0, 1, -1, None)),
+    (4, 3, (0, 1, -1, HALF, -2, None)),
+    (4, 5, (0, 1, -1, HALF, -HALF, 2, -2, None)),
+    (3, 2, (5, 0, None, Fraction(-1, 3))),
+  ],
+)
+def test_cook_toom_filters_exactly(outputs, taps, points):
+  after, kernel, before = cook_toom(outputs, taps, points)
+  count = outputs + taps - 1
+  for tap in range(taps):
+    for place in range(count):
+      products = [kernel[n][tap] * before[n][place] for n in range(count)]
+      filtered = [sum(a * p for a, p in zip(row, products, strict=True)) for row in after]
+      assert filtered == [place == output + tap for output in range(outputs)]
+
+
+def test_lavin_and_grays_smallest_matrices():
+  """F(2, 3) of the paper, but for the factors 2 that a row of B^T and one of G share, and for signs."""
+  after, kernel, before = cook_toom(2, 3, (0, 1, -1, None))
+  assert [[abs(x) for x in row] for row in after] == [[1, 1, 1, 0], [0, 1, 1, 1]]
+  for ours, theirs in zip(before, [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], strict=True):
+    factor = max(ours, key=abs)
+    assert [abs(x / factor) for x in ours] == [abs(x) for x in theirs]
+  assert {abs(x) / max(map(abs, row)) for row in kernel for x in row} == {0, 1}
+
+
+def test_points_must_differ():
+  with pytest.raises(ValueError, match='must be 4 different ones'):
+    cook_toom(2, 3, (0, 1, 1, None))
+
+
+def convolutions():
+  """Each geometry of the variants once, with the most channels."""
+  found = {}
+  for spec in VARIANTS.values():
+    side, channels = spec.image_size, 3
+    for layer in spec.layers:
+      if isinstance(layer, Conv):
+        pads = window_padding(layer, side)
+        geometry = Geometry(
+          (side, side), (layer.kernel_size,) * 2, (layer.strides,) * 2, (pads, pads), layer.groups
+        )
+        old = found.get(geometry, (0, 0))
+        found[geometry] = (max(channels, old[0]), max(layer.features, old[1]))
+        channels = layer.features
+      if isinstance(layer, Conv | Pool):
+        side = output_side(layer, side)
+  return found.items()
+
+
+def arrays(geometry, images, inputs, features):
+  rng = np.random.default_rng(0)
+  x = np.maximum(rng.normal(size=(images, *geometry.image, inputs)), 0)
+  kernel = rng.normal(size=(*geometry.kernel, inputs // geometry.groups, features))
+  cotangent = rng.normal(size=(images, *geometry.output, features))
+  return [jnp.asarray(array, jnp.float32) for array in (x, kernel, cotangent)]
+
+
+def error(geometry, images, inputs, features, kinds=('output', 'input', 'kernel')):
+  """The greatest difference to JAX's own convolution, as a share of the greatest value."""
+  x, kernel, cotangent = arrays(geometry, images, inputs, features)
+  operands = {'output': (x, kernel), 'input': (cotangent, kernel), 'kernel': (x, cotangent)}
+
+  def of(kind, operands):
+    found, expected = (f(*operands, kind=kind, geometry=geometry) for f in (fast, reference))
+    return jnp.abs(found - expected).max() / jnp.abs(expected).max()
+
+  return max(map(float, jax.jit(lambda operands: [of(kind, operands[kind]) for kind in kinds])(operands)))
+
+
+@pytest.mark.parametrize(('geometry', 'channels'), convolutions())
+def test_every_convolution_of_the_variants(geometry, channels):
+  kinds = ('output', 'input', 'kernel') if geometry.strides == (1, 1) else ('kernel',)
+  assert error(geometry, 1, *channels, kinds) <= 2e-5
+
+
+@pytest.mark.parametrize(
+  ('image', 'kernel', 'strides', 'padding', 'groups'),
+  [
+    ((5, 9), (3, 3), (1, 1), ((1, 1), (0, 2)), 1),
+    ((7, 6), (5, 5), (1, 1), ((2, 2), (4, 0)), 2),
+    ((11, 3), (3, 3), (1, 1), ((0, 0), (0, 0)), 3),
+    ((19, 23), (11, 11), (4, 4), ((3, 4), (0, 0)), 1),
+    ((20, 15), (7, 5), (3, 4), ((2, 1), (2, 5)), 1),
+  ],
+)
+@pytest.mark.parametrize('cached', [None, 1])
+def test_odd_sizes_groups_and_parts(image, kernel, strides, padding, groups, cached, monkeypatch):
+  """Also one image after the other, or 2 of 5 with one left over."""
+  geometry = Geometry(image, kernel, strides, padding, groups)
+  if cached:
+    monkeypatch.setattr(cpu_conv, '_CACHED', 1)
+    monkeypatch.setattr(winograd, '_images', lambda geometry, channels: 2)
+  kinds = ('output', 'input', 'kernel') if strides == (1, 1) else ('kernel',)
+  assert error(geometry, 5, 6, 12, kinds) <= 1e-5
+
+
+OPTIONS = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'), 'feature_group_count': 1}
+GEOMETRY = Geometry((6, 7), (3, 3), (1, 1), ((1, 1), (1, 1)), 1)
+
+
+def ours(x, kernel):
+  return convolve(x, kernel, (1, 1), ((1, 1), (1, 1)), **OPTIONS)
+
+
+def theirs(x, kernel):
+  return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), **OPTIONS)
+
+
+@pytest.fixture
+def always(monkeypatch):
+  """As if there were one device, and the convolution large."""
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  monkeypatch.setattr(cpu_conv, 'pays', lambda *arguments: True)
+
+
+def operations(function, *arguments, platform='cpu'):
+  text = jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+  return text.count('stablehlo.convolution'), text.count('stablehlo.dot_general')
+
+
+def loss(convolution):
+  return lambda x, kernel: jnp.square(convolution(x, kernel)).sum()
+
+
+TRANSFORMED = {
+  'value': lambda f: f,
+  'jvp': lambda f: lambda x, kernel: jax.jvp(f, (x, kernel), (kernel[:1, :1, :1, :1] * x, kernel)),
+  'gradient': lambda f: jax.grad(loss(f), (0, 1)),
+  'gradient of gradient': lambda f: jax.grad(
+    lambda x, kernel: sum(jnp.square(g).sum() for g in jax.grad(loss(f), (0, 1))(x, kernel)), (0, 1)
+  ),
+  'hessian product': lambda f: lambda x, kernel: jax.jvp(jax.grad(loss(f), (0, 1)), (x, kernel), (x, kernel)),
+  'per example': lambda f: lambda x, kernel: jax.vmap(jax.grad(loss(f), 1), (0, None))(x[:, None], kernel),
+  'checkpoint': lambda f: jax.grad(jax.checkpoint(loss(f)), (0, 1)),
+}
+
+
+@pytest.mark.parametrize('name', TRANSFORMED)
+def test_derivatives_and_maps(name, always):
+  x, kernel, _ = arrays(GEOMETRY, 3, 4, 5)
+  x /= 4
+  found, expected = (jax.jit(TRANSFORMED[name](f))(x, kernel) for f in (ours, theirs))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * jnp.abs(b).max()), found, expected)
+
+
+def test_outside_of_jit(always):
+  x, kernel, _ = arrays(GEOMETRY, 1, 2, 3)
+  np.testing.assert_allclose(ours(x, kernel), theirs(x, kernel), rtol=1e-5, atol=1e-5)
+
+
+def test_gpus_and_tpus_keep_their_convolutions(always):
+  x, kernel, _ = arrays(GEOMETRY, 2, 4, 4)
+  gradient = jax.grad(loss(ours), (0, 1))
+  assert operations(gradient, x, kernel)[0] == 0
+  for platform in ('cuda', 'rocm', 'tpu'):
+    assert operations(gradient, x, kernel, platform=platform) == (3, 0)
+  exported = jax.export.export(jax.jit(ours), platforms=('cpu', 'cuda', 'tpu'))(x, kernel)
+  again = jax.export.deserialize(exported.serialize())
+  np.testing.assert_allclose(again.call(x, kernel), theirs(x, kernel), rtol=1e-5, atol=1e-4)
+
+
+def test_what_jax_computes_itself(always, monkeypatch):
+  """Other types, sizes that are not known yet, explicit and manual axes, more devices."""
+  x, kernel, _ = arrays(GEOMETRY, 2, 4, 4)
+  assert operations(ours, x, kernel)[0] == 0
+  assert operations(ours, x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)) == (1, 0)
+  (size,) = jax.export.symbolic_shape('b')
+  exported = jax.export.export(jax.jit(ours))(jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), kernel)
+  assert 'dot_general' not in exported.mlir_module()
+  explicit = jax.make_mesh((1,), ('data',), axis_types=(AxisType.Explicit,))
+  assert operations(ours, jax.device_put(x, NamedSharding(explicit, P('data'))), kernel) == (1, 0)
+  auto = jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,))
+  manual = jax.shard_map(ours, mesh=auto, in_specs=(P('data'), P()), out_specs=P('data'))
+  assert operations(manual, x, kernel) == (1, 0)
+  assert operations(ours, jax.device_put(x, NamedSharding(auto, P('data'))), kernel)[0] == 0
+  monkeypatch.setattr(jax, 'device_count', lambda: 2)
+  jax.clear_caches()
+  assert operations(ours, x, kernel) == (1, 0)
+
+
+def test_the_table():
+  """JAX's own convolution was faster with few channels, few tiles, and much waste in the last tile."""
+  wide = functools.partial(Geometry, padding=((1, 1), (1, 1)), strides=(1, 1))
+  assert pays('output', wide((13, 13), (3, 3), groups=1), 32, 256, 384)
+  assert pays('kernel', wide((13, 13), (3, 3), groups=2), 1, 192, 192)
+  assert not pays('output', wide((13, 13), (3, 3), groups=1), 1, 256, 384)
+  assert not pays('output', wide((13, 13), (3, 3), groups=1), 32, 64, 384)
+  assert not pays('output', wide((6, 6), (3, 3), groups=1), 32, 128, 128)
+  assert not pays('output', wide((13, 13), (1, 1), groups=1), 32, 256, 384)
+  first = Geometry((224, 224), (11, 11), (4, 4), ((2, 2), (2, 2)), 1)
+  assert [pays(kind, first, 32, 3, 64) for kind in ('output', 'input', 'kernel')] == [False, False, True]
+  assert not pays('kernel', first, 1, 3, 64)
+
+
+def test_the_same_bits_twenty_times():
+  """On all threads, in several parts."""
+  conv1 = Geometry((63, 63), (11, 11), (4, 4), ((2, 2), (2, 2)), 1)
+  conv2 = Geometry((27, 27), (5, 5), (1, 1), ((2, 2), (2, 2)), 1)
+  first, second = arrays(conv1, 40, 3, 16), arrays(conv2, 3, 48, 64)
+
+  @jax.jit
+  def step(first, second):
+    x, kernel, cotangent = second
+    return (
+      fast(first[0], first[2], kind='kernel', geometry=conv1),
+      fast(x, kernel, kind='output', geometry=conv2),
+      fast(cotangent, kernel, kind='input', geometry=conv2),
+      fast(x, cotangent, kind='kernel', geometry=conv2),
+    )
+
+  runs = [b''.join(np.asarray(a).tobytes() for a in step(first, second)) for _ in range(20)]
+  assert set(runs) == {runs[0]}
