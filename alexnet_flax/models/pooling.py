@@ -17,7 +17,6 @@ from flax import linen as nn
 from alexnet_flax.models.spec import Pool, window_padding
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def max_pool(x: jax.Array, layer: Pool, rectified: bool = False) -> jax.Array:
   """Applies max pooling. The first of equal values receives the whole gradient; NaN propagates.
 
@@ -27,6 +26,11 @@ def max_pool(x: jax.Array, layer: Pool, rectified: bool = False) -> jax.Array:
     rectified: Whether to return the pool of relu(x): the same as relu of the pool, for a quarter of the work,
       and its derivative need not know x.
   """
+  return _max_pool(x, layer, rectified)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _max_pool(x: jax.Array, layer: Pool, rectified: bool) -> jax.Array:
   return jax.lax.platform_dependent(
     x,
     tpu=functools.partial(_reduce_window, layer=layer, rectified=rectified),
@@ -34,7 +38,7 @@ def max_pool(x: jax.Array, layer: Pool, rectified: bool = False) -> jax.Array:
   )
 
 
-@max_pool.defjvp
+@_max_pool.defjvp
 def _max_pool_jvp(layer: Pool, rectified: bool, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
   (x,), (tangent,) = primals, tangents
   whole = functools.partial(_reduce_window, layer=layer, rectified=rectified)
