@@ -28,7 +28,7 @@ def _adamw(settings: 'OptimizerConfig', rate: optax.ScalarOrSchedule, decay: Any
 
 def _lars(settings: 'OptimizerConfig', rate: optax.ScalarOrSchedule, decay: Any) -> Transformations:
   trust = optax.scale_by_trust_ratio(trust_coefficient=0.001)
-  momentum = optax.trace(settings.momentum, settings.nesterov)
+  momentum = optax.trace(settings.momentum, settings.nesterov, settings.momentum_dtype)
   return decay, trust, optax.scale_by_learning_rate(rate), momentum  # optax.lars, with the specs' decay
 
 

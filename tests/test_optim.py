@@ -46,7 +46,7 @@ def test_momentum_and_decay_on_kernels_alone(nesterov):
       np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', ['sgd', 'adamw'])
+@pytest.mark.parametrize('name', ['sgd', 'adamw', 'lars'])
 def test_momentum_in_bfloat16(standard_promotion, name):
   """It takes half of the bytes, and is rounded once a step; parameters are not."""
   config = OptimizerConfig(name=name, momentum_dtype='bfloat16', weight_decay=0.5)
