@@ -31,6 +31,7 @@ _SHARE_OF_GPU_MEMORY = 0.75
 MEASURED_INPUT = 900.0
 _IMAGENET = 1_281_167
 _MEASURED_SECONDS = 5.0
+_MOST_TRIES = 5  # of batches, to find the greatest that fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Plan:
     collectives: By kind, their number and the bytes that a device contributes to them.
     bytes_kept, bytes_greatest, bytes_available: Memory of the state, of everything at the worst moment, and
       that programs can have.
-    greatest_batch: The greatest batch that fits, compiled and found to fit; None if this one fits.
+    greatest_batch: The greatest batch found to fit, to some 3 %; None if this one fits, or none does.
     seconds: What each limit alone would need: 'arithmetic', 'memory', 'collectives'.
     share: The share of the roofline's speed that is expected.
     input_per_thread: Images per second of one thread of our input.
@@ -142,9 +143,9 @@ def plan(
     greatest = _greatest_batch(config, source, targets, accelerator, needed, say)
   if compiled is None:
     too_much = (needed - limit) / 1e9
+    found = 'none does' if greatest is None else f'the greatest found to fit is {greatest:,}'
     raise UsageError(
-      f'data.batch_size (={batch}) does not fit on {devices}: {too_much:,.1f} GB too much; the greatest that'
-      f' does is {greatest}'
+      f'data.batch_size (={batch}) does not fit on {devices}: {too_much:,.1f} GB too much; {found}'
     )
   per_thread = _measure_input(experiment) if measure_input else MEASURED_INPUT
   return _read(experiment, devices, compiled, needed, greatest, share, per_thread, measure_input)
@@ -230,21 +231,28 @@ def _greatest_batch(
   needed: int,
   say: Callable[[str], None],
 ) -> int | None:
-  """Returns the greatest batch that is found to fit: memory is nearly linear in the batch."""
+  """Returns the greatest batch that is found to fit, by few compilations; None if none does.
+
+  Memory is nearly linear in the batch: the next one lies on the line from one that fits to one that does not.
+  """
   unit, limit = len(targets) * config.optimizer.accumulate_steps, available(accelerator)
-  fixed = _state_bytes(assemble(config, source, source, targets))
-  batch = config.data.batch_size
-  while limit > fixed:
-    fitting = math.floor(batch * (limit - fixed) / (needed - fixed) / unit) * unit
-    batch = min(fitting, batch - unit)
-    if batch < unit:
+  # Batches in units, and the bytes that they need: an empty one has the state alone.
+  low, low_bytes = 0, _state_bytes(assemble(config, source, source, targets))
+  high, high_bytes = config.data.batch_size // unit, needed
+  for _ in range(_MOST_TRIES):
+    if low_bytes > limit or high - low <= max(high // 32, 1):
       break
-    say(f'it needs {needed / 1e9:,.1f} GB of {limit / 1e9:,.1f}; trying {batch:,} images')
-    smaller = with_values(config, {'data.batch_size': batch, 'data.eval_batch_size': batch})
-    _, needed = _compile(assemble(smaller, source, source, targets), accelerator)
-    if needed <= limit:
-      return batch
-  return None
+    fitting = low + math.floor((high - low) * (limit - low_bytes) / (high_bytes - low_bytes))
+    middle = min(max(fitting, low + 1), high - 1)
+    say(f'{high * unit:,} images need {high_bytes / 1e9:,.1f} GB; trying {middle * unit:,}')
+    batches = dict.fromkeys(('data.batch_size', 'data.eval_batch_size'), middle * unit)
+    smaller = assemble(with_values(config, batches), source, source, targets)
+    _, size = _compile(smaller, accelerator)
+    if size <= limit:
+      low, low_bytes = middle, size
+    else:
+      high, high_bytes = middle, size
+  return low * unit or None
 
 
 def _read(

@@ -74,5 +74,7 @@ def _fit(plan: Plan) -> str:
   if plan.fits:
     return f'{there}: the batch fits'
   more = (plan.bytes_greatest - plan.bytes_available) / 1e9
-  most = 'none does' if plan.greatest_batch is None else f'the greatest that does is {plan.greatest_batch:,}'
+  most = (
+    'none does' if plan.greatest_batch is None else f'the greatest found to fit is {plan.greatest_batch:,}'
+  )
   return f'{there}: {more:,.2f} GB too much; {most}'

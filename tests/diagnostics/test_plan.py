@@ -145,16 +145,17 @@ def taps(side, window, strides):
 
 
 def test_a_batch_that_does_not_fit(here, data_dir, monkeypatch, capsys):
-  """A card of 12 MB: the greatest batch that fits is found, and compiled."""
+  """A small card: the greatest batch that fits is found, and compiled; a sixteenth more does not fit."""
   small = dataclasses.replace(ACCELERATORS['h100'], memory=round(4e6 / 0.75))
   monkeypatch.setitem(ACCELERATORS, 'h100', small)
   flags = [*SMALL, f'--config.data.data_dir={data_dir}', '--batch=512']
   assert main(['plan', '--device=h100', *flags]) == 2
   out, said = capsys.readouterr()
-  assert 'GB too much; the greatest that does is' in out
-  greatest = int(out.partition('the greatest that does is ')[2].split()[0].replace(',', ''))
+  assert 'GB too much; the greatest found to fit is' in out
+  greatest = int(out.partition('the greatest found to fit is ')[2].split()[0].replace(',', ''))
   assert 0 < greatest < 512
-  assert f'trying {greatest:,} images' in said
+  assert f'trying {greatest:,}\n' in said
+  assert main(['plan', '--device=h100', *flags[:-1], f'--batch={greatest + greatest // 16}']) == 2
 
 
 def test_a_mesh_that_does_not_divide(here, data_dir, capsys):
@@ -181,7 +182,7 @@ def test_text(here, data_dir):
   assert 'the batch fits' in text
   assert f'bound by {result.bound}' in text
   tight = dataclasses.replace(result, bytes_available=result.bytes_greatest - 10**9, greatest_batch=8)
-  assert '1.00 GB too much; the greatest that does is 8' in '\n'.join(lines(tight))
+  assert '1.00 GB too much; the greatest found to fit is 8' in '\n'.join(lines(tight))
 
 
 def test_the_input_is_measured(here, data_dir):
