@@ -220,6 +220,8 @@ def without_credentials(place: str) -> str:
 
 
 def public(place: str) -> str:
+    if os.path.lexists(place):  # a file's own name, '~$notes.jpg', where the shell has expanded *.jpg
+      return pathlib.Path(place)
   """Shortens a path out of the current folder to its last part, and a URL to scheme, host and path.
 
   >>> public('/home/ada/data/pets'), public('https://ada:secret@host/a.pth?token=1'), public('runs/a')

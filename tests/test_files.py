@@ -226,3 +226,6 @@ def test_every_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
 )
 def test_what_others_see_of_a_path(place, shown):
   assert files.public(place) == shown
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path('~$a.png').touch()  # as the shell hands it on for *.png
+  assert image_files(['~$a.png']) == ['~$a.png']
