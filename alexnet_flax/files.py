@@ -49,6 +49,16 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
       partial.unlink()
 
 
+def move_into_place(whole: pathlib.Path, path: pathlib.Path) -> None:
+  """Moves a file to `path` as `atomic_path` writes one; a device or a pipe there gets its content."""
+  with atomic_path(path) as place:
+    if place != path:
+      shutil.move(whole, place)
+      return
+    with whole.open('rb') as content, place.open('wb') as file:
+      shutil.copyfileobj(content, file)
+
+
 @contextlib.contextmanager
 def partial_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Gives a folder beside `path` for files that belong together, until all are whole and can be moved."""

@@ -178,6 +178,53 @@ def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, place):
     files.check_writable(path)
 
 
+def test_links_that_lead_nowhere_are_said_before_the_work(tmp_path):
+  for name, target in (('loop', 'loop'), ('dangling', 'absent/a'), ('long', 'n' * 256)):
+    (tmp_path / name).symlink_to(target)
+    with pytest.raises(UsageError, match=f'cannot write .*{name}: '):
+      files.check_writable(tmp_path / name)
+  (tmp_path / 'link').symlink_to('file')  # which is not there yet
+  files.check_writable(tmp_path / 'link')
+
+
+def test_a_pipe_gets_the_content_of_what_is_moved_there(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  reader = os.open(tmp_path / 'pipe', os.O_RDONLY | os.O_NONBLOCK)
+  (tmp_path / 'whole').write_text('through')
+  files.move_into_place(tmp_path / 'whole', tmp_path / 'pipe')
+  assert os.read(reader, 99) == b'through'
+  os.close(reader)
+  assert (tmp_path / 'pipe').is_fifo()
+  files.move_into_place(tmp_path / 'whole', tmp_path / 'file')
+  assert (tmp_path / 'file').read_text() == 'through'
+  assert not (tmp_path / 'whole').exists()
+
+
+LONG = 'x' * 300
+
+
+@pytest.mark.parametrize(
+  ('command', 'message'),
+  [
+    (['predict', 'a.jpg', '--weights', LONG], 'no file and no published weights'),
+    (['predict', 'a.jpg', '--weights', f'{LONG}.pth'], '.pth: File name too long'),
+    (['report', LONG], 'config.json: File name too long'),
+    (['evaluate', LONG], 'give --dataset NAME'),
+    (
+      ['features', 'a.jpg', '--layers', 'fc7', '--out', f'{LONG}.h5', '--weights', 'a.pth'],
+      '.h5: File name too',
+    ),
+    (['convert', 'a.pth', f'{LONG}.safetensors'], '.safetensors: File name too long'),
+    (['evaluate', 'a.pth', '--json', LONG], 'File name too long'),
+    (['predict', 'a.jpg', '--weights', f'http://[bad/a.pth?{LONG}'], 'cannot download http://[bad/a.pth: '),
+  ],
+)
+def test_too_long_a_name_is_one_line(command, message, capsys):
+  assert main(command) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert message in line
+
+
 def test_pipes_do_not_hang(tmp_path):
   """Wherever a file of the user's is opened: images, class names, a run's files, weights."""
   pipe = tmp_path / 'image.jpg'

@@ -3,7 +3,6 @@
 import importlib
 import math
 import pathlib
-import shutil
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +11,7 @@ from alexnet_flax.data.images import UnreadableError, evaluation_view, read_imag
 from alexnet_flax.errors import UsageError, needs_extra
 from alexnet_flax.export import parity
 from alexnet_flax.export.model_card import write_card
-from alexnet_flax.files import atomic_path, check_writable, expanded, partial_folder
+from alexnet_flax.files import check_writable, expanded, move_into_place, partial_folder
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.pretrained import PretrainedModel, find_run, load_pretrained
 from alexnet_flax.weights import WRITABLE_ENDINGS, open_weights, save_weights
@@ -82,8 +81,7 @@ def convert(
       card = folder / f'{path.name}.md'
       write_card(card, files, network)
       for whole in (*files, card):
-        with atomic_path(path.with_name(whole.name)) as partial:
-          shutil.move(whole, partial)
+        move_into_place(whole, path.with_name(whole.name))
   except OSError as error:
     raise UsageError(f'cannot write {path}: {error.strerror or error}') from None
   size = f'{spec.image_size}x{spec.image_size}'
