@@ -212,6 +212,8 @@ def expanded(place: str | os.PathLike[str]) -> pathlib.Path:
   try:
     return pathlib.Path(place).expanduser()
   except RuntimeError:
+    if os.path.lexists(place):  # a file's own name, '~$notes.jpg', where the shell has expanded *.jpg
+      return pathlib.Path(place)
     raise UsageError(f'{place}: there is no such home folder; write the path without ~') from None
 
 
@@ -230,8 +232,6 @@ def without_credentials(place: str) -> str:
 
 
 def public(place: str) -> str:
-    if os.path.lexists(place):  # a file's own name, '~$notes.jpg', where the shell has expanded *.jpg
-      return pathlib.Path(place)
   """Shortens a path out of the current folder to its last part, and a URL to scheme, host and path.
 
   >>> public('/home/ada/data/pets'), public('https://ada:secret@host/a.pth?token=1'), public('runs/a')
