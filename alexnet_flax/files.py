@@ -94,12 +94,20 @@ def _is_running(process: int) -> bool:
 
 def check_writable(path: pathlib.Path) -> None:
   """Raises UsageError if a file cannot be written there: before hours are spent on its content."""
-  if path.is_dir():
+  try:
+    mode = path.stat().st_mode
+  except (FileNotFoundError, NotADirectoryError):
+    mode = stat.S_IFREG
+  except OSError as error:  # too long a name, a folder that may not be entered
+    raise UsageError(f'cannot write {path}: {error.strerror}') from None
+  if stat.S_ISDIR(mode):
     raise UsageError(f'cannot write {path}: it is a folder')
-  is_replaced = path.is_file() or not path.exists()
-  if is_replaced and not path.parent.is_dir():
-    raise UsageError(f'cannot write {path}: there is no folder {path.parent}')
-  if not os.access(place := path.parent if is_replaced else path, os.W_OK):
+  place = pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
+  if stat.S_ISREG(mode):
+    place = place.parent
+    if not place.is_dir():
+      raise UsageError(f'cannot write {path}: there is no folder {place}')
+  if not os.access(place, os.W_OK):
     raise UsageError(f'cannot write {path}: {place} is not writable')
 
 

@@ -148,10 +148,10 @@ def find_run(source: str | os.PathLike[str]) -> tuple[pathlib.Path, str | None] 
 
   Raises UsageError if something else follows the @.
   """
-  if (path := expanded(source)).is_dir():
+  if os.path.isdir(path := expanded(source)):
     return path, None
   folder, _, which = os.fspath(source).rpartition('@')
-  if not folder or path.exists() or not (path := expanded(folder)).is_dir():
+  if not folder or os.path.exists(path) or not os.path.isdir(path := expanded(folder)):
     return None
   if which != 'best' and not re.fullmatch('[0-9]+', which):
     raise UsageError(f'{source}: after the @ comes best, or the step of a checkpoint, not {which!r}')
@@ -162,7 +162,7 @@ def is_network(text: str) -> bool:
   """Whether a word of a command line names a trained network and not a file or folder of images."""
   if run := find_run(text):
     return (run[0] / 'config.json').exists()
-  if expanded(text).exists():
+  if os.path.exists(expanded(text)):
     return text.endswith((*WRITABLE_ENDINGS, '.pt', '.h5'))
   return text in PUBLISHED or text.startswith(('http://', 'https://'))
 

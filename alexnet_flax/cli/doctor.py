@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 
 from alexnet_flax.files import expanded
 
@@ -26,6 +27,6 @@ def run(arguments: argparse.Namespace) -> int:
   config = Config()
   if arguments.flags:
     config = parse(['train.py', *arguments.flags])[0]
-  elif (expanded(arguments.workdir) / 'config.json').exists():
+  elif os.path.exists(expanded(arguments.workdir) / 'config.json'):
     config = dataclasses.replace(run_config(arguments.workdir), data=run_data(arguments.workdir))
   return 2 if examine(config, arguments.workdir) else 0

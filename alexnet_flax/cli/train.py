@@ -1,6 +1,7 @@
 """`python train.py --config=FILE --workdir=DIR [--config.KEY=VALUE ...]`: reads the flags and trains."""
 
 import difflib
+import os
 import pathlib
 import re
 import runpy
@@ -140,7 +141,7 @@ def flags_of(argv: list[str]) -> 'flags.FlagValues':
     if match and match[1] not in configuration.all_keys():
       raise _unknown_key(match[1])
   recipe = _recipe(argv)
-  if recipe.name and not recipe.is_file():
+  if recipe.name and not os.path.isfile(recipe):
     raise unknown_name('configuration file', str(recipe), recipes(), adjective='no')
   nothing = UsageError(f'no --config=FILE is given; there are: {", ".join(recipes())}')
   if not recipe.name and any(re.match(r'--?config[.=]', argument) for argument in argv[1:]):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
 import pathlib
 import shutil
 import statistics
@@ -110,7 +111,8 @@ def _tensorflow() -> Finding:
 
 def disk(experiment: Experiment, folder: pathlib.Path) -> Finding:
   """Checks whether the disk has room for the checkpoints of a run."""
-  existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+  whole = pathlib.Path(os.path.realpath(folder))
+  existing = next(path for path in (whole, *whole.parents) if os.path.exists(path))
   size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(experiment.state))
   needed = size * (experiment.config.keep_checkpoints + 2)  # the best one, and one that is being written
   free = shutil.disk_usage(existing).free

@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import re
+import stat
 import sys
 import time
 from typing import Any
@@ -36,15 +37,20 @@ def local_path(source: str | os.PathLike[str]) -> pathlib.Path:
   """
   text = os.fspath(source)
   path = expanded(text)
-  if path.is_file():
+  if os.path.isfile(path):  # pathlib's raises for a name that is too long, as a signed URL is
     return path
   if text in PUBLISHED:
     return _downloaded(*PUBLISHED[text])
   if re.match(r'https?://', text):
     return _downloaded(text, None)
   if path.suffix or os.sep in text:
-    what = 'a folder, not a weights file' if path.is_dir() else 'not a regular file'
-    raise UsageError(f'{text}: {what if path.exists() else "no such file"}')
+    try:
+      what = 'a folder, not a weights file' if stat.S_ISDIR(path.stat().st_mode) else 'not a regular file'
+    except (FileNotFoundError, NotADirectoryError):
+      what = 'no such file'
+    except OSError as error:
+      what = str(error.strerror)
+    raise UsageError(f'{text}: {what}')
   raise unknown_name('weights', text, PUBLISHED, adjective='no file and no published')
 
 
@@ -55,7 +61,7 @@ def stated_digests(path: pathlib.Path, source: str | os.PathLike[str] = '') -> l
   """
   stated = [PUBLISHED[os.fspath(source)][1]] if os.fspath(source) in PUBLISHED else []
   beside = path.with_name(f'{path.name}.sha256')
-  if beside.is_file():
+  if os.path.isfile(beside):
     stated += beside.read_bytes().decode(errors='replace').lower().split()[:1] or ['']
     if not re.fullmatch(r'[0-9a-f]{64}', stated[-1]):
       raise UsageError(f'{beside}: not a SHA-256 digest')
