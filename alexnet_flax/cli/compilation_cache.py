@@ -1,5 +1,6 @@
 """JAX's persistent compilation cache, in the user's cache folder: a second start compiles nothing anew."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -24,21 +25,25 @@ def use_compilation_cache() -> None:
   and compiled anew; where nothing can be written, nothing is kept.
   """
   # Compiled for this processor: others may lack an instruction, and share the folder.
-  folder = cache_folder() / 'compiled' / hashlib.sha256(_processor().encode()).hexdigest()[:8]
+  own = cache_folder() / 'compiled' / hashlib.sha256(_processor().encode()).hexdigest()[:8]
+  if re.search('[\ud800-\udfff]', str(own)):  # a name that is not UTF-8, at which JAX would raise
+    return
   for name, value in {
-    'jax_compilation_cache_dir': str(folder),
+    'jax_compilation_cache_dir': str(own),
     'jax_persistent_cache_min_compile_time_secs': 0.1,
   }.items():
     if os.environ.setdefault(name.upper(), str(value)) == str(value) and 'jax' in sys.modules:
       sys.modules['jax'].config.update(name, value)
   folder = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
-  _prune(folder)
+  if folder == own:  # another may hold what other programs have compiled
+    _prune(folder)
   before = warnings.showwarning
 
   def show(message: Warning | str, *rest: Any, **options: Any) -> None:
     if found := _UNREADABLE.match(str(message)):
       for entry in folder.glob(f'{found[1]}-*-cache'):
-        entry.unlink(missing_ok=True)  # or JAX would not write it again
+        with contextlib.suppress(OSError):  # of another user, or a folder
+          entry.unlink()  # or JAX would not write it again
     elif not str(message).startswith(_UNWRITABLE):
       before(message, *rest, **options)
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -44,6 +45,27 @@ def test_damaged_entries_are_compiled_anew(tmp_path):
 
 def test_where_nothing_can_be_written_nothing_is_kept():
   assert run('/proc/version/cache') == '4.2073545\n'
+
+
+def test_what_is_not_ours_is_left_alone(tmp_path, monkeypatch):
+  """Neither another program's entries, where the user names the folder, nor what cannot be removed."""
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path))
+  monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '5')
+  monkeypatch.setattr(warnings, 'showwarning', None)
+  monkeypatch.setattr(compilation_cache, '_MAX_BYTES', 0)
+  (tmp_path / 'other-1-cache').write_bytes(bytes(10))
+  (tmp_path / 'jit_f-1-cache').mkdir()
+  compilation_cache.use_compilation_cache()
+  message = "Error reading persistent compilation cache entry for 'jit_f': IsADirectoryError"
+  warnings.showwarning(message, UserWarning, 'compiler.py', 1)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['jit_f-1-cache', 'other-1-cache']
+
+
+def test_a_folder_that_jax_cannot_name(monkeypatch):
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+  monkeypatch.setenv('ALEXNET_FLAX_CACHE', os.fsdecode(b'/caf\xe9'))
+  compilation_cache.use_compilation_cache()
+  assert 'JAX_COMPILATION_CACHE_DIR' not in os.environ
 
 
 def test_the_oldest_entries_are_removed(tmp_path, monkeypatch):
