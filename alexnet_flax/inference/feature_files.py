@@ -6,7 +6,9 @@ import datetime
 import hashlib
 import itertools
 import json
+import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -88,7 +90,8 @@ def write_features(
       if path.suffix != '.npz':
         with needs_extra(path.suffix):
           import h5py
-        archive = stack.enter_context(h5py.File(partial, 'w'))
+        archive = h5py.File(partial, 'w')
+        stack.callback(_close, archive, stored)
       for batch in batches:
         for name, our_name in ours.items():
           values = batch[our_name]
@@ -115,9 +118,22 @@ def write_features(
           np.savez(opened, **stored, **stored_too)
       shapes = [f'{_shown(name, ours[name])} {list(data.shape)}' for name, data in stored.items()]
   except OSError as error:
-    raise UsageError(f'cannot write {out}: {error.strerror or error}') from None
+    number = re.search(r'errno = (\d+)', str(error))  # in HDF5's texts
+    reason = os.strerror(int(number[1])) if number else error.strerror or error
+    raise UsageError(f'cannot write {out}: {reason}') from None
   print(one_line(f'{out}: {len(files)} images, {dtype}: {", ".join(shapes)}'))
   return list(unreadable.values())
+
+
+def _close(file: Any, stored: dict[str, Any]) -> None:
+  """Closes an HDF5 file with its data sets; OSError if not all can be written, as it often turns out now."""
+  identifiers = [item.id for item in (file, *stored.values())]
+  try:
+    file.close()
+  except RuntimeError as error:
+    for identifier in identifiers:  # or h5py would close each once more, and print a traceback
+      identifier.locked = True
+    raise OSError(str(error)) from None
 
 
 def feature_path(out: str) -> pathlib.Path:
@@ -175,7 +191,7 @@ def _attributes(network: PretrainedModel, names: str, pool: str | None, dtype: n
     digest.update(jax.tree_util.keystr(path, simple=True, separator='/').encode() + b'\0')
     digest.update(np.ascontiguousarray(leaf).tobytes())
   return {
-    'source': pathlib.PurePath(network.source).name,
+    'source': printable(pathlib.PurePath(network.source).name),
     'weights_sha256': digest.hexdigest(),  # over all arrays by name, whatever the file's format
     'variant': spec.name,
     'variant_source': spec.source,

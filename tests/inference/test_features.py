@@ -4,6 +4,8 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import os
+import resource
 
 import h5py
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from alexnet_flax.cli.main import main
 from alexnet_flax.data.augment import normalize
 from alexnet_flax.data.images import UnreadableError, evaluation_view, read_image
 from alexnet_flax.errors import UsageError
-from alexnet_flax.inference.feature_files import write_features
+from alexnet_flax.inference.feature_files import _close, write_features
 from tests.helpers import encode, random_variables, smooth_image
 
 SPEC = VARIANTS['torchvision'].scaled(1 / 16, 67)
@@ -267,12 +269,24 @@ def test_an_empty_folder(folder, capsys):
   assert 'no images in the folder' in capsys.readouterr().err
 
 
+def test_a_disk_that_is_full_at_the_end(tmp_path):
+  file = h5py.File(tmp_path / 'f.h5', 'w')
+  stored, limits = {'fc7': file.create_dataset('fc7', (2, 8))}, resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+  try:
+    with pytest.raises(OSError, match='errno = 27'):
+      _close(file, stored)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_caffes_names_with_a_slash(tmp_path):
   spec = VARIANTS['batchnorm_grouped'].scaled(1 / 16, 67)
-  save_weights(tmp_path / 'w.safetensors', spec, random_variables(spec))
+  weights = tmp_path / os.fsdecode(b'w\xff.safetensors')
+  save_weights(weights, spec, random_variables(spec))
   Image.fromarray(smooth_image(70, 80, 0)).save(tmp_path / 'a.png')
   (tmp_path / 'b.png').write_bytes(b'none')
-  names, network = ['conv1', 'conv1/bn'], load_pretrained(tmp_path / 'w.safetensors')
+  names, network = ['conv1', 'conv1/bn'], load_pretrained(weights)
   for out in ('f.npz', 'f.h5'):
     unreadable = write_features(
       network,
@@ -284,6 +298,7 @@ def test_caffes_names_with_a_slash(tmp_path):
     assert unreadable == [str(tmp_path / 'b.png')]
   found = np.load(tmp_path / 'f.npz')
   with h5py.File(tmp_path / 'f.h5') as stored:
+    assert stored.attrs['source'] == r'w\xff.safetensors'
     for name in names:
       np.testing.assert_array_equal(found[name], stored[name.replace('/', '.')][()])
       assert np.isfinite(found[name][0]).all()
