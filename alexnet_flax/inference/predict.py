@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from alexnet_flax.data.images import image_files, views_of_files
 from alexnet_flax.errors import UsageError, one_line
 from alexnet_flax.files import atomic_path, expanded
 from alexnet_flax.pretrained import Classification, PretrainedModel
+
+_LONGEST = 230  # bytes of an image's name that its map's name, of at most 255, can repeat
 
 
 class Prediction(NamedTuple):
@@ -106,6 +109,8 @@ def _map_paths(files: Sequence[str], folder: str) -> dict[str, pathlib.Path]:
   places: dict[pathlib.Path, str] = {}
   for file in dict.fromkeys(files):
     stem = pathlib.PurePath(file).stem
+    if len(raw := os.fsencode(stem)) > _LONGEST:
+      stem = raw[:_LONGEST].decode(errors='ignore')
     names = itertools.chain([stem], (f'{stem}-{count}' for count in itertools.count(2)))
     paths = (place / f'{name}-gradcam.png' for name in names)
     places[next(path for path in paths if path not in places)] = file
