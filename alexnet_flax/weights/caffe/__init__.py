@@ -56,7 +56,8 @@ def read(file: WeightsFile, spec: Spec) -> Tensors:
     if set(array.shape[:extra]) == {1}:  # blobs formerly had four axes always: [1, 1, O, I] for [O, I]
       array = array.reshape(array.shape[extra:])
     if name.startswith('batch_stats/'):
-      array = array / np.float32(divisors[stored.rpartition('.')[0]])
+      with np.errstate(all='ignore'):  # of a damaged file; `check` refuses what is not finite
+        array = array / np.float32(divisors[stored.rpartition('.')[0]])
     tensors[name] = from_channels_first(name, array, spec)
   tensors = check(tensors, spec, source, names)
   return match_input(tensors, spec, _stored_input(layers, spec, source), source)
