@@ -22,7 +22,7 @@ from alexnet_flax.data.images import evaluation_view
 from alexnet_flax.errors import UsageError, needs_extra, one_line
 from alexnet_flax.files import expanded, read_json, refuse_pipe, write_text
 from alexnet_flax.models.alexnet import AlexNet
-from alexnet_flax.models.spec import Spec
+from alexnet_flax.models.spec import Conv, Dense, Spec
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.weights import WRITABLE_ENDINGS, open_weights
 from alexnet_flax.weights.download import PUBLISHED, local_path
@@ -187,6 +187,8 @@ def run_data(source: str | os.PathLike[str], data_dir: str | None = None) -> 'Da
   if data_dir is None:
     local = read_json(folder / LOCAL)
     data_dir = data.data_dir if local is None else local.get('data_dir')  # None: a run of another machine
+  if not isinstance(data_dir, str | None) or '\0' in (data_dir or ''):
+    raise UsageError(f'{folder / LOCAL} is broken: its data_dir is no path; remove it, or give --data_dir')
   if (data_dir or '').startswith('.../'):
     raise UsageError(f'the data of {source} lay in a folder {data_dir} of another machine; give --data_dir')
   return dataclasses.replace(data, data_dir=data_dir)
@@ -196,9 +198,16 @@ def _load_run(source: str, folder: pathlib.Path, which: str | None) -> Pretraine
   with needs_extra("a run's folder"):
     from alexnet_flax import checkpoint
     from alexnet_flax.config import build_spec
-  config, names = run_config(folder), folder / FILE
+  spec, names = build_spec(run_config(folder)), folder / FILE
   step, variables = checkpoint.restore_variables(folder / 'checkpoints', which)
-  found = _model(source, build_spec(config), variables, read_names(names) if names.exists() else ())
+  params = variables['params'].items()
+  theirs = {name: leaves['kernel'].shape[-1] for name, leaves in params if 'kernel' in leaves}
+  layers = [(name, layer) for name, layer in spec.named_layers() if isinstance(layer, Conv | Dense)]
+  ours = {name: layer.features or theirs.get(name) for name, layer in layers}  # the head has none in the spec
+  if different := sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)):
+    what = f'the checkpoint of step {step} is of another network than its config.json: {different[0]} differs'
+    raise UsageError(f'{source}: {what}; put back the config.json that the run was trained with')
+  found = _model(source, spec, variables, read_names(names) if names.exists() else ())
   return dataclasses.replace(found, step=step)
 
 

@@ -10,7 +10,7 @@ from alexnet_flax.cli.main import main
 from alexnet_flax.cli.train import main as train
 from alexnet_flax.errors import UsageError
 from alexnet_flax.export import convert
-from alexnet_flax.pretrained import find_run, load_pretrained
+from alexnet_flax.pretrained import find_run, load_pretrained, run_data
 from alexnet_flax.viz import report
 from tests.helpers import SMALL, digits_run
 
@@ -72,6 +72,17 @@ def test_no_best_and_a_damaged_one(run, tmp_path):
     shutil.rmtree(folder / str(step))
   with pytest.raises(UsageError, match=r'no checkpoint best in .*: it has those of steps 30'):
     load_pretrained(f'{tmp_path}/run@best')
+
+
+def test_damaged_records_of_a_run(run, tmp_path):
+  shutil.copytree(run, tmp_path / 'run')
+  for value in (5, ['a'], 'a\0b'):
+    (tmp_path / 'run' / 'local.json').write_text(json.dumps({'data_dir': value}))
+    with pytest.raises(UsageError, match=r'local\.json is broken: its data_dir is no path'):
+      run_data(tmp_path / 'run')
+  (tmp_path / 'run' / 'config.json').write_text('{}')  # a valid one, but of another network
+  with pytest.raises(UsageError, match=r'step 30 is of another network than its config\.json: conv1 differs'):
+    load_pretrained(tmp_path / 'run')
 
 
 def test_options_that_a_run_does_not_need(run):
