@@ -98,7 +98,10 @@ class WeightsFile:
     return None
 
   def scaled(self, spec: Spec, width: float = 1.0, image_size: int | None = None) -> Spec:
-    """Returns `spec.scaled(width, image_size)`; what is not given, as the file has it."""
+    """Returns `spec.scaled(width, image_size)`; what is not given, as the file has it.
+
+    Raises UsageError for images that are too small for the network.
+    """
     if width == 1 and self.format.outputs:
       named = spec.named_layers()
       features, widest = max(
@@ -106,7 +109,12 @@ class WeightsFile:
       )
       with contextlib.suppress(LookupError, ValueError, TypeError, UsageError):  # of another network
         width = self.format.outputs(self, spec, widest) / features or 1.0
-    return spec.scaled(width, image_size or self.image_size)
+    scaled = spec.scaled(width, self.image_size if image_size is None else image_size)
+    try:
+      scaled.check_image_size(scaled.image_size, scaled.image_size)
+    except ValueError as error:
+      raise UsageError(f'{self.path}: {error}') from None
+    return scaled
 
   def variables(self, spec: Spec) -> dict[str, Any]:
     """Returns the variables of a network; values and errors as for `load_weights`."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,7 +95,13 @@ def _spec(metadata: dict[str, str]) -> Spec:
     variable_shapes(spec)  # JAX can trace a valid network at its image size, so damage shows here
     if not (spec.name.isprintable() and spec.source.isprintable()):
       raise ValueError('unprintable names')
-    if spec.preprocessing.channel_order not in ('RGB', 'BGR') or not spec.preprocessing.center_crop_share > 0:
+    taken = spec.preprocessing
+    if taken.channel_order not in ('RGB', 'BGR') or not 0.01 <= taken.center_crop_share < math.inf:
+      raise ValueError('invalid preprocessing')
+    numbers = (taken.scale, *taken.mean, *taken.std)
+    if [len(taken.mean), len(taken.std)] != [3, 3] or not all(map(math.isfinite, numbers)):
+      raise ValueError('invalid preprocessing')
+    if 0 in (taken.scale, *taken.std):
       raise ValueError('invalid preprocessing')
     return spec
   except Exception as error:  # JAX raises errors of many kinds for networks that cannot be

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from alexnet_flax import VARIANTS, AlexNet, load_weights, save_weights, weights
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.spec import Activation, Dense, Preprocessing
+from alexnet_flax.pretrained import load_pretrained
 from alexnet_flax.weights import keras, native, open_weights, torchvision
 from alexnet_flax.weights.caffe import network
 from alexnet_flax.weights.caffe.schema import net_parameter
@@ -388,6 +389,15 @@ def test_a_leaky_relu_is_no_relu(tmp_path):
     load_weights(tmp_path / 'a.caffemodel', spec)
 
 
+@pytest.mark.parametrize('size', [0, -63, 5, 56])
+def test_images_that_are_too_small_for_the_network(tmp_path, size):
+  """By the user's option, or as a Keras file has it."""
+  spec = tiny('batchnorm')
+  save_weights(tmp_path / 'a.weights.h5', spec, random_variables(spec))
+  with pytest.raises(UsageError, match=r'a\.weights\.h5: an image of .* is too small .* at least 57x57'):
+    load_pretrained(tmp_path / 'a.weights.h5', variant='batchnorm', image_size=size)
+
+
 @pytest.mark.parametrize(
   ('old', 'new'),
   [
@@ -395,6 +405,10 @@ def test_a_leaky_relu_is_no_relu(tmp_path):
     ('"strides": 4', '"strides": 0'),
     ('"kind": "relu"', '"kind": "rflu"'),
     ('"channel_order": "RGB"', '"channel_order": "RBG"'),
+    ('"mean": [', '"mean": [0.5, '),
+    ('"scale": 0.00392156862745098', '"scale": "x"'),
+    ('"std": [0.229', '"std": [0.0'),
+    ('"center_crop_share": 0.875', '"center_crop_share": 1e-9'),
   ],
 )
 def test_a_damaged_description_of_the_network(tmp_path, old, new):
