@@ -81,6 +81,8 @@ def convert(
       card = folder / f'{path.name}.md'
       write_card(card, files, network)
       for whole in (*files, card):
+        check_writable(path.with_name(whole.name))
+      for whole in (*files, card):
         move_into_place(whole, path.with_name(whole.name))
   except OSError as error:
     raise UsageError(f'cannot write {path}: {error.strerror or error}') from None

@@ -194,6 +194,14 @@ def test_a_format_refuses_what_it_lacks_before_it_works(tmp_path, monkeypatch, e
     assert refused[lrn] == "torchvision's AlexNet has no layer like norm1 of caffe"
 
 
+def test_of_several_files_all_are_written_or_none(tmp_path, capsys):
+  source, _ = written(tmp_path, 'caffe', 'a.safetensors')
+  (tmp_path / 'b.caffemodel.md').mkdir()
+  assert main(['convert', source, str(tmp_path / 'b.caffemodel')]) == 2
+  assert 'b.caffemodel.md: it is a folder' in capsys.readouterr().err
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['a.safetensors', 'b.caffemodel.md']
+
+
 def test_refusals_come_before_work(tmp_path, capsys, monkeypatch):
   """Neither the other program runs, nor a network, before it is known that the file can be written."""
   monkeypatch.chdir(tmp_path)
