@@ -215,8 +215,11 @@ def expanded(place: str | os.PathLike[str]) -> pathlib.Path:
   """Returns a path, with the user's home folder in the place of ~.
 
   Raises:
-    UsageError: It begins with a user, or the user of this process, who has no home folder here.
+    UsageError: It begins with a user, or the user of this process, who has no home folder here; or it is
+      empty, as "$RUN" is where that is not set.
   """
+  if not os.fspath(place):
+    raise UsageError('the name of a file or a folder is empty')
   try:
     return pathlib.Path(place).expanduser()
   except RuntimeError:
@@ -227,7 +230,7 @@ def expanded(place: str | os.PathLike[str]) -> pathlib.Path:
 
 def cache_folder() -> pathlib.Path:
   """Returns the user's folder for what can be made or downloaded again: $ALEXNET_FLAX_CACHE, if it is set."""
-  return expanded(os.environ.get('ALEXNET_FLAX_CACHE', '~/.cache/alexnet_flax'))
+  return expanded(os.environ.get('ALEXNET_FLAX_CACHE') or '~/.cache/alexnet_flax')
 
 
 def without_credentials(place: str) -> str:

@@ -251,6 +251,23 @@ def test_a_home_folder_that_is_not_there(command, capsys):
   assert '~no-such-user/run: there is no such home folder' in line
 
 
+@pytest.mark.parametrize(
+  'command',
+  [
+    ['predict', 'a.jpg', '--weights', ''],
+    ['predict', '', '--weights', 'torchvision'],
+    ['report', ''],
+    ['evaluate', 'a.pth', '--json', ''],
+    ['convert', '', 'a.safetensors'],
+    ['doctor', '--workdir', ''],
+  ],
+)
+def test_an_empty_name_is_no_default(command, capsys):
+  """It comes of a variable that is not set: --weights "$RUN"."""
+  assert main(command) == 2
+  assert capsys.readouterr().err == 'error: the name of a file or a folder is empty\n'
+
+
 def test_every_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
   """The shell replaces ~ in `--out ~/a` and leaves `--out=~/a` as it is."""
   monkeypatch.setenv('HOME', str(tmp_path))

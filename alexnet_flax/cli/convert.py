@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
   if (arguments.source is None) == (arguments.weights is None):
     raise UsageError('name the network and the file to write, once: alexnet-flax convert SRC DST')
   agrees = convert(
-    arguments.source or arguments.weights,
+    arguments.weights if arguments.source is None else arguments.source,
     arguments.destination,
     **network_options(arguments),
     names=arguments.names,

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
   if not sources:
     raise UsageError("name what to evaluate: a run's folder, or a weights file with --variant NAME")
   check_batch_size(arguments)
-  if arguments.json and arguments.json != '-':
+  if arguments.json not in (None, '-'):
     check_writable(expanded(arguments.json))
   say = functools.partial(print, file=sys.stderr)
   bad = BadImages(arguments.on_bad_image or 'error', say, '--on_bad_image=skip')
@@ -65,5 +65,5 @@ def run(arguments: argparse.Namespace) -> None:
   names = ('data_dir', 'protocol', 'resize', 'size', 'batch_size', 'any_count', 'orientation')
   options = {name: getattr(arguments, name) for name in names}
   figures = evaluate(networks, dataset, **options, bad=bad, quiet=arguments.json == '-')
-  if arguments.json:
+  if arguments.json is not None:
     write_json(arguments.json, figures)

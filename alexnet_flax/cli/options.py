@@ -49,7 +49,8 @@ def take_network(arguments: argparse.Namespace, paths: list[str]) -> list[str]:
     raise UsageError(f'{one} and {other} are both networks; name one of them')
   if len(networks) == len(paths):
     raise UsageError(f'{networks[0]} is a network; name the images too')
-  arguments.weights = arguments.weights or next(iter(networks), None)
+  if networks:
+    (arguments.weights,) = networks
   return [path for path in paths if path not in networks]
 
 
@@ -68,7 +69,8 @@ def load(arguments: argparse.Namespace) -> 'PretrainedModel':
   """Loads the network of the options of `add_weights`."""
   from alexnet_flax.pretrained import load_pretrained, read_names
 
-  network = load_pretrained(arguments.weights or 'torchvision', **network_options(arguments))
+  source = 'torchvision' if arguments.weights is None else arguments.weights
+  network = load_pretrained(source, **network_options(arguments))
   if arguments.classes is None:
     return network
   names = read_names(arguments.classes, len(network.class_names))

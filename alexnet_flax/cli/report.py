@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
   default = pathlib.Path(FILE)
   if len(runs) == 1 and (found := find_run(folders[0])):
     default = found[0] / (FILE.replace('.', f'-{found[1]}.') if found[1] else FILE)
-  path = expanded(arguments.out) if arguments.out else default
+  path = default if arguments.out is None else expanded(arguments.out)
   if len({run.name for run in runs}) < len(runs):  # such as a/digits and b/digits
     names = _names([one for folder in folders if (one := find_run(folder))])
     runs = [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)]
