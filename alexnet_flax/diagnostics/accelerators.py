@@ -212,8 +212,9 @@ def gpu_target(name: str) -> str:
   )
 
 
-# Without these libtpu asks a server, which is not there, what the machine's own TPU is, and complains.
+# Without these libtpu locks itself, asks a server that is not there what the machine's TPU is, and complains.
 _NO_TPU = {
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-1',
   'TPU_WORKER_HOSTNAMES': 'localhost',

@@ -159,7 +159,8 @@ def collectives(program: Program) -> dict[str, tuple[int, int]]:
     kind = one.opcode.removesuffix('-start')
     if kind in COLLECTIVES:
       count, size = found.get(kind, (0, 0))
-      own = sum(_size(computation, name) for name in one.operands)
+      operands = (computation[name] for name in one.operands if name in computation)
+      own = sum(array.bytes for operand in operands for array in operand.arrays)  # in whatever memory
       found[kind] = count + times, size + times * own
   return found
 

@@ -41,6 +41,7 @@ ENTRY %main (arg: f32[8]) -> f32[8] {
   %copy-start = (f32[8]{0:T(8)S(1)}, f32[8]{0:T(8)}, u32[]{:S(2)}) copy-start(%out)
   %near = f32[8]{0:T(8)S(1)} copy-done(%copy-start)
   %call = (bf16[8]{0}, u8[0]{0}) custom-call(%near, %out), custom_call_target="__cudnn$convForward"
+  %few = f32[8]{0} all-reduce(%near), replica_groups={{0,1}}, to_apply=%sum
   ROOT %all = f32[8]{0} all-reduce(%out), replica_groups={{0,1}}, to_apply=%sum
 }
 """
@@ -50,11 +51,12 @@ def test_bytes_of_a_written_program():
   moved = hlo.moved(hlo.parse(WRITTEN))
   kinds = [(one.opcode, one.bytes) for one in moved]
   # 32 bytes an array: 3 rounds of two reads and a write; one read into the chip; a read from the main memory
-  # and 16 bytes written; read and written.
-  assert kinds == [('fusion', 3 * 96), ('copy', 32), ('__cudnn$convForward', 48), ('all-reduce', 64)]
-  assert [one.is_collective for one in moved] == [False, False, False, True]
+  # and 16 bytes written; written, from the chip; read and written.
+  assert kinds[:3] == [('fusion', 3 * 96), ('copy', 32), ('__cudnn$convForward', 48)]
+  assert kinds[3:] == [('all-reduce', 32), ('all-reduce', 64)]
+  assert [one.is_collective for one in moved] == [False, False, False, True, True]
   assert moved[0].source == 'jit(f)/jvp(AlexNet)/conv1/mul'
-  assert hlo.collectives(hlo.parse(WRITTEN)) == {'all-reduce': (1, 32)}
+  assert hlo.collectives(hlo.parse(WRITTEN)) == {'all-reduce': (2, 64)}
 
 
 @pytest.mark.parametrize(
