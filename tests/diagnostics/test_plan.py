@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import pytest
@@ -156,6 +157,29 @@ def test_a_batch_that_does_not_fit(here, data_dir, monkeypatch, capsys):
   assert 0 < greatest < 512
   assert f'trying {greatest:,}\n' in said
   assert main(['plan', '--device=h100', *flags[:-1], f'--batch={greatest + greatest // 16}']) == 2
+
+
+def test_a_batch_that_the_compiler_refuses(here, data_dir, monkeypatch):
+  """As libtpu refuses it, with what was used of the memory: here 1 GB for each image, of 15.75 GiB."""
+
+  class Lowered:
+    def __init__(self, experiment, like):
+      self.images = experiment.config.data.batch_size
+
+    def compile(self, compiler_options):
+      if self.images > 16:
+        used = f'Used {self.images / 1.073741824:.2f}G of 15.75G hbm'
+        raise jax.errors.JaxRuntimeError(
+          f'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. {used}.'
+        )
+      sizes = {'argument_size_in_bytes': 10**9 * self.images, 'temp_size_in_bytes': 0}
+      sizes |= {'output_size_in_bytes': 0, 'alias_size_in_bytes': 0}
+      return types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(**sizes))
+
+  monkeypatch.setattr(plan, 'lower_train_step', Lowered)
+  config = replace(TINY, data={'data_dir': data_dir, 'batch_size': 40})
+  with pytest.raises(UsageError, match=r'=40\) does not fit on v5e:1x1: 23.1 GB too much; .* fit is 16$'):
+    plan.plan(config, parse_devices('v5e'), say=lambda line: None)
 
 
 def test_a_mesh_that_does_not_divide(here, data_dir, capsys):
