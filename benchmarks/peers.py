@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
@@ -28,13 +29,18 @@ class Worker:
     )
     reply = json.loads(self._read())
     self.absent = reply.get('absent')
+    self.cpu_seconds: list[float] = []
+    self.peak_mb = 0
 
   def seconds(self, times: int) -> float:
-    """Returns the duration of `times` units of work."""
+    """Returns the duration of `times` units of work; notes their CPU time, and the most memory so far."""
     assert self._process.stdin is not None
     self._process.stdin.write(f'{times}\n')
     self._process.stdin.flush()
-    return json.loads(self._read())['seconds']
+    reply = json.loads(self._read())
+    self.cpu_seconds.append(reply['cpu_seconds'])
+    self.peak_mb = reply['peak_mb']
+    return reply['seconds']
 
   def close(self) -> None:
     """Ends the process."""
@@ -82,9 +88,11 @@ def _serve(file: str, name: str, arguments: str) -> None:
   for line in sys.stdin:
     if hasattr(module, 'WARM_UNITS'):
       work(warm)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     work(int(line))
-    print(json.dumps({'seconds': time.perf_counter() - start}), flush=True)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(json.dumps({'seconds': seconds, 'cpu_seconds': cpu_seconds, 'peak_mb': peak_mb}), flush=True)
 
 
 if __name__ == '__main__':

@@ -1,22 +1,39 @@
-"""Throughput of the whole training step: ours, plain linen code, PyTorch and Keras.
+"""The whole training step, or the forward pass alone: ours, plain linen code, PyTorch and Keras.
 
-  python benchmarks/train_step.py [--batch 32] [--network batchnorm] [--torch-python PATH]
+  python benchmarks/train_step.py [--batch 32] [--network batchnorm] [--forward] [--torch-python PATH]
 
 All programs run the same network and batch in turn: float32, forward, backward and SGD with momentum, on
-images in memory. PyTorch may be in another environment. The last line is one JSON object; a peer that is
-not installed is null.
+images in memory. PyTorch may be in another environment. The last line is one JSON object: images/s (medians
+of the rounds), milliseconds of CPU time a step on all cores together, which other programs disturb less, and
+the most memory of each process in MB. A peer that is not installed is null.
 """
 
 import argparse
 import functools
 import json
+import os
+import statistics
 import sys
 
 CLASSES = 1000
 SIZE = 224
+WIDTHS = {
+  'batchnorm': (96, 256, 384, 384, 256),
+  'paper': (96, 256, 384, 384, 256),
+  'torchvision': (64, 192, 384, 256, 256),
+}
+SIZES = (11, 5, 3, 3, 3)
+GROUPS = {'paper': (1, 2, 1, 2, 2)}
 
 
-def ours(network: str, batch: int):
+def stages(network: str):
+  """(features, kernel side, strides, groups, pooled) of each convolution."""
+  groups = GROUPS.get(network, (1,) * 5)
+  strides, pooled = (4, 1, 1, 1, 1), (True, True, False, False, True)
+  return zip(WIDTHS[network], SIZES, strides, groups, pooled, strict=True)
+
+
+def ours(network: str, batch: int, forward: bool):
   """This package's training step."""
   import jax
   import jax.numpy as jnp
@@ -33,44 +50,50 @@ def ours(network: str, batch: int):
     'weight': jnp.ones(batch),
   }
   step = jax.jit(train_step, donate_argnums=0)
+  predict = jax.jit(functools.partial(model.apply, train=False))
 
   def work(times: int) -> None:
     nonlocal state
     for _ in range(times):
-      state, metrics = step(state, data, key)
-    jax.block_until_ready((state, metrics))
+      if forward:
+        out = predict({'params': state.params, 'batch_stats': state.batch_stats}, data['image'])
+      else:
+        state, out = step(state, data, key)
+    jax.block_until_ready((state, out))
 
   return work
 
 
-def plain_linen(network: str, batch: int):
+def plain_linen(network: str, batch: int, forward: bool):
   """The usual code: linen's own layers, optax.sgd and a jitted step."""
   import jax
   import jax.numpy as jnp
   import optax
   from flax import linen as nn
 
+  normed, local = network == 'batchnorm', network == 'paper'
+
   class Plain(nn.Module):
     @nn.compact
     def __call__(self, x, train):
       pool = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
-
-      def stage(x, features, size, strides=1, groups=1, padding='SAME', name='conv'):
+      for number, (features, size, strides, groups, pooled) in enumerate(stages(network)):
+        padding = [(2, 2), (2, 2)] if strides == 4 and not normed else 'SAME'
         x = nn.Conv(features, (size, size), strides, padding, feature_group_count=groups)(x)
         x = nn.relu(x)
-        return nn.BatchNorm(not train, momentum=0.99, epsilon=1e-3)(x) if normed else x
-
-      normed = network == 'batchnorm'
-      widths = (96, 256, 384, 384, 256) if normed else (64, 192, 384, 256, 256)
-      x = pool(stage(x, widths[0], 11, 4, padding='SAME' if normed else [(2, 2), (2, 2)]))
-      x = pool(stage(x, widths[1], 5))
-      x = stage(stage(x, widths[2], 3), widths[3], 3)
-      x = pool(stage(x, widths[4], 3)).reshape(x.shape[0], -1)
-      for _ in range(2):
         if normed:
-          x = nn.Dropout(0.5, deterministic=not train)(nn.relu(nn.Dense(4096)(x)))
-        else:
+          x = nn.BatchNorm(not train, momentum=0.99, epsilon=1e-3)(x)
+        if local and number < 2:
+          padded = jnp.pad(x * x, ((0, 0), (0, 0), (0, 0), (2, 2)))
+          x = x / (2 + 1e-4 * sum(padded[..., k : k + features] for k in range(5))) ** 0.75
+        if pooled:
+          x = pool(x)
+      x = x.reshape(x.shape[0], -1)
+      for _ in range(2):
+        if network == 'torchvision':
           x = nn.relu(nn.Dense(4096)(nn.Dropout(0.5, deterministic=not train)(x)))
+        else:
+          x = nn.Dropout(0.5, deterministic=not train)(nn.relu(nn.Dense(4096)(x)))
       return nn.Dense(CLASSES)(x)
 
   model = Plain()
@@ -80,6 +103,9 @@ def plain_linen(network: str, batch: int):
   variables = model.init(key, images, False)
   params, stats = variables['params'], variables.get('batch_stats', {})
   tx = optax.sgd(0.01, momentum=0.9)
+  predict = jax.jit(
+    lambda params, stats: model.apply({'params': params, 'batch_stats': stats}, images, False)
+  )
 
   @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
   def step(params, stats, opt_state, key):
@@ -103,50 +129,55 @@ def plain_linen(network: str, batch: int):
   def work(times: int) -> None:
     nonlocal carry
     for number in range(times):
-      *carry, value = step(*carry, jax.random.fold_in(key, number))
+      if forward:
+        value = predict(*carry[:2])
+      else:
+        *carry, value = step(*carry, jax.random.fold_in(key, number))
     jax.block_until_ready((carry, value, jnp.zeros(())))
 
   return work
 
 
-def torch(network: str, batch: int):
+def torch(network: str, batch: int, forward: bool):
   """PyTorch, channels last."""
-  import os
-
   import torch
   from torch import nn
 
   torch.set_num_threads(os.cpu_count() or 1)
-  normed = network == 'batchnorm'
-  widths = (96, 256, 384, 384, 256) if normed else (64, 192, 384, 256, 256)
-
-  def stage(inputs: int, features: int, size: int, strides: int = 1) -> list[nn.Module]:
+  normed, local = network == 'batchnorm', network == 'paper'
+  layers: list[nn.Module] = []
+  inputs = 3
+  for number, (features, size, strides, groups, pooled) in enumerate(stages(network)):
+    padding = 2 if size == 11 else size // 2
     if strides == 4 and normed:  # SAME, as XLA and TensorFlow pad it
-      conv = [nn.ZeroPad2d((3, 4, 3, 4)), nn.Conv2d(inputs, features, size, strides)]
-    else:
-      conv = [nn.Conv2d(inputs, features, size, strides, 2 if size == 11 else size // 2)]
-    norm = [nn.BatchNorm2d(features, 1e-3, 0.01)] if normed else []
-    return [*conv, nn.ReLU(), *norm]
-
-  def pool() -> nn.Module:
-    return nn.MaxPool2d(3, 2)
+      layers.append(nn.ZeroPad2d((3, 4, 3, 4)))
+      padding = 0
+    layers += [nn.Conv2d(inputs, features, size, strides, padding, groups=groups), nn.ReLU()]
+    if normed:
+      layers.append(nn.BatchNorm2d(features, 1e-3, 0.01))
+    if local and number < 2:
+      layers.append(nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0))  # alpha is divided by the size
+    if pooled:
+      layers.append(nn.MaxPool2d(3, 2))
+    inputs = features
 
   def dense(inputs: int) -> list[nn.Module]:
-    layers = [nn.Linear(inputs, 4096), nn.ReLU()]
-    return [*layers, nn.Dropout(0.5)] if normed else [nn.Dropout(0.5), *layers]
+    both = [nn.Linear(inputs, 4096), nn.ReLU()]
+    return [nn.Dropout(0.5), *both] if network == 'torchvision' else [*both, nn.Dropout(0.5)]
 
-  model = nn.Sequential(
-    *(*stage(3, widths[0], 11, 4), pool(), *stage(widths[0], widths[1], 5), pool()),
-    *(*stage(widths[1], widths[2], 3), *stage(widths[2], widths[3], 3)),
-    *(*stage(widths[3], widths[4], 3), pool(), nn.Flatten()),
-    *(*dense(9216), *dense(4096), nn.Linear(4096, CLASSES)),
-  ).to(memory_format=torch.channels_last)
+  layers += [nn.Flatten(), *dense(9216), *dense(4096), nn.Linear(4096, CLASSES)]
+  model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
   images = torch.randn(batch, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
   labels = torch.randint(0, CLASSES, (batch,))
   optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+  model.train(not forward)
 
   def work(times: int) -> None:
     for _ in range(times):
+      if forward:
+        with torch.inference_mode():
+          model(images)
+        continue
       optimizer.zero_grad()
       nn.functional.cross_entropy(model(images), labels).backward()
       optimizer.step()
@@ -154,34 +185,44 @@ def torch(network: str, batch: int):
   return work
 
 
-def keras(network: str, batch: int):
-  """Keras on TensorFlow: `train_on_batch`'s compiled step."""
-  import os
-
+def keras(network: str, batch: int, forward: bool):
+  """Keras on TensorFlow: `train_on_batch`'s and `predict_on_batch`'s compiled steps."""
   os.environ['KERAS_BACKEND'] = 'tensorflow'
   import keras
   import numpy as np
+  import tensorflow as tf
   from keras import layers
 
-  normed = network == 'batchnorm'
-  widths = (96, 256, 384, 384, 256) if normed else (64, 192, 384, 256, 256)
-  model = keras.Sequential([layers.Input((SIZE, SIZE, 3))])
-  sizes = ((11, 4, True), (5, 1, True), (3, 1, False), (3, 1, False), (3, 1, True))
-  for features, (size, strides, pooled) in zip(widths, sizes, strict=True):
-    if strides == 4 and not normed:
-      model.add(layers.ZeroPadding2D(2))
+  normed, local = network == 'batchnorm', network == 'paper'
+
+  def convolved(x, features, size, strides, groups):
+    """TensorFlow has no derivative of a convolution in groups on CPUs, so each group has its own."""
     padding = 'valid' if strides == 4 and not normed else 'same'
-    model.add(layers.Conv2D(features, size, strides, padding, activation='relu'))
+    width = x.shape[-1] // groups
+    parts = [
+      layers.Conv2D(features // groups, size, strides, padding, activation='relu')(
+        x if groups == 1 else x[..., n * width : (n + 1) * width]
+      )
+      for n in range(groups)
+    ]
+    return parts[0] if groups == 1 else layers.Concatenate()(parts)
+
+  x = given = layers.Input((SIZE, SIZE, 3))
+  for number, (features, size, strides, groups, pooled) in enumerate(stages(network)):
+    if strides == 4 and not normed:
+      x = layers.ZeroPadding2D(2)(x)
+    x = convolved(x, features, size, strides, groups)
     if normed:
-      model.add(layers.BatchNormalization())
+      x = layers.BatchNormalization()(x)
+    if local and number < 2:
+      x = layers.Lambda(lambda x: tf.nn.local_response_normalization(x, 2, 2.0, 1e-4, 0.75))(x)
     if pooled:
-      model.add(layers.MaxPooling2D(3, 2))
-  model.add(layers.Flatten())
+      x = layers.MaxPooling2D(3, 2)(x)
+  x = layers.Flatten()(x)
   for _ in range(2):
     dense, drop = layers.Dense(4096, activation='relu'), layers.Dropout(0.5)
-    for layer in (dense, drop) if normed else (drop, dense):
-      model.add(layer)
-  model.add(layers.Dense(CLASSES))
+    x = dense(drop(x)) if network == 'torchvision' else drop(dense(x))
+  model = keras.Model(given, layers.Dense(CLASSES)(x))
   loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
   model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
   rng = np.random.default_rng(0)
@@ -190,7 +231,10 @@ def keras(network: str, batch: int):
 
   def work(times: int) -> None:
     for _ in range(times):
-      model.train_on_batch(images, labels)
+      if forward:
+        model.predict_on_batch(images)
+      else:
+        model.train_on_batch(images, labels)
 
   return work
 
@@ -202,27 +246,25 @@ def main() -> None:
   import peers
 
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-  parser.add_argument('--network', choices=('batchnorm', 'torchvision'), default='batchnorm')
+  parser.add_argument('--network', choices=tuple(WIDTHS), default='batchnorm')
   parser.add_argument('--batch', type=int, default=32)
+  parser.add_argument('--forward', action='store_true', help='prediction alone')
   parser.add_argument('--steps', type=int, default=4, help='a round')
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--only', nargs='+', choices=tuple(PEERS), default=list(PEERS))
   parser.add_argument('--torch-python', default=sys.executable, help='the Python that has PyTorch')
   arguments = parser.parse_args()
+  case = {'network': arguments.network, 'batch': arguments.batch, 'forward': arguments.forward}
   workers = [
-    peers.Worker(
-      'train_step.py',
-      name,
-      arguments.torch_python if name == 'torch' else sys.executable,
-      network=arguments.network,
-      batch=arguments.batch,
-    )
+    peers.Worker('train_step.py', name, arguments.torch_python if name == 'torch' else sys.executable, **case)
     for name in arguments.only
   ]
   seconds = peers.compare(workers, arguments.steps, arguments.rounds)
   images = arguments.steps * arguments.batch
-  rates = {name: None if s is None else round(images / s, 2) for name, s in seconds.items()}
-  print(json.dumps(rates | {'network': arguments.network, 'batch': arguments.batch}))
+  found = {name: None if s is None else round(images / s, 2) for name, s in seconds.items()}
+  present = [worker for worker in workers if worker.cpu_seconds]
+  cpu = {w.name: round(statistics.median(w.cpu_seconds) / arguments.steps * 1000) for w in present}
+  print(json.dumps(found | case | {'cpu_ms': cpu, 'peak_mb': {w.name: w.peak_mb for w in present}}))
 
 
 if __name__ == '__main__':

@@ -39,7 +39,7 @@ _POINTS: dict[int, tuple[Fraction | int | None, ...]] = {
   6: (0, 1, -1, _HALF, -2, INFINITY),
   8: (0, 1, -1, _HALF, -_HALF, 2, -2, INFINITY),
 }
-_CACHED = 40e6  # the bytes between two products of the images that are processed together
+_CACHED = 60e6  # the bytes between two products of the images that are processed together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,17 +211,19 @@ def _from_tiles(values: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 def _split(arrays: Sequence[jax.Array], size: int) -> tuple[list[jax.Array], list[jax.Array]]:
-  """Splits [B, ...] into [N, size, ...] and what is left over."""
-  whole = arrays[0].shape[0] // size * size
-  parts = [x[:whole].reshape(-1, size, *x.shape[1:]) for x in arrays]
-  return parts, [x[whole:] for x in arrays]
+  """Splits [B, ...] into [N, at most `size`, ...], parts of equal size if possible, and what is left over."""
+  images = arrays[0].shape[0]
+  least = -(-images // size)
+  count = next((count for count in range(least, 2 * least) if images % count == 0), least)
+  size = -(-images // count)
+  whole = images // size * size
+  return [x[:whole].reshape(-1, size, *x.shape[1:]) for x in arrays], [x[whole:] for x in arrays]
 
 
 def _map_parts(function: Callable[..., jax.Array], arrays: Sequence[jax.Array], size: int) -> jax.Array:
-  """Applies a function to `size` images at a time."""
-  if (images := arrays[0].shape[0]) <= size:
+  """Applies a function to at most `size` images at a time."""
+  if arrays[0].shape[0] <= size:
     return function(*arrays)
-  size = -(-images // -(-images // size))  # of equal size, as far as possible
   parts, rest = _split(arrays, size)
   out = lax.map(lambda part: function(*part), parts)
   out = out.reshape(-1, *out.shape[2:])
@@ -229,13 +231,10 @@ def _map_parts(function: Callable[..., jax.Array], arrays: Sequence[jax.Array], 
 
 
 def sum_parts(function: Callable[..., jax.Array], arrays: Sequence[jax.Array], size: int) -> jax.Array:
-  """Adds up the results for `size` images at a time."""
-  if (images := arrays[0].shape[0]) <= size:
+  """Adds up the results for at most `size` images at a time."""
+  if arrays[0].shape[0] <= size:
     return function(*arrays)
-  size = -(-images // -(-images // size))
   parts, rest = _split(arrays, size)
-  shape = jax.eval_shape(function, *(x[0] for x in parts))
-  total, _ = lax.scan(
-    lambda total, part: (total + function(*part), None), jnp.zeros(shape.shape, shape.dtype), parts
-  )
+  first = function(*(x[0] for x in parts))
+  total, _ = lax.scan(lambda total, part: (total + function(*part), None), first, [x[1:] for x in parts])
   return total + function(*rest) if rest[0].shape[0] else total
