@@ -1,5 +1,6 @@
 """A plan as lines of text."""
 
+import math
 from collections.abc import Iterator
 
 from alexnet_flax.diagnostics.accelerators import parse_devices
@@ -17,31 +18,31 @@ def lines(plan: Plan) -> Iterator[str]:
   yield ''
   times = {name: f'{1e3 * seconds:8.3f} ms' for name, seconds in plan.seconds.items()}
   yield (
-    f'arithmetic   {_of(plan.operations, 1e12, "TFLOP")} {times["arithmetic"]}'
+    f'arithmetic   {_amount(plan.operations, "FLOP"):16} {times["arithmetic"]}'
     f'  at {accelerator.peak(plan.dtype) / 1e12:,.0f} TFLOP/s: convolutions and matrix products'
   )
   yield (
-    f'memory       {_of(plan.bytes_moved, 1e9, "GB")}    {times["memory"]}'
+    f'memory       {_amount(plan.bytes_moved, "B"):16} {times["memory"]}'
     f'  at {accelerator.bandwidth / 1e12:,.2f} TB/s: operands and results of each compiled kernel'
   )
   sent = sum(size for _, size in plan.collectives.values())
   yield (
-    f'collectives  {_of(sent, 1e9, "GB")}    {times["collectives"]}'
+    f'collectives  {_amount(sent, "B"):16} {times["collectives"]}'
     f'  at {accelerator.link / 1e9:,.0f} GB/s: {_collectives(plan)}'
   )
   if plan.bytes_of_compiler is not None:
     yield (
-      f"             {_of(plan.bytes_of_compiler, 1e9, 'GB')} accessed by the compiler's own analysis,"
+      f"             {_amount(plan.bytes_of_compiler, 'B')} accessed by the compiler's own analysis,"
       ' memory on the chip included'
     )
   else:
     yield '             this compiler has no cost analysis of its own'
   yield ''
   for part, size in list(plan.bytes_by_part.items())[:_PARTS_SHOWN]:
-    yield f'  {size / 1e9:7.3f} GB {size / plan.bytes_moved:5.1%}  {part}'
+    yield f'  {_amount(size, "B")} {size / plan.bytes_moved:5.1%}  {part}'
   rest = list(plan.bytes_by_part.values())[_PARTS_SHOWN:]
   if rest:
-    yield f'  {sum(rest) / 1e9:7.3f} GB {sum(rest) / plan.bytes_moved:5.1%}  {len(rest)} others'
+    yield f'  {_amount(sum(rest), "B")} {sum(rest) / plan.bytes_moved:5.1%}  {len(rest)} others'
   yield ''
   kept, greatest = (size / 1e9 for size in (plan.bytes_kept, plan.bytes_greatest))
   yield f'memory kept {kept:,.2f} GB, greatest {greatest:,.2f} GB {_fit(plan)}'
@@ -58,8 +59,10 @@ def lines(plan: Plan) -> Iterator[str]:
   yield f'{plan.total_steps:,} steps take {plan.hours:,.2f} hours at that speed, without evaluation'
 
 
-def _of(value: float, unit: float, name: str) -> str:
-  return f'{value / unit:8.3f} {name}'
+def _amount(value: float, name: str) -> str:
+  """Returns a number of operations or bytes with the prefix that suits it: '  3.908 GB'."""
+  power = min(max(math.floor(math.log10(max(value, 1)) / 3), 0), 4)
+  return f'{value / 1000**power:7.3f} {" kMGT"[power].strip()}{name}'
 
 
 def _collectives(plan: Plan) -> str:
