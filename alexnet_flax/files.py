@@ -32,10 +32,18 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
       device or a pipe, which cannot be replaced, is given itself.
 
   Raises:
-    UsageError: There is a folder of that name.
+    UsageError: There is a folder of that name, or a pipe that nobody reads.
   """
   if path.is_dir():
     raise UsageError(f'cannot write {path}: it is a folder; move it away')
+  if path.is_fifo():
+    try:
+      reader = os.open(path, os.O_WRONLY | os.O_NONBLOCK)  # open till the end, or the reader would go away
+    except OSError:
+      raise UsageError(f'cannot write {path}: it is a pipe that nobody reads; move it away') from None
+    with contextlib.closing(os.fdopen(reader, 'wb')):
+      yield path
+    return
   if path.exists() and not path.is_file():
     yield path
     return

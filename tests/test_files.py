@@ -156,6 +156,8 @@ def test_links_are_followed_and_devices_written_to(tmp_path):
   assert os.read(reader, 99) == b'through'
   os.close(reader)
   assert (tmp_path / 'pipe').is_fifo()
+  with pytest.raises(UsageError, match='it is a pipe that nobody reads'):  # and not for ever
+    files.write_text(tmp_path / 'pipe', 'in vain')
 
 
 @pytest.mark.parametrize('name', ['n' * 255, f'{"n" * 5}.{"e" * 249}', 'ü' * 127, '.h5'])

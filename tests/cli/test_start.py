@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from alexnet_flax.cli import start
-from alexnet_flax.cli.main import main
+from alexnet_flax.cli.main import VERBS, main
 from alexnet_flax.errors import UsageError
 from alexnet_flax.training.experiment import compile_train_step
 
