@@ -1,6 +1,7 @@
 """One training step and one evaluation step, pure: wrap them in `jit`, `pmap` or `shard_map`."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
@@ -155,7 +156,7 @@ def train_step(
     gradients, metrics = jax.lax.psum((gradients, metrics), axis_name)
     batch_stats = jax.lax.pmean(batch_stats, axis_name)  # equal on all devices already
 
-  updates, opt_state = state.tx.update(_together(gradients), state.opt_state, state.params)
+  updates, opt_state = state.tx.update(_in_turn(gradients), state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   ema = state.ema
   if state.ema_decay is not None:
@@ -169,20 +170,26 @@ def train_step(
   return state, metrics
 
 
-def _together(gradients: Any) -> Any:
-  """Lets no gradient be used before all are computed, on one CPU.
+def _in_turn(gradients: Any) -> Any:
+  """Lets the gradient of each kernel wait for that of the bias one layer before, on one CPU.
 
-  XLA's CPU compiler would otherwise not know that the parameters are read for the last time before they are
-  updated in place, and would copy all of them first. It drops `lax.optimization_barrier` before it decides,
-  so the gradients wait for a zero that depends on all of them and that the compiler cannot foresee.
+  The latter is computed after the kernel was read for the last time. XLA's CPU compiler would otherwise not
+  know that the kernel may then be updated in place, and would copy all parameters before the step. It drops
+  `lax.optimization_barrier` before it decides, so a zero is added that it cannot foresee.
   """
-  if jax.device_count() > 1:
+  if jax.device_count() > 1 or not isinstance(gradients, dict):
     return gradients
+  layers = {name: layer for name, layer in gradients.items() if isinstance(layer, dict)}
+  order = [name for name, layer in layers.items() if {'kernel', 'bias'} <= layer.keys()]
+  order.sort(key=lambda name: int('0' + ''.join(filter(str.isdigit, name))))
 
   def wait(gradients: Any) -> Any:
-    firsts = (x[(0,) * x.ndim] for x in jax.tree.leaves(gradients) if x.size)
-    zero = sum(jnp.minimum(jnp.abs(first).astype(jnp.float32), 0) for first in firsts)
-    return jax.tree.map(lambda x: x + jnp.asarray(zero, x.dtype), gradients)
+    waiting = dict(gradients)
+    for before, name in itertools.pairwise(order):
+      zero = jnp.minimum(jnp.abs(gradients[before]['bias'][0]), 0)
+      kernel = waiting[name]['kernel']
+      waiting[name] = waiting[name] | {'kernel': kernel + zero.astype(kernel.dtype)}
+    return waiting
 
   return jax.lax.platform_dependent(gradients, cpu=wait, default=lambda gradients: gradients)
 

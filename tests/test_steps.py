@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -255,6 +256,20 @@ def test_donation_is_possible():
   old = jax.tree.leaves(state.params)[0]
   state, _ = step(state, next(batches()), KEY)
   assert old.is_deleted()
+
+
+def test_one_cpu_updates_kernels_in_place(monkeypatch):
+  """XLA copied them before the step; the results are the same."""
+  model, batch = network('paper'), next(batches())
+  compiled = []
+  for devices in (8, 1):
+    monkeypatch.setattr(jax, 'device_count', lambda devices=devices: devices)
+    step = jax.jit(lambda *arguments: train_step(*arguments), donate_argnums=0)
+    compiled.append(step.lower(initial(model), batch, KEY).compile())
+  copied, updated = (len(re.findall(r' = f32\[\d+,\S* copy\(', c.as_text())) for c in compiled)
+  assert updated < copied
+  results = [c(jax.tree.map(jnp.copy, initial(model)), batch, KEY)[0] for c in compiled]
+  assert greatest_error(*results) <= 1e-6
 
 
 def test_metrics_are_counted_by_hand():
