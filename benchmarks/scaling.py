@@ -5,15 +5,13 @@
 Seconds are medians, memory is what XLA's plan of the compiled step takes (arguments, results and
 temporaries), both on this machine's processor; an exponent of 1 means that twice as much costs twice as much.
 The network is a quarter as wide as its variant, but where the width varies. Devices are simulated: what
-counts there is not time, but the arithmetic of a device, and how many values it exchanges in collectives.
+counts there is not time, but the arithmetic of a device, and how many bytes it gives to how many collectives.
 The last line is one JSON object.
 """
 
 import argparse
-import collections
 import json
 import os
-import re
 import statistics
 import time
 
@@ -25,6 +23,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from alexnet_flax import VARIANTS, AlexNet, create_train_state, sgd, train_step
+from alexnet_flax.diagnostics import hlo
 from alexnet_flax.training import parallel
 
 BATCH, WIDTH = 32, 1 / 4
@@ -33,8 +32,6 @@ SERIES = {
   'width': (1 / 8, 1 / 4, 1 / 2, 1),
   'size': (96, 128, 160, 192, 224),
 }
-_KINDS = 'all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute'
-_COLLECTIVE = re.compile(rf'= (.*?) ({_KINDS})(?:-start)?\(')
 
 
 def compiled_step(network: str, batch: int, width: float, size: int | None, devices: int = 1, model: int = 1):
@@ -73,15 +70,6 @@ def exponent(sizes: list[float], costs: list[float]) -> float:
   return round(float(np.polyfit(np.log(sizes), np.log(costs), 1)[0]), 2)
 
 
-def collectives(text: str) -> dict[str, tuple[int, int]]:
-  """Returns kind -> (how many, values in their results) of a compiled program."""
-  found: dict[str, list[int]] = collections.defaultdict(list)
-  for shapes, kind in _COLLECTIVE.findall(text):
-    sides = re.findall(r'\w\d+\[([\d,]*)\]', shapes)
-    found[kind].append(sum(int(np.prod([int(side) for side in one.split(',') if side])) for one in sides))
-  return {kind: (len(values), sum(values)) for kind, values in found.items()}
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
   parser.add_argument('--network', choices=VARIANTS, default='batchnorm')
@@ -101,7 +89,7 @@ def main() -> None:
     found[name] = slopes
   for devices, model in ((1, 1), (2, 1), (4, 1), (8, 1), (8, 8)):
     step, _ = compiled_step(arguments.network, BATCH, WIDTH, None, devices, model)
-    flops, sent = step.cost_analysis()['flops'], collectives(step.as_text())
+    flops, sent = step.cost_analysis()['flops'], hlo.collectives(hlo.parse(step.as_text()))
     print(f'devices {devices}, mesh.model {model}: {flops / 1e9:.1f} GFLOP a device; {sent}', flush=True)
     found[f'{devices} devices, model {model}'] = {'flops': flops, 'collectives': sent}
   print(json.dumps(found))

@@ -17,7 +17,7 @@ import jax
 from alexnet_flax.config import Config, all_keys, from_dict, to_dict, value_of, with_values
 from alexnet_flax.errors import UsageError, one_line
 from alexnet_flax.files import expanded, public, read_json, read_lines, rewrite_lines, set_aside, write_json
-from alexnet_flax.pretrained import LOCAL, write_names
+from alexnet_flax.pretrained import LOCAL, find_run, write_names
 
 CONFIG, HISTORY, ENVIRONMENT = 'config.json', 'config_history.jsonl', 'environment.json'
 _ROOM = 1 << 16  # bytes without which nothing can begin
@@ -112,11 +112,13 @@ def changed_keys(
 
 def _local(config: Config, images: str | None) -> dict[str, str | None]:
   """Returns the paths that are nobody else's business, and which images are trained on."""
-  places = config.data.data_dir, config.transfer.source
-  data_dir, source = (
-    os.path.abspath(expanded(place)) if place and '://' not in place else place for place in places
-  )
-  return {'data_dir': data_dir, 'transfer_source': source, 'images': images}
+  data_dir, source = config.data.data_dir, config.transfer.source
+  is_path = source and (find_run(source) or expanded(source).exists())  # not a published name, nor a URL
+  return {
+    'data_dir': data_dir and os.path.abspath(expanded(data_dir)),
+    'transfer_source': os.path.abspath(expanded(source)) if source and is_path else source,
+    'images': images,
+  }
 
 
 def read_history(folder: pathlib.Path) -> list[dict[str, Any]]:

@@ -218,6 +218,14 @@ def test_other_images_and_another_source_of_transfer_are_part_of_the_history(tmp
   assert write('/here/x.pth', '1 of ef', 8) == [changed, elsewhere]
 
 
+def test_a_published_name_is_the_same_source_in_every_folder(tmp_path, monkeypatch):
+  for step in (0, 2):
+    (tmp_path / str(step)).mkdir()
+    monkeypatch.chdir(tmp_path / str(step))
+    workdir.write_records(tmp_path, replace(TINY, transfer={'source': 'torchvision'}), ['x', 'y'], step)
+  assert workdir.read_history(tmp_path) == []
+
+
 def test_the_latest_checkpoints_and_the_best_are_kept(tiny, tmp_path):
   """With accuracy that falls, Orbax's own `max_to_keep` with `best_fn` would drop the latest."""
   run = build_experiment(tiny)
