@@ -188,6 +188,8 @@ def part_of_step(moved: hlo.Moved, layers: Iterable[str]) -> str:
     return f'{layer} {"backward" if "transpose(" in source else "forward"}'
   if 'jvp(' in source:
     return 'images and loss'
+  if '/guard/' in source:
+    return 'guard'
   return 'update' if source.startswith('jit(guarded_step)') else 'copies'
 
 

@@ -94,6 +94,7 @@ def test_the_roofline():
     ('jit(guarded_step)/jvp(AlexNet)/conv1/AlexNet._apply/conv1/conv_general_dilated', 'conv1 forward'),
     ('jit(guarded_step)/transpose(jvp(AlexNet))/norm2/reduce_sum', 'norm2 backward'),
     ('jit(guarded_step)/jvp()/top_k', 'images and loss'),
+    ('jit(guarded_step)/guard/reduce_sum', 'guard'),
     ('jit(guarded_step)/jit(_where)/select_n', 'update'),
     ('', 'copies'),
   ],
