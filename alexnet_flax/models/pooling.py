@@ -83,12 +83,35 @@ def _no_index(like: jax.Array, layer: Pool) -> jax.Array:
 
 
 def _selected(index: jax.Array, x: jax.Array, layer: Pool) -> jax.Array:
-  """Returns the value at each window's index: linear in x, so that JAX can transpose it."""
-  parts = (
-    jnp.where(index == index.dtype.type(place), values, jnp.zeros_like(values))
-    for place, values in enumerate(_slices(x, layer, 0))
-  )
-  return functools.reduce(jnp.add, parts)
+  """Returns the value at each window's index: linear in x, so that JAX can transpose it.
+
+  Transposed, each value of the image gathers from the few windows that it lies in, in one pass. So the image is
+  cut into blocks with sides of `strides`: the window that begins in a block reaches into few blocks after it.
+  """
+  size, strides, (rows, columns) = layer.kernel_size, layer.strides, index.shape[1:3]
+  after = -(-size // strides) - 1  # blocks
+  sides = zip(index.shape[1:3], x.shape[1:3], strict=True)
+  spans = [((count + after) * strides, window_padding(layer, side)[0], side) for count, side in sides]
+  pads = [(before, span - before - side, 0) for span, before, side in spans]
+  x = jax.lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+  x = x.reshape(x.shape[0], rows + after, strides, columns + after, strides, x.shape[3])
+  no_window = index.dtype.type(254)
+  begun = jax.lax.pad(index, no_window, [(0, 0, 0), (after, after, 0), (after, after, 0), (0, 0, 0)])
+  total = jnp.zeros_like(x, shape=index.shape)
+  for down, right in itertools.product(range(after + 1), repeat=2):
+    above, left = after - down, after - right
+    windows = begun[:, above : above + rows + after, None, left : left + columns + after, None]
+    places = _places(layer, down, right).astype(index.dtype)[None, None, :, None, :, None]
+    values = jnp.where(windows == places, x, jnp.zeros_like(x)).sum((2, 4))
+    total += values[:, down : down + rows, right : right + columns]
+  return total
+
+
+def _places(layer: Pool, down: int, right: int) -> np.ndarray:
+  """Returns the places [strides, strides] in a window that a block further down and right has; 255 for none."""
+  row, column = (block * layer.strides + np.arange(layer.strides) for block in (down, right))
+  inside = (row < layer.kernel_size)[:, None] & (column < layer.kernel_size)
+  return np.where(inside, row[:, None] * layer.kernel_size + column, 255)
 
 
 def _slices(x: jax.Array, layer: Pool, padding: float = -np.inf) -> list[jax.Array]:
