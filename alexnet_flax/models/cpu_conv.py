@@ -4,14 +4,15 @@
 
 - minimal filtering for 3x3 and 5x5 at stride 1 (`winograd.py`);
 - for the kernel's derivative of convolutions with strides (conv1: 11x11, stride 4), one matrix product. With
-  the image cut into 4x4 blocks, the window of an output lies in 3x3 whole blocks, 36 rows of 12 contiguous
-  numbers. Side by side in memory they are a row of the matrix.
+  the image cut into 4x4 blocks, the window of an output lies in 3x3 whole blocks. One number of each block of an
+  image, for all blocks that are first in a window, is a row of the matrix: contiguous, if blocks come last.
 
 The convolution is a JAX primitive of its own. It is bilinear, so it can be differentiated any number of
 times, forwards and backwards; each platform has its own lowering; `vmap` makes it JAX's own convolution.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -48,14 +49,14 @@ def block_kernel_gradient(x: jax.Array, cotangent: jax.Array, geometry: Geometry
   def part(x: jax.Array, cotangent: jax.Array) -> jax.Array:
     rows, columns = height + blocks[0] - 1, width + blocks[1] - 1
     x = padded(x, geometry, (rows * down, columns * right))
-    x = x.reshape(-1, rows, down, columns, right * x.shape[3])
-    x = jnp.concatenate([x[:, :, :, s : s + width] for s in range(blocks[1])], -1)
-    windows = [x[:, r : r + height, q] for r in range(blocks[0]) for q in range(down)]
-    every = (0, 1, 2)
-    return lax.dot_general(jnp.concatenate(windows, -1), cotangent, ((every, every), ((), ())))
+    x = x.reshape(-1, rows, down, columns, right * x.shape[3]).transpose(2, 4, 0, 1, 3)
+    corners = itertools.product(range(blocks[0]), range(blocks[1]))
+    windows = jnp.stack([x[:, :, :, r : r + height, s : s + width] for r, s in corners])
+    return lax.dot_general(windows, cotangent, (((3, 4, 5), (0, 1, 2)), ((), ())))
 
   size = 4 * height * width * blocks[0] * blocks[1] * down * right * x.shape[3]
   gradient = sum_parts(part, (x, cotangent), max(1, int(_CACHED // size)))
+  gradient = gradient.reshape(*blocks, down, right, x.shape[3], -1).swapaxes(1, 2)
   gradient = gradient.reshape(blocks[0] * down, blocks[1] * right, x.shape[3], -1)
   return gradient[: geometry.kernel[0], : geometry.kernel[1]]
 

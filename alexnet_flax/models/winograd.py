@@ -235,6 +235,7 @@ def sum_parts(function: Callable[..., jax.Array], arrays: Sequence[jax.Array], s
   if arrays[0].shape[0] <= size:
     return function(*arrays)
   parts, rest = _split(arrays, size)
-  first = function(*(x[0] for x in parts))
-  total, _ = lax.scan(lambda total, part: (total + function(*part), None), first, [x[1:] for x in parts])
+  like = jax.eval_shape(function, *(x[0] for x in parts))
+  zero = jnp.zeros(like.shape, like.dtype)
+  total, _ = lax.scan(lambda total, part: (total + function(*part), None), zero, parts)
   return total + function(*rest) if rest[0].shape[0] else total
