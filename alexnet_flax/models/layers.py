@@ -4,6 +4,7 @@ All take and return [B, H, W, C]. Sums are accumulated in at least float32; resu
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -76,9 +77,8 @@ def local_response_norm(x: jax.Array, layer: LocalResponseNorm) -> jax.Array:
   The window of channel c is c - size // 2 ... c + (size - 1) // 2, clipped at the ends of its group.
   """
   *space, channels = x.shape
-  grouped = x.reshape(*space, layer.groups, channels // layer.groups)
-  total = _channel_sums(jnp.square(at_least_float32(grouped)), layer.size)
-  return _divide(grouped, total, layer).reshape(x.shape)
+  grouped = at_least_float32(x).reshape(*space, layer.groups, channels // layer.groups)
+  return _response_norm(grouped, layer, _channel_sums).reshape(x.shape).astype(x.dtype)
 
 
 def _channel_sums(x: jax.Array, size: int) -> jax.Array:
@@ -105,12 +105,37 @@ def spatial_response_norm(x: jax.Array, layer: SpatialResponseNorm) -> jax.Array
 
   The window is clipped at the image's border (the 2012 program's layer 'rnorm').
   """
-  before = layer.size // 2
-  pads = (before, layer.size - 1 - before)
-  window, padding = (1, layer.size, layer.size, 1), ((0, 0), pads, pads, (0, 0))
-  squares = jnp.square(at_least_float32(x))
-  total = jax.lax.reduce_window(squares, 0.0, jax.lax.add, window, (1, 1, 1, 1), padding)
-  return _divide(x, total, layer)
+  return _response_norm(at_least_float32(x), layer, _window_sums).astype(x.dtype)
+
+
+def _window_sums(x: jax.Array, size: int) -> jax.Array:
+  pads = (size // 2, size - 1 - size // 2)
+  window, padding = (1, size, size, 1), ((0, 0), pads, pads, (0, 0))
+  return jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1, 1, 1, 1), padding)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _response_norm(
+  x: jax.Array, layer: LocalResponseNorm | SpatialResponseNorm, sums: Callable[[jax.Array, int], jax.Array]
+) -> jax.Array:
+  """Computes x / (k + alpha * sums(x^2))^beta; its derivative needs no more than x and the sums."""
+  return x * _scale(layer.k + layer.alpha * sums(jnp.square(x), layer.size), layer.beta)
+
+
+@_response_norm.defjvp
+def _response_norm_jvp(layer: Any, sums: Any, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+  (x,), (tangent,) = primals, tangents
+  total = layer.k + layer.alpha * sums(jnp.square(x), layer.size)
+  scale = _scale(total, layer.beta)
+  change = 2 * layer.alpha * layer.beta * sums(x * tangent, layer.size)
+  return x * scale, scale * tangent - x * scale / total * change
+
+
+def _scale(total: jax.Array, beta: float) -> jax.Array:
+  if beta != 0.75:
+    return jnp.power(total, -beta)
+  root = jax.lax.rsqrt(total)  # roots are faster
+  return root * jnp.sqrt(root)
 
 
 class Dropout(nn.Module):
@@ -131,13 +156,6 @@ class Dropout(nn.Module):
     kept = jax.random.bernoulli(self.make_rng('dropout'), 1 - self.rate, x.shape)
     kept |= jnp.zeros_like(x, bool)  # takes over the sharding of x
     return jnp.where(kept, x / (1 - self.rate), jnp.zeros_like(x))
-
-
-def _divide(x: jax.Array, total: jax.Array, layer: LocalResponseNorm | SpatialResponseNorm) -> jax.Array:
-  total = layer.k + layer.alpha * total
-  root = jax.lax.rsqrt(total)
-  scale = root * jnp.sqrt(root) if layer.beta == 0.75 else jnp.power(total, -layer.beta)  # roots are faster
-  return (at_least_float32(x) * scale).astype(x.dtype)
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

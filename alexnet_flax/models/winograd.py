@@ -39,7 +39,8 @@ _POINTS: dict[int, tuple[Fraction | int | None, ...]] = {
   6: (0, 1, -1, _HALF, -2, INFINITY),
   8: (0, 1, -1, _HALF, -_HALF, 2, -2, INFINITY),
 }
-_CACHED = 60e6  # the bytes between two products of the images that are processed together
+# By the taps per side: the bytes between two products of the images that are processed together.
+_CACHED = {3: 30e6, 5: 60e6}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +163,7 @@ def tiles(geometry: Geometry) -> tuple[int, int]:
 def _images(geometry: Geometry, channels: int) -> int:
   """Returns for how many images all points of all tiles fit into the cache."""
   points = (TILE + geometry.kernel[0] - 1) ** 2
-  return max(1, int(_CACHED // (4 * points * math.prod(tiles(geometry)) * channels)))
+  return max(1, int(_CACHED[geometry.kernel[0]] // (4 * points * math.prod(tiles(geometry)) * channels)))
 
 
 def padded(x: jax.Array, geometry: Geometry, sides: tuple[int, int]) -> jax.Array:
