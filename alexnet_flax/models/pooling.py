@@ -86,7 +86,7 @@ def _selected(index: jax.Array, x: jax.Array, layer: Pool) -> jax.Array:
   """Returns the value at each window's index: linear in x, so that JAX can transpose it.
 
   Transposed, each value of the image gathers from the few windows that it lies in, in one pass. So the image
-  is cut into blocks with sides of `strides`: the window that begins in a block reaches into few blocks after it.
+  is cut into blocks with sides of `strides`: a window that begins in a block reaches into few after it.
   """
   size, strides, (rows, columns) = layer.kernel_size, layer.strides, index.shape[1:3]
   after = -(-size // strides) - 1  # blocks
@@ -108,7 +108,7 @@ def _selected(index: jax.Array, x: jax.Array, layer: Pool) -> jax.Array:
 
 
 def _places(layer: Pool, down: int, right: int) -> np.ndarray:
-  """Returns the places in a window that a block further down and right has; 255 for none: [strides, strides]."""
+  """Returns the places [strides, strides] in a window of a block further down and right; 255 for none."""
   row, column = (block * layer.strides + np.arange(layer.strides) for block in (down, right))
   inside = (row < layer.kernel_size)[:, None] & (column < layer.kernel_size)
   return np.where(inside, row[:, None] * layer.kernel_size + column, 255)
