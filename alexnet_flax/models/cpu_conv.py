@@ -4,8 +4,8 @@
 
 - minimal filtering for 3x3 and 5x5 at stride 1 (`winograd.py`);
 - for the kernel's derivative of convolutions with strides (conv1: 11x11, stride 4), one matrix product. With
-  the image cut into 4x4 blocks, the window of an output lies in 3x3 whole blocks. One number of each block of an
-  image, for all blocks that are first in a window, is a row of the matrix: contiguous, if blocks come last.
+  the image cut into 4x4 blocks, the window of an output lies in 3x3 whole blocks. A row of the matrix is one
+  number of one of these, for all outputs: contiguous, if the images' dimensions come last.
 
 The convolution is a JAX primitive of its own. It is bilinear, so it can be differentiated any number of
 times, forwards and backwards; each platform has its own lowering; `vmap` makes it JAX's own convolution.
