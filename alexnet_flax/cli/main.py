@@ -17,15 +17,28 @@ from alexnet_flax.cli import (
   predict,
   prepare,
   report,
+  reproduce,
   start,
   verify_resume,
 )
 from alexnet_flax.cli.compilation_cache import use_compilation_cache
-from alexnet_flax.errors import UsageError, needs_extra, unknown_name
+from alexnet_flax.errors import DivergedError, PreemptedError, UsageError, needs_extra, unknown_name
 
 # Each module has HELP, DESCRIPTION, `add_arguments`, and `run`, which returns the exit code (None for 0) and
 # imports what it needs.
-_MODULES = (prepare, evaluate, predict, report, demo, features, convert, verify_resume, doctor, plan)
+_MODULES = (
+  prepare,
+  evaluate,
+  predict,
+  report,
+  demo,
+  features,
+  convert,
+  verify_resume,
+  doctor,
+  plan,
+  reproduce,
+)
 VERBS = {module.__name__.rpartition('.')[2].replace('_', '-'): module for module in _MODULES}
 
 
@@ -55,8 +68,8 @@ def main(argv: list[str] | None = None) -> int:
   except BrokenPipeError:  # the reader has closed the pipe
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
-  except UsageError as error:
-    print(f'error: {error}', file=sys.stderr)
+  except (UsageError, DivergedError, PreemptedError) as error:
+    print('' if isinstance(error, PreemptedError) else 'error: ', error, sep='', file=sys.stderr)
     return error.exit_code
 
 

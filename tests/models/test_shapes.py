@@ -139,6 +139,23 @@ TABLES = {
     'flatten': (1024,),
     'fc4': (10,),
   },
+  'cifar10_80sec': {
+    **stage(1, 32, 32, ['conv', 'relu'], 16),
+    **stage(2, 16, 32, ['conv', 'relu'], 8),
+    **stage(3, 8, 64, ['conv', 'relu'], 4),
+    'flatten': (1024,),
+    'fc4': (64,),
+    'relu4': (64,),
+    'fc5': (10,),
+  },
+  'cifar10_four_convs': {
+    **stage(1, 32, 32, ['conv', 'relu'], 16),
+    **stage(2, 16, 32, ['conv', 'relu'], 8),
+    **stage(3, 8, 64, ['conv', 'relu'], 4),
+    **stage(4, 4, 64, ['conv', 'relu']),
+    'flatten': (1024,),
+    'fc5': (10,),
+  },
 }
 
 # The layer orders in which easily confused variants differ.
@@ -164,6 +181,8 @@ COUNTS = {
   'batchnorm_grouped': (60_965_230, 19_142),
   'ungrouped': (62_378_344, 0),
   'cifar10_full': (89_578, 0),
+  'cifar10_80sec': (145_578, 0),
+  'cifar10_four_convs': (126_506, 0),
 }
 KERNELS = {
   'batchnorm': {'conv1': (11, 11, 3, 96), 'conv2': (5, 5, 96, 256), 'fc6': (9216, 4096)},
@@ -182,6 +201,8 @@ KERNELS = {
   'batchnorm_grouped': {'conv2': (5, 5, 48, 256), 'conv5': (3, 3, 192, 256), 'fc6': (9216, 4096)},
   'ungrouped': {'conv2': (5, 5, 96, 256), 'conv5': (3, 3, 384, 256), 'fc6': (9216, 4096)},
   'cifar10_full': {'conv1': (5, 5, 3, 32), 'conv3': (5, 5, 32, 64), 'fc4': (1024, 10)},
+  'cifar10_80sec': {'conv1': (5, 5, 3, 32), 'fc4': (1024, 64), 'fc5': (64, 10)},
+  'cifar10_four_convs': {'conv2': (5, 5, 32, 32), 'conv4': (3, 3, 64, 64), 'fc5': (1024, 10)},
 }
 # By hand, backwards from one value after pool5. A pool needs 3 values; the pool before it makes 3 of 7, or of
 # 6 if sizes are rounded up. conv1 makes 12 values of 55, or of 52 if rounded up.
@@ -197,6 +218,8 @@ SMALLEST = {
   'batchnorm_grouped': 55,
   'ungrouped': 55,
   'cifar10_full': 12,
+  'cifar10_80sec': 12,
+  'cifar10_four_convs': 12,
 }
 
 

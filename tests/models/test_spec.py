@@ -119,6 +119,8 @@ GAUSSIANS = {
   'caffenet': (dict.fromkeys(LAYERS, 0.01) | {'fc6': 0.005, 'fc7': 0.005}, dict.fromkeys(ONES, 1.0)),
   'one_weird_trick': (dict.fromkeys(LAYERS, 0.01) | CONV345, dict.fromkeys(ONES, 1.0) | {'fc8': -7.0}),
   'cifar10_full': ({'conv1': 1e-4, 'conv2': 0.01, 'conv3': 0.01, 'fc4': 0.01}, {}),
+  'cifar10_80sec': ({'conv1': 1e-4, 'conv2': 0.01, 'conv3': 0.01, 'fc4': 0.1, 'fc5': 0.1}, {}),
+  'cifar10_four_convs': (dict.fromkeys(('conv2', 'conv3', 'conv4', 'fc5'), 0.01) | {'conv1': 1e-4}, {}),
 }
 
 
@@ -127,7 +129,7 @@ def test_initialisation(name):
   spec = VARIANTS[name].scaled(0.25)
   images = (
     jnp.zeros((1, spec.image_size, spec.image_size, 3))
-    if name == 'cifar10_full'
+    if name.startswith('cifar10')
     else jnp.zeros((1, 67, 67, 3))
   )
   init = jax.jit(functools.partial(AlexNet(spec).init, train=False))

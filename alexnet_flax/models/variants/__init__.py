@@ -39,5 +39,7 @@ VARIANTS: dict[str, Spec] = _Variants(
     caffe.batchnorm_grouped(),
     ports.ungrouped(),
     krizhevsky.cifar10_full(),
+    krizhevsky.cifar10_80sec(),
+    krizhevsky.cifar10_four_convs(),
   )
 )

@@ -1,0 +1,1 @@
+"""Published numbers, each reproduced by one command: claims, runs, verdicts."""

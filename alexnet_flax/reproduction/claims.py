@@ -1,0 +1,181 @@
+"""Published results as data: what was claimed, by which recipe, and how to measure it.
+
+A recipe is a configuration: the keys that all arms share, and those in which each arm differs. A score is a
+number of one seed, computed from the curves of its arms. `CLAIMS` holds those that can be run here.
+"""
+
+import dataclasses
+import math
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from alexnet_flax.config import Config, from_dict, to_dict, with_values
+from alexnet_flax.errors import unknown_name
+
+CIFAR10 = 'CIFAR-10, prepared by TFDS'
+
+
+class Point(NamedTuple):
+  """Errors in [0, 1] after an epoch: of its training steps as they were made, and of the test set."""
+
+  epoch: float
+  train_error: float
+  test_error: float
+
+
+Curve = Sequence[Point]
+Keys = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+  """The choice of a learning rate for each arm, by the first seed: the fewest epochs to a training error."""
+
+  rates: tuple[float, ...]
+  train_error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """A published result.
+
+  Attributes:
+    name: What `alexnet-flax reproduce` calls it.
+    what: What was measured, for the ledger.
+    published: The published number, in the unit of the scores.
+    unit: 'test error' (a share of 1), or 'times'.
+    source: Where it was published.
+    keys: The configuration that all arms share.
+    arms: By name, the keys in which each arm differs.
+    score: Returns the score of a seed from the curves by arm.
+    lower_is_better: Whether a lower score is a better one.
+    seeds: The number of seeds by default.
+    minutes: What a seed takes on two cores, measured.
+    until: The training error at which a run may stop; None for the recipe's end.
+    search: How the rate of each arm is found; None if the recipe states it.
+    departures: Where this differs from what was published.
+  """
+
+  name: str
+  what: str
+  published: float
+  unit: str
+  source: str
+  keys: Keys
+  arms: Mapping[str, Keys]
+  score: Callable[[Mapping[str, Curve]], float]
+  lower_is_better: bool = True
+  seeds: int = 3
+  minutes: float | None = None
+  until: float | None = None
+  search: Search | None = None
+  departures: str = ''
+
+  def config(self, arm: str, seed: int, **others: Any) -> Config:
+    """Returns the configuration of a run, checked."""
+    values = {**self.keys, **self.arms[arm], **others, 'seed': seed}
+    return from_dict(to_dict(with_values(Config(), values)))
+
+
+def final_test_error(curves: Mapping[str, Curve]) -> float:
+  """Returns the test error after the last epoch of the only arm."""
+  (curve,) = curves.values()
+  return curve[-1].test_error
+
+
+def epochs_until(curve: Curve, train_error: float) -> float:
+  """Returns the epochs until the training error fell to a value, interpolated; infinite if it never did.
+
+  >>> epochs_until([Point(1, 0.4, 0.5), Point(2, 0.2, 0.4)], 0.25)
+  1.75
+  """
+  before = Point(0.0, 1.0, 1.0)
+  for point in curve:
+    if point.train_error <= train_error:
+      share = (before.train_error - train_error) / (before.train_error - point.train_error)
+      return before.epoch + share * (point.epoch - before.epoch)
+    before = point
+  return math.inf
+
+
+def _tanh_to_relu(curves: Mapping[str, Curve]) -> float:
+  return epochs_until(curves['tanh'], _FIGURE_1) / epochs_until(curves['relu'], _FIGURE_1)
+
+
+_FIGURE_1 = 0.25
+_EPOCH = 391  # steps of 128 images
+_WHOLE_IMAGE: Keys = {
+  'data.dataset': 'cifar10',
+  'data.batch_size': 128,
+  'data.eval_batch_size': 1000,
+  'data.crop_scale': (1.0, 1.0),
+  'data.crop_ratio': (1.0, 1.0),
+  'data.flip': False,
+  'log_every_steps': _EPOCH,
+  'report': False,
+}
+_CUDA_CONVNET: Keys = {
+  **_WHOLE_IMAGE,
+  'optimizer.learning_rate': 0.001,
+  'optimizer.schedule': 'step',
+  'optimizer.weight_decay': 0.004,
+}
+_MEAN = 'the mean of each channel is subtracted, not the mean image; the images went through JPEG once'
+
+_ALL = (
+  Claim(
+    name='80sec',
+    what="cuda-convnet's 80-second network on CIFAR-10, no augmentation",
+    published=0.26,
+    unit='test error',
+    source='dnouri/cuda-convnet, example-layers/layers-80sec.cfg and layer-params-80sec.cfg',
+    keys=_CUDA_CONVNET
+    | {'model.variant': 'cifar10_80sec', 'optimizer.boundary_epochs': (8.0,), 'total_epochs': 10.0},
+    arms={'80sec': {}},
+    score=final_test_error,
+    departures=f"{_MEAN}; the files say 'after 8 epochs' a tenth of the rate, and not when to stop: after 10",
+  ),
+  Claim(
+    name='18pct',
+    what="cuda-convnet's 18 % network on CIFAR-10, no augmentation",
+    published=0.18,
+    unit='test error',
+    source='dnouri/cuda-convnet, example-layers/layers-18pct.cfg and layer-params-18pct.cfg',
+    keys=_CUDA_CONVNET
+    | {'model.variant': 'cifar10_full', 'optimizer.boundary_epochs': (120.0, 130.0), 'total_epochs': 140.0},
+    arms={'18pct': {}},
+    score=final_test_error,
+    seeds=1,
+    departures=f'{_MEAN}; the files do not say when to stop: 10 epochs after the second drop',
+  ),
+  Claim(
+    name='figure1',
+    what='epochs to 25 % training error on CIFAR-10, tanh to ReLU, four convolutions, no regularisation',
+    published=6.0,
+    unit='times',
+    source='Krizhevsky, Sutskever, Hinton 2012, section 3.1 and figure 1',
+    keys=_WHOLE_IMAGE
+    | {
+      'model.variant': 'cifar10_four_convs',
+      'optimizer.schedule': 'constant',
+      'optimizer.weight_decay': 0.0,
+      'total_epochs': 60.0,
+      'eval_every_epochs': 1.0,
+    },
+    arms={'relu': {'model.activation': 'relu'}, 'tanh': {'model.activation': 'tanh'}},
+    score=_tanh_to_relu,
+    lower_is_better=False,
+    until=_FIGURE_1,
+    search=Search((0.0003, 0.001, 0.003, 0.01), _FIGURE_1),
+    departures=f'the network is ours, for the paper states none; {_MEAN}',
+  ),
+)
+
+
+class _Claims(dict[str, Claim]):
+  def __missing__(self, name: str) -> Claim:
+    raise unknown_name('published result', name, self)
+
+
+CLAIMS: Mapping[str, Claim] = types.MappingProxyType(_Claims((claim.name, claim) for claim in _ALL))

@@ -1,0 +1,161 @@
+"""Writes the ledger of published results and draws its figures: `python -m docs.results > docs/results.md`.
+
+Ours come from the files in results/, which `alexnet-flax reproduce` writes.
+"""
+
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from alexnet_flax.reproduction.claims import CLAIMS, Claim
+from alexnet_flax.reproduction.figure import draw
+from alexnet_flax.reproduction.reproduce import read_records, verdict
+
+_HERE = pathlib.Path(__file__).parent
+_RESULTS = _HERE.parent / 'results'
+
+
+class Published(NamedTuple):
+  """A published result that nothing here can reproduce yet."""
+
+  what: str
+  number: str
+  source: str
+  why: str = 'ImageNet and a GPU'
+
+
+_OTHERS = (
+  Published('`ungrouped`, ImageNet top-1 / top-5', '61.93 / 83.90 %', 'osmr/imgclsmob, gluon/README.md'),
+  Published(
+    "CaffeNet256All (max and average pooling, learned colours, ELU, SPP), its authors' best, top-1",
+    '61.3 %',
+    'Mishkin, Sergievskiy, Matas, CVIU 2017; ducha-aiki/caffenet-benchmark',
+  ),
+  Published(
+    "torchvision's channels, dropout after fc6 and fc7", '60.70 / 82.95 %', 'ducha-aiki/caffenet-benchmark'
+  ),
+  Published('BatchNorm without groups', '60.43 / 82.47 %', 'HolmesShuan/AlexNet-BN-Caffemodel-on-ImageNet'),
+  Published('`batchnorm_grouped`', '60.01 / 81.89 %', 'cvjena/cnn-models, AlexNet_cvgj'),
+  Published("CNTK's AlexNet", '59.89 / 82.25 %', 'CNTK, Examples/Image/Classification/AlexNet'),
+  Published('`caffenet`', '57.4 / 80.4 %', 'BVLC/caffe, models/bvlc_reference_caffenet'),
+  Published('`caffe`', '57.1 / 80.2 %', 'BVLC/caffe, models/bvlc_alexnet'),
+  Published('`torchvision`', '56.522 / 79.066 %', "torchvision's documentation"),
+  Published(
+    '`paper`, ten crops, ILSVRC-2012 validation error, one network', '40.7 / 18.2 %', 'Krizhevsky et al. 2012'
+  ),
+  Published('the same, five networks averaged', '38.1 / 16.4 %', 'Krizhevsky et al. 2012'),
+  Published('the same, seven, two of them pre-trained', '36.7 / 15.4 %', 'Krizhevsky et al. 2012'),
+  Published('`paper`, ILSVRC-2010 test error, one crop', '39.0 / 18.3 %', 'Krizhevsky et al. 2012'),
+  Published('without overlapping pooling, error', '41.06 / 18.51 %', "the 2012 program's log, net 147"),
+  Published('without any normalisation, error', '42.03 / 19.36 %', "the 2012 program's log, net 148"),
+  Published(
+    'CIFAR-10, four layers, error without and with LRN',
+    '13 and 11 %',
+    'Krizhevsky et al. 2012, section 3.3',
+    'its networks need locally connected layers',
+  ),
+  Published(
+    "CIFAR-10 AlexNet of PyTorch's users, error",
+    '22.78 %',
+    'bearpaw/pytorch-classification',
+    'the padded random crop is missing',
+  ),
+  Published(
+    'CIFAR-10, random labels, training accuracy',
+    '99.82 %',
+    'Zhang et al. 2017, table 1 (from memory)',
+    'random labels are missing',
+  ),
+  Published(
+    'batches of 8K to 32K by LARC, ImageNet',
+    'settings alone',
+    'NVIDIA/caffe, models/alexnet_bn',
+    'ImageNet and many GPUs; `configs/imagenet_lars.py`',
+  ),
+)
+
+
+def _percent(value: float, claim: Claim) -> str:
+  return f'{value:.2%}'.replace('%', ' %') if claim.unit == 'test error' else f'{value:.2f} times'
+
+
+def _ours(claim: Claim, runs: Sequence[dict[str, Any]]) -> Iterator[str]:
+  """Yields the row of a claim that can be run."""
+  found = verdict(claim, list(runs))
+  published = _percent(claim.published, claim)
+  command = f'`alexnet-flax reproduce {claim.name}`'
+  if found is None:
+    yield f'| {claim.what} | {published} | - | not run yet | {command} |'
+    return
+  seeds = len({one['seed'] for one in runs})
+  error = _percent(found.standard_error, claim)
+  ours = f'{_percent(found.mean, claim)} ± {error}, {seeds} seed{"s" if seeds > 1 else ""}'
+  by = abs(found.mean - claim.published)
+  outcome = '**reproduced**' if found.outcome == 'reproduced' else f'missed by {_percent(by, claim)}'
+  yield f'| {claim.what} | {published} | {ours} | {outcome} | {command} |'
+
+
+def _about(claim: Claim, runs: Sequence[dict[str, Any]]) -> Iterator[str]:
+  """Yields the paragraph of a claim: source, departures, runs, figure."""
+  if not runs:
+    return
+  yield f'## {claim.name}\n'
+  yield f'Source: {claim.source}. Departures: {claim.departures}.\n'
+  if claim.search:
+    chosen = {one['arm']: one['config']['optimizer.learning_rate'] for one in runs}
+    rates = ', '.join(f'{rate:g}' for rate in claim.search.rates)
+    best = ', '.join(f'{rate:g} for {arm}' for arm, rate in chosen.items())
+    yield f'Of the learning rates {rates} the one with the fewest epochs, by seed 0: {best}.\n'
+  yield f'![Errors by epoch]({_image(claim).relative_to(_HERE)})\n'
+  yield '| arm | seed | epochs | training error | test error | hours | commit |'
+  yield '|---|---|---|---|---|---|---|'
+  for one in runs:
+    epoch, train_error, test_error = one['curve'][-1]
+    errors = f'{train_error:.2%} | {test_error:.2%}'.replace('%', ' %')
+    yield f'| {one["arm"]} | {one["seed"]} | {epoch:g} | {errors} | {one["hours"]:.2f} | {one["commit"]} |'
+  versions = runs[0]['versions']
+  yield f'\n{runs[0]["devices"]}, JAX {versions["jax"]}, Python {versions["python"]}.\n'
+
+
+def _image(claim: Claim) -> pathlib.Path:
+  return _HERE / 'images' / f'{claim.name}.svg'
+
+
+def _records(claim: Claim) -> list[dict[str, Any]]:
+  return read_records(_RESULTS / f'{claim.name}.json')
+
+
+def markdown() -> str:
+  """Returns the page."""
+  runs = {claim.name: _records(claim) for claim in CLAIMS.values()}
+  lines = [
+    '# Published results',
+    '',
+    'What others have published about AlexNets, and what this program gets by the same recipe. A number is',
+    'reproduced if ours is better, or worse by at most two standard errors of our seeds (of 10,000 images,',
+    'for one seed). This page is written from the files in `results/`, which the commands leave:',
+    '`python -m docs.results > docs/results.md`.',
+    '',
+    '| what | published | ours | verdict | command |',
+    '|---|---|---|---|---|',
+    *(row for claim in CLAIMS.values() for row in _ours(claim, runs[claim.name])),
+    '',
+    '`alexnet-flax prepare cifar10` fetches the data. A run that was cut off goes on with the same command.',
+    '',
+    *(line for claim in CLAIMS.values() for line in _about(claim, runs[claim.name])),
+    '## Not tried',
+    '',
+    '| what | published | source | what is missing here |',
+    '|---|---|---|---|',
+    *(f'| {one.what} | {one.number} | {one.source} | {one.why} |' for one in _OTHERS),
+    '',
+    'Runs of our own recipes, without a published number to compare with, are in [runs.md](runs.md).',
+  ]
+  return '\n'.join(lines) + '\n'
+
+
+if __name__ == '__main__':
+  for claim in CLAIMS.values():
+    if runs := _records(claim):
+      draw(claim, runs, _image(claim))
+  print(markdown(), end='')

@@ -1,0 +1,76 @@
+"""Claims are complete, their scores are computed as stated, and a verdict follows its rule."""
+
+import math
+
+import pytest
+
+from alexnet_flax.errors import UsageError
+from alexnet_flax.optim import OptimizerConfig
+from alexnet_flax.reproduction.claims import CLAIMS, Point, epochs_until
+from alexnet_flax.reproduction.reproduce import verdict
+
+
+@pytest.mark.parametrize('name', CLAIMS)
+def test_configurations_are_valid(name):
+  claim = CLAIMS[name]
+  for arm in claim.arms:
+    config = claim.config(arm, 3)
+    assert config.seed == 3
+    assert not config.augment.is_on
+    assert not config.data.train_view.flip
+  assert claim.source
+  assert claim.departures
+
+
+def test_the_programs_schedule():
+  """A tenth of 0.001 after 8 of 10 epochs; weight decay of 0.004, for fully connected layers 0.03."""
+  config = CLAIMS['80sec'].config('80sec', 0)
+  assert (config.data.batch_size, config.optimizer.momentum) == (128, OptimizerConfig.momentum) == (128, 0.9)
+  rate = config.optimizer.rate_by_step(3910, 391)
+  assert [float(rate(step)) for step in (0, 3127, 3129, 3909)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
+
+
+def test_an_unknown_name_gets_the_nearest():
+  with pytest.raises(UsageError, match="did you mean 'figure1'"):
+    CLAIMS['figur1']
+
+
+def test_epochs_until_an_error_are_interpolated():
+  curve = [Point(1, 0.5, 1), Point(2, 0.3, 1), Point(3, 0.2, 1)]
+  assert epochs_until(curve, 0.25) == pytest.approx(2.5)
+  assert epochs_until(curve, 0.5) == 1
+  assert epochs_until(curve, 0.75) == pytest.approx(0.5)  # from an error of 1 at the start
+  assert epochs_until(curve, 0.1) == math.inf
+
+
+def runs_of(errors):
+  return [{'arm': '80sec', 'seed': n, 'curve': [[9, 0.5, 0.9], [10, 0.2, e]]} for n, e in enumerate(errors)]
+
+
+@pytest.mark.parametrize(
+  ('errors', 'outcome'),
+  [
+    ([0.25, 0.25, 0.25], 'reproduced'),  # better
+    ([0.25, 0.27, 0.29], 'reproduced'),  # 0.27 ± 0.0115: within two standard errors of 0.26
+    ([0.275, 0.276, 0.277], 'missed'),
+    ([0.268], 'reproduced'),  # one seed: ± 0.0044, of 10,000 images
+    ([0.27], 'missed'),
+  ],
+)
+def test_a_verdict_is_two_standard_errors_or_better(errors, outcome):
+  found = verdict(CLAIMS['80sec'], runs_of(errors))
+  assert found.outcome == outcome
+  assert found.mean == pytest.approx(sum(errors) / len(errors))
+
+
+def test_a_ratio_takes_the_arms_of_a_seed_and_higher_is_better():
+  claim = CLAIMS['figure1']
+  runs = [
+    {'arm': arm, 'seed': seed, 'curve': [[epochs, 0.25, 0.4]]}
+    for seed in range(2)
+    for arm, epochs in (('relu', 4.0), ('tanh', 28.0 + seed))
+  ]
+  assert verdict(claim, runs).outcome == 'reproduced'
+  assert verdict(claim, runs).mean == pytest.approx((7 + 7.25) / 2)
+  assert verdict(claim, runs[:1]) is None  # no seed has both arms
+  assert verdict(claim, [runs[0], runs[1] | {'curve': [[8.0, 0.25, 0.4]]}]).outcome == 'missed'
