@@ -15,6 +15,8 @@ from flax import linen as nn
 from alexnet_flax.models.pooling import max_pool
 from alexnet_flax.models.spec import LocalResponseNorm, Pool, SpatialResponseNorm, window_padding
 
+_Sums = Callable[[jax.Array, int], jax.Array]
+
 
 @jax.custom_jvp
 def relu(x: jax.Array) -> jax.Array:
@@ -78,26 +80,28 @@ def local_response_norm(x: jax.Array, layer: LocalResponseNorm) -> jax.Array:
   """
   *space, channels = x.shape
   grouped = at_least_float32(x).reshape(*space, layer.groups, channels // layer.groups)
-  return _response_norm(grouped, layer, _channel_sums).reshape(x.shape).astype(x.dtype)
+  return _response_norm(grouped, layer, _slice_sums, _channel_sums).reshape(x.shape).astype(x.dtype)
+
+
+def _slice_sums(x: jax.Array, size: int) -> jax.Array:
+  """Sums `size` adjacent values on the last axis."""
+  channels, before = x.shape[-1], size // 2
+  padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(before, size - 1 - before)])
+  return functools.reduce(jnp.add, (padded[..., start : start + channels] for start in range(size)))
 
 
 def _channel_sums(x: jax.Array, size: int) -> jax.Array:
-  """Sums `size` adjacent values on the last axis, on CPUs by multiplying with a matrix of zeros and ones.
+  """The same, on CPUs by multiplying with a matrix of zeros and ones: its transpose is as fast.
 
   There the derivative of slices along the last axis took most of the step: five times the convolutions.
   """
-  channels, before = x.shape[-1], size // 2
 
   def product(x: jax.Array) -> jax.Array:
-    offsets = np.subtract.outer(np.arange(channels), np.arange(channels))
-    band = jnp.asarray((offsets >= -before) & (offsets < size - before), x.dtype)
+    offsets = np.subtract.outer(np.arange(x.shape[-1]), np.arange(x.shape[-1]))
+    band = jnp.asarray((offsets >= -(size // 2)) & (offsets < size - size // 2), x.dtype)
     return jax.lax.dot_general(x, band, (((x.ndim - 1,), (0,)), ((), ())))
 
-  def slices(x: jax.Array) -> jax.Array:
-    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(before, size - 1 - before)])
-    return functools.reduce(jnp.add, (padded[..., start : start + channels] for start in range(size)))
-
-  return jax.lax.platform_dependent(x, cpu=product, default=slices)
+  return jax.lax.platform_dependent(x, cpu=product, default=functools.partial(_slice_sums, size=size))
 
 
 def spatial_response_norm(x: jax.Array, layer: SpatialResponseNorm) -> jax.Array:
@@ -105,7 +109,7 @@ def spatial_response_norm(x: jax.Array, layer: SpatialResponseNorm) -> jax.Array
 
   The window is clipped at the image's border (the 2012 program's layer 'rnorm').
   """
-  return _response_norm(at_least_float32(x), layer, _window_sums).astype(x.dtype)
+  return _response_norm(at_least_float32(x), layer, _window_sums, _window_sums).astype(x.dtype)
 
 
 def _window_sums(x: jax.Array, size: int) -> jax.Array:
@@ -114,20 +118,26 @@ def _window_sums(x: jax.Array, size: int) -> jax.Array:
   return jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1, 1, 1, 1), padding)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def _response_norm(
-  x: jax.Array, layer: LocalResponseNorm | SpatialResponseNorm, sums: Callable[[jax.Array, int], jax.Array]
+  x: jax.Array, layer: LocalResponseNorm | SpatialResponseNorm, sums: _Sums, transposable_sums: _Sums
 ) -> jax.Array:
-  """Computes x / (k + alpha * sums(x^2))^beta; its derivative needs no more than x and the sums."""
+  """Computes x / (k + alpha * sums(x^2))^beta; its derivative needs no more than x and the sums.
+
+  Backwards, `transposable_sums` are computed, which are the same.
+  """
+  del transposable_sums
   return x * _scale(layer.k + layer.alpha * sums(jnp.square(x), layer.size), layer.beta)
 
 
 @_response_norm.defjvp
-def _response_norm_jvp(layer: Any, sums: Any, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+def _response_norm_jvp(
+  layer: Any, sums: _Sums, transposable_sums: _Sums, primals: Any, tangents: Any
+) -> tuple[jax.Array, jax.Array]:
   (x,), (tangent,) = primals, tangents
   total = layer.k + layer.alpha * sums(jnp.square(x), layer.size)
   scale = _scale(total, layer.beta)
-  change = 2 * layer.alpha * layer.beta * sums(x * tangent, layer.size)
+  change = 2 * layer.alpha * layer.beta * transposable_sums(x * tangent, layer.size)
   return x * scale, scale * tangent - x * scale / total * change
 
 
