@@ -83,10 +83,28 @@ def _no_index(like: jax.Array, layer: Pool) -> jax.Array:
 
 
 def _selected(index: jax.Array, x: jax.Array, layer: Pool) -> jax.Array:
-  """Returns the value at each window's index: linear in x, so that JAX can transpose it.
+  """Returns the value at each window's index: linear in x, so that JAX can transpose it."""
+  return jax.lax.platform_dependent(
+    index,
+    x,
+    cpu=functools.partial(_selected_by_blocks, layer=layer),
+    default=functools.partial(_selected_by_slices, layer=layer),
+  )
 
-  Transposed, each value of the image gathers from the few windows that it lies in, in one pass. So the image
-  is cut into blocks with sides of `strides`: a window that begins in a block reaches into few after it.
+
+def _selected_by_slices(index: jax.Array, x: jax.Array, layer: Pool) -> jax.Array:
+  parts = (
+    jnp.where(index == index.dtype.type(place), values, jnp.zeros_like(values))
+    for place, values in enumerate(_slices(x, layer, 0))
+  )
+  return functools.reduce(jnp.add, parts)
+
+
+def _selected_by_blocks(index: jax.Array, x: jax.Array, layer: Pool) -> jax.Array:
+  """Transposed, each value of the image gathers from the few windows that it lies in, in one pass.
+
+  The image is cut into blocks with sides of `strides`: a window that begins in a block reaches into few after
+  it. XLA's CPU compiler would otherwise write one padded array for each place in the window, and add them up.
   """
   size, strides, (rows, columns) = layer.kernel_size, layer.strides, index.shape[1:3]
   after = -(-size // strides) - 1  # blocks
