@@ -155,14 +155,39 @@ def moved(program: Program) -> list[Moved]:
 def collectives(program: Program) -> dict[str, tuple[int, int]]:
   """Returns, by kind, how many collectives run, and the bytes that each device contributes to all of them."""
   found: dict[str, tuple[int, int]] = {}
-  for one, computation, times in program.executed():
+  for one, own, times in _collectives(program):
     kind = one.opcode.removesuffix('-start')
-    if kind in COLLECTIVES:
-      count, size = found.get(kind, (0, 0))
+    count, size = found.get(kind, (0, 0))
+    found[kind] = count + times, size + times * own
+  return found
+
+
+def bytes_sent(program: Program, devices: int) -> float:
+  """Returns the bytes that a device sends for all collectives, if each goes around a ring of its group."""
+  total = 0.0
+  for one, own, times in _collectives(program):
+    size = _group_size(one) or devices
+    around = (size - 1) / size
+    turns = {'all-reduce': 2 * around, 'all-gather': size - 1, 'collective-permute': 1.0}
+    total += times * own * turns.get(one.opcode.removesuffix('-start'), around)
+  return total
+
+
+def _collectives(program: Program) -> Iterator[tuple[Instruction, int, int]]:
+  """Yields the collectives, the bytes that each device contributes to a run, and how often they run."""
+  for one, computation, times in program.executed():
+    if one.opcode.removesuffix('-start') in COLLECTIVES:
       operands = (computation[name] for name in one.operands if name in computation)
       own = sum(array.bytes for operand in operands for array in operand.arrays)  # in whatever memory
-      found[kind] = count + times, size + times * own
-  return found
+      yield one, own, times
+
+
+def _group_size(one: Instruction) -> int | None:
+  """Reads 'replica_groups={{0,1},{2,3}}' or, of 4 groups of 2, '[4,2]<=[8]'; None for all devices."""
+  if listed := one.attribute(r'replica_groups=\{\{([\d,]+)\}'):
+    return listed.count(',') + 1
+  counted = one.attribute(r'replica_groups=\[\d+,(\d+)\]')
+  return int(counted) if counted else None
 
 
 def arithmetic(program: Program) -> int:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -157,24 +157,16 @@ def available(accelerator: Accelerator) -> int:
 
 
 def roofline(
-  accelerator: Accelerator,
-  dtype: str,
-  operations: float,
-  bytes_moved: float,
-  collectives: Mapping[str, tuple[int, int]],
-  devices: int,
+  accelerator: Accelerator, dtype: str, operations: float, bytes_moved: float, bytes_sent: float
 ) -> dict[str, float]:
   """Returns the seconds that arithmetic, memory and collectives need, each alone and at its peak.
 
-  Collectives go around a ring of all devices, as all links together allow.
+  What is sent goes as fast as all links of a device together allow.
   """
-  around = (devices - 1) / devices
-  turns = {'all-reduce': 2 * around, 'all-gather': devices - 1, 'collective-permute': 1.0}
-  sent = sum(turns.get(kind, around) * size for kind, (_, size) in collectives.items())
   return {
     'arithmetic': operations / accelerator.peak(dtype),
     'memory': bytes_moved / accelerator.bandwidth,
-    'collectives': sent / accelerator.link,
+    'collectives': bytes_sent / accelerator.link,
   }
 
 
@@ -277,7 +269,6 @@ def _read(
   for one in hlo.moved(program):
     name = part_of_step(one, layers)
     by_part[name] = by_part.get(name, 0) + one.bytes
-  collectives = hlo.collectives(program)
   moved = sum(by_part.values())
   costs: Any = compiled.cost_analysis()
   return Plan(
@@ -290,12 +281,14 @@ def _read(
     bytes_moved=moved,
     bytes_of_compiler=costs.get('bytes accessed') if costs else None,
     bytes_by_part=dict(sorted(by_part.items(), key=lambda item: -item[1])),
-    collectives=collectives,
+    collectives=hlo.collectives(program),
     bytes_kept=_state_bytes(experiment),
     bytes_greatest=needed,
     bytes_available=available(accelerator),
     greatest_batch=greatest,
-    seconds=roofline(accelerator, config.model.dtype, operations, moved, collectives, devices.count),
+    seconds=roofline(
+      accelerator, config.model.dtype, operations, moved, hlo.bytes_sent(program, devices.count)
+    ),
     share=share,
     input_per_thread=per_thread,
     input_is_measured=is_measured,

@@ -60,6 +60,27 @@ def test_bytes_of_a_written_program():
 
 
 @pytest.mark.parametrize(
+  ('collective', 'sent'),
+  [
+    ('all-reduce(%arg), to_apply=%sum', 2 * 7 / 8 * 32),  # 32 bytes, eight devices
+    ('all-reduce(%arg), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%sum', 32),
+    ('all-reduce(%arg), replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%sum', 2 * 3 / 4 * 32),
+    ('all-gather(%arg), replica_groups=[2,4]<=[8], dimensions={0}', 3 * 32),
+    ('reduce-scatter(%arg), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%sum', 3 / 4 * 32),
+    ('collective-permute(%arg), source_target_pairs={{0,1},{1,0}}', 32),
+  ],
+)
+def test_bytes_sent_around_the_ring_of_a_group(collective, sent):
+  text = f"""
+ENTRY %main (arg: f32[8]) -> f32[8] {{
+  %arg = f32[8]{{0}} parameter(0)
+  ROOT %r = f32[8]{{0}} {collective}
+}}
+"""
+  assert hlo.bytes_sent(hlo.parse(text), 8) == pytest.approx(sent)
+
+
+@pytest.mark.parametrize(
   ('line', 'bytes_moved'),
   [
     ('(f32[8]{0}, f32[8]{0}) all-reduce-start(%arg), to_apply=%sum', 64),
