@@ -1,4 +1,4 @@
-"""Draws the eleven networks side by side, from their specs, into docs/images/family.png.
+"""Draws the networks side by side, from their specs, into docs/images/family.png.
 
 python -m docs.family_figure
 """
@@ -61,12 +61,14 @@ def kind_and_label(layer: specs.Layer, spec: Spec) -> tuple[str, str] | None:
 def boxes(spec: Spec) -> dict[str, list[tuple[str, str, int]]]:
   """Returns kind, label and number of groups of the drawn layers, by row.
 
-  Each layer with a kernel begins a row; the head is in the last.
+  Each layer with a kernel begins a row; the head is in the last, fully connected ones before it in fc6, fc7.
   """
-  row, found = 'input', {row: [] for row in ROWS}
+  row, found, hidden = 'input', {row: [] for row in ROWS}, iter(ROWS[-3:])
   for name, layer in spec.named_layers():
-    if isinstance(layer, specs.Conv | specs.Dense):
-      row = ROWS[-1] if name == spec.head else name
+    if isinstance(layer, specs.Conv):
+      row = name
+    elif isinstance(layer, specs.Dense):
+      row = ROWS[-1] if name == spec.head else next(hidden)
     if drawn := kind_and_label(layer, spec):
       found[row].append((*drawn, getattr(layer, 'groups', 1)))
   return found

@@ -63,7 +63,7 @@ _OTHERS = (
   Published(
     'CIFAR-10, random labels, training accuracy',
     '99.82 %',
-    'Zhang et al. 2017, table 1 (from memory)',
+    'Zhang et al. 2017, table 1',
     'random labels are missing',
   ),
   Published(
@@ -87,11 +87,14 @@ def _ours(claim: Claim, runs: Sequence[dict[str, Any]]) -> Iterator[str]:
   if found is None:
     yield f'| {claim.what} | {published} | - | not run yet | {command} |'
     return
-  seeds = len({one['seed'] for one in runs})
   error = _percent(found.standard_error, claim)
-  ours = f'{_percent(found.mean, claim)} ± {error}, {seeds} seed{"s" if seeds > 1 else ""}'
+  ours = f'{_percent(found.mean, claim)} ± {error}, {found.seeds} seed{"s" if found.seeds > 1 else ""}'
   by = abs(found.mean - claim.published)
-  outcome = '**reproduced**' if found.outcome == 'reproduced' else f'missed by {_percent(by, claim)}'
+  outcome = {
+    'reproduced': '**reproduced**',
+    'missed': f'missed by {_percent(by, claim)}',
+    'undecided': 'undecided: more seeds, or longer runs',
+  }[found.outcome]
   yield f'| {claim.what} | {published} | {ours} | {outcome} | {command} |'
 
 
@@ -113,8 +116,10 @@ def _about(claim: Claim, runs: Sequence[dict[str, Any]]) -> Iterator[str]:
     epoch, train_error, test_error = one['curve'][-1]
     errors = f'{train_error:.2%} | {test_error:.2%}'.replace('%', ' %')
     yield f'| {one["arm"]} | {one["seed"]} | {epoch:g} | {errors} | {one["hours"]:.2f} | {one["commit"]} |'
-  versions = runs[0]['versions']
-  yield f'\n{runs[0]["devices"]}, JAX {versions["jax"]}, Python {versions["python"]}.\n'
+  machines = {
+    f'{one["devices"]}, JAX {one["versions"]["jax"]}, Python {one["versions"]["python"]}' for one in runs
+  }
+  yield f'\n{"; ".join(sorted(machines))}.\n'
 
 
 def _image(claim: Claim) -> pathlib.Path:
@@ -133,7 +138,7 @@ def markdown() -> str:
     '',
     'What others have published about AlexNets, and what this program gets by the same recipe. A number is',
     'reproduced if ours is better, or worse by at most two standard errors of our seeds (of 10,000 images,',
-    'for one seed). This page is written from the files in `results/`, which the commands leave:',
+    'for an error of one seed). This page is written from the files in `results/`, which the commands leave:',
     '`python -m docs.results > docs/results.md`.',
     '',
     '| what | published | ours | verdict | command |',

@@ -1,6 +1,7 @@
 """`alexnet-flax reproduce`."""
 
 import argparse
+import dataclasses
 
 from alexnet_flax.cli.options import add_data_dir
 from alexnet_flax.errors import UsageError
@@ -32,8 +33,8 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.list:
       raise UsageError(f'name a published result: {", ".join(CLAIMS)}')
     for claim in CLAIMS.values():
-      minutes = 'not timed' if claim.minutes is None else f'{claim.minutes:g} min'
-      print(f'{claim.name:10} {claim.seeds} seeds of {minutes} on two cores: {claim.what}')
+      minutes = 'not timed yet' if claim.minutes is None else f'{claim.minutes:g} min a seed on two cores'
+      print(f'{claim.name:10} {claim.seeds} x, {minutes}: {claim.what}')
     return
   claim = CLAIMS[arguments.name]
   seeds = claim.seeds if arguments.seeds is None else arguments.seeds
@@ -44,9 +45,13 @@ def run(arguments: argparse.Namespace) -> None:
   from alexnet_flax.reproduction.reproduce import QUICK, reproduce, verdict
 
   quick = '-quick' if arguments.quick else ''
-  folder = expanded(arguments.workdir or f'runs/reproduce/{claim.name}{quick}')
+  default = f'runs/reproduce/{claim.name}{quick}'
+  folder = expanded(default if arguments.workdir is None else arguments.workdir)
   results = None if arguments.quick else expanded(arguments.results) / f'{claim.name}.json'
   others = {'data.data_dir': arguments.data_dir} | (QUICK if arguments.quick else {})
+  if arguments.quick and claim.search:
+    others['optimizer.learning_rate'] = claim.search.rates[1]
+    claim = dataclasses.replace(claim, search=None)
   runs = reproduce(claim, folder, results, seeds=seeds, others=others)
   figure = folder / f'{claim.name}.svg'
   draw(claim, runs, figure)

@@ -113,23 +113,24 @@ def _selected_by_blocks(index: jax.Array, x: jax.Array, layer: Pool) -> jax.Arra
   pads = [(before, span - before - side, 0) for span, before, side in spans]
   x = jax.lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
   x = x.reshape(x.shape[0], rows + after, strides, columns + after, strides, x.shape[3])
-  no_window = index.dtype.type(254)
-  begun = jax.lax.pad(index, no_window, [(0, 0, 0), (after, after, 0), (after, after, 0), (0, 0, 0)])
+  nowhere = np.iinfo(index.dtype).max  # no place in a window
+  around = [(0, 0, 0), (after, after, 0), (after, after, 0), (0, 0, 0)]
+  begun = jax.lax.pad(index, index.dtype.type(nowhere - 1), around)
   total = jnp.zeros_like(x, shape=index.shape)
   for down, right in itertools.product(range(after + 1), repeat=2):
     above, left = after - down, after - right
     windows = begun[:, above : above + rows + after, None, left : left + columns + after, None]
-    places = _places(layer, down, right).astype(index.dtype)[None, None, :, None, :, None]
+    places = _places(layer, down, right, nowhere).astype(index.dtype)[None, None, :, None, :, None]
     values = jnp.where(windows == places, x, jnp.zeros_like(x)).sum((2, 4))
     total += values[:, down : down + rows, right : right + columns]
   return total
 
 
-def _places(layer: Pool, down: int, right: int) -> np.ndarray:
-  """Returns the places [strides, strides] in a window of a block further down and right; 255 for none."""
+def _places(layer: Pool, down: int, right: int, nowhere: int) -> np.ndarray:
+  """Returns the places [strides, strides] in a window of a block further down and right."""
   row, column = (block * layer.strides + np.arange(layer.strides) for block in (down, right))
   inside = (row < layer.kernel_size)[:, None] & (column < layer.kernel_size)
-  return np.where(inside, row[:, None] * layer.kernel_size + column, 255)
+  return np.where(inside, row[:, None] * layer.kernel_size + column, nowhere)
 
 
 def _slices(x: jax.Array, layer: Pool, padding: float = -np.inf) -> list[jax.Array]:

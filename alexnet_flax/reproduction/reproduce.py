@@ -2,37 +2,43 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import pathlib
 import statistics
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from alexnet_flax.config import Config, all_keys, value_of, with_values
+from flax.traverse_util import flatten_dict
+
 from alexnet_flax.errors import DivergedError, UsageError
 from alexnet_flax.files import read_json, write_json
-from alexnet_flax.reproduction.claims import Claim, Curve, Point, epochs_until
+from alexnet_flax.reproduction.claims import Claim, Curve, Point, build_config, epochs_until
 from alexnet_flax.training.callbacks import Callback, Progress
 from alexnet_flax.training.logger import read_metrics
 from alexnet_flax.training.train import train
-from alexnet_flax.training.workdir import environment, read_environment
+from alexnet_flax.training.workdir import CONFIG, environment, read_environment
 
 # The embedded digits in a few steps: whether the machinery works, and never a verdict.
-QUICK = {'data.dataset': 'digits', 'total_epochs': 6.0, 'log_every_steps': 11, 'data.eval_batch_size': 128}
+QUICK = {'data.dataset': 'digits', 'total_epochs': 6.0, 'data.eval_batch_size': 128}
 
-Outcome = Literal['reproduced', 'missed']
+# Keys that do not change what a run measures, or that differ between the runs of a search.
+_FREE = ('data.data_dir', 'data.num_threads', 'total_epochs')
+
+Outcome = Literal['reproduced', 'missed', 'undecided']
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """The mean score of the seeds, its standard error, and what follows."""
+  """The mean score of so many seeds, its standard error, and what follows."""
 
   mean: float
   standard_error: float
+  seeds: int
   outcome: Outcome
 
   def __str__(self) -> str:
-    return f'{self.outcome}: {self.mean:.4g} ± {self.standard_error:.2g}'
+    return f'{self.outcome}: {self.mean:.4g} ± {self.standard_error:.2g} ({self.seeds} seeds)'
 
 
 def reproduce(
@@ -48,52 +54,66 @@ def reproduce(
     others: Keys of the configuration that differ from the recipe, such as the folder of the data.
 
   Raises:
-    UsageError: A run in the folder is of another commit or configuration, or the data are not prepared.
+    UsageError: A run in the folder, or a record, is of another commit or configuration; or the data are not
+      prepared.
   """
   runs = {(one['arm'], one['seed']): one for one in read_records(results)} if results else {}
+  for (arm, seed), one in runs.items():
+    if arm in claim.arms:
+      _require_same(str(results), one['config'], claim.values(arm, seed, others))
   for arm in claim.arms:
     missing = [seed for seed in range(seeds) if (arm, seed) not in runs]
     keys = dict(others)
     if claim.search and missing:
-      known = (one['config']['optimizer.learning_rate'] for (of, _), one in runs.items() if of == arm)
+      known = (one['config'][_RATE] for (of, _), one in runs.items() if of == arm)
       rate = next(known, None)
-      keys['optimizer.learning_rate'] = _search(claim, arm, folder, others) if rate is None else rate
+      keys[_RATE] = _search(claim, arm, folder, others) if rate is None else rate
     for seed in missing:
-      config = claim.config(arm, seed, **keys)
-      place = _place(folder, arm, config)
-      runs[arm, seed] = record(arm, seed, config, place, _run(claim, config, place))
+      values = claim.values(arm, seed, keys)
+      place = _place(folder, arm, values)
+      curve = _run(claim, values, place)
+      runs[arm, seed] = record(arm, values, place, curve)
       if results:
+        results.parent.mkdir(parents=True, exist_ok=True)
         write_json(results, {'claim': claim.name, 'runs': [runs[key] for key in sorted(runs)]})
   return [runs[key] for key in sorted(runs)]
 
 
-def _place(folder: pathlib.Path, arm: str, config: Config) -> pathlib.Path:
-  return folder / f'{arm}-rate{config.optimizer.learning_rate:g}-seed{config.seed}'
+_RATE = 'optimizer.learning_rate'
 
 
-def record(arm: str, seed: int, config: Config, place: pathlib.Path, curve: Curve) -> dict[str, Any]:
-  """Returns what is kept of a run: its configuration where it is not the default, commit, time and curve."""
-  about, lines = environment(), read_metrics(place)
-  keys = all_keys().keys() - {'data.data_dir', 'data.num_threads', 'seed'}
-  values = {
-    key: value_of(config, key) for key in sorted(keys) if value_of(config, key) != value_of(Config(), key)
-  }
+def _place(folder: pathlib.Path, arm: str, values: Mapping[str, Any]) -> pathlib.Path:
+  return folder / f'{arm}-rate{values[_RATE]:g}-seed{values["seed"]}'
+
+
+def record(arm: str, values: Mapping[str, Any], place: pathlib.Path, curve: Curve) -> dict[str, Any]:
+  """Returns what is kept of a run: the keys that were stated, commit, machine, time and curve."""
+  about = read_environment(place)
   return {
     'arm': arm,
-    'seed': seed,
-    'config': values,
-    'commit': about['commit'],
-    'devices': about['devices'],
-    'versions': about['versions'],
-    'hours': round(max((line['seconds'] for line in lines), default=0.0) / 3600, 3),
+    'seed': values['seed'],
+    'config': {key: value for key, value in sorted(values.items()) if key != 'data.data_dir'},
+    **{key: about.get(key) for key in ('commit', 'devices', 'versions')},
+    'hours': round(max((line['seconds'] for line in read_metrics(place)), default=0.0) / 3600, 3),
     'curve': [[round(value, 6) for value in point] for point in curve],
   }
 
 
 def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the records of runs in a file of results; none if there is no such file."""
-  found = read_json(path) or {'runs': []}
-  return list(found['runs'])
+  """Returns the records of runs in a file of results; none if there is no such file.
+
+  Raises:
+    UsageError: It holds something else.
+  """
+  runs = (read_json(path) or {}).get('runs', [])
+  fields = {'arm': str, 'seed': int, 'config': dict, 'versions': dict, 'hours': int | float, 'curve': list}
+  whole = isinstance(runs, list) and all(
+    isinstance(one, dict) and all(isinstance(one.get(key), kind) for key, kind in fields.items())
+    for one in runs
+  )
+  if not whole:
+    raise UsageError(f'{path} holds no records of runs; remove it, or put it back from a copy')
+  return runs
 
 
 def curves_by_seed(claim: Claim, runs: list[dict[str, Any]]) -> dict[int, dict[str, Curve]]:
@@ -107,27 +127,37 @@ def curves_by_seed(claim: Claim, runs: list[dict[str, Any]]) -> dict[int, dict[s
 def verdict(claim: Claim, runs: list[dict[str, Any]]) -> Verdict | None:
   """Judges a claim: reproduced within two standard errors, or better. None if no seed is complete.
 
-  With one seed, an error's standard error is that of the share over 10,000 test images.
+  With one seed, an error's standard error is that of a share of 10,000 test images, and a ratio is not
+  judged; nor is one of runs that did not reach what they had to.
   """
   scores = [claim.score(curves) for curves in curves_by_seed(claim, runs).values()]
   if not scores:
     return None
-  mean = statistics.fmean(scores)
+  mean, error = statistics.fmean(scores), math.nan
+  if not math.isfinite(mean):
+    return Verdict(mean, error, len(scores), 'undecided')
   if len(scores) > 1:
     error = statistics.stdev(scores) / math.sqrt(len(scores))
+  elif claim.unit == 'test error':
+    error = math.sqrt(mean * (1 - mean) / 10_000)
   else:
-    error = math.sqrt(mean * (1 - mean) / 10_000) if claim.unit == 'test error' else 0.0
+    return Verdict(mean, error, len(scores), 'undecided')
   short = mean - claim.published if claim.lower_is_better else claim.published - mean
-  return Verdict(mean, error, 'reproduced' if short <= 2 * error else 'missed')
+  return Verdict(mean, error, len(scores), 'reproduced' if short <= 2 * error else 'missed')
 
 
 class _ReachedError(Exception):
   """The training error has fallen to where a run may stop."""
 
 
-def _run(claim: Claim, config: Config, place: pathlib.Path) -> Curve:
+def _run(claim: Claim, values: Mapping[str, Any], place: pathlib.Path) -> Curve:
   """Trains to the recipe's end, or until the training error has fallen far enough; returns the curve."""
-  _require_same_commit(place)
+  config = build_config(dict(values))
+  if stored := read_json(place / CONFIG):
+    _require_same(str(place), flatten_dict(stored, sep='.'), values)
+  was, now = read_environment(place).get('commit'), environment()['commit']
+  if was and was != now:
+    raise UsageError(f'the run in {place} was begun by commit {was}, and this is {now}; {_ADVICE}')
 
   def is_enough() -> bool:
     return claim.until is not None and epochs_until(_curve(place), claim.until) < math.inf
@@ -142,39 +172,49 @@ def _run(claim: Claim, config: Config, place: pathlib.Path) -> Curve:
   return _curve(place)
 
 
-def _require_same_commit(place: pathlib.Path) -> None:
-  was, now = read_environment(place).get('commit'), environment()['commit']
-  if place.exists() and was != now:
-    advice = 'remove that folder to begin anew, or give another --workdir'
-    raise UsageError(f'the run in {place} was begun by commit {was}, and this is {now}; {advice}')
+_ADVICE = 'remove it to begin anew, or name another place'
+
+
+def _require_same(place: str, stored: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+  """Raises UsageError if what was run differs from what is asked for, in a key that both have."""
+  asked = json.loads(json.dumps(values))  # tuples as lists
+  for key, now in asked.items():
+    if key not in _FREE and (was := stored.get(key, now)) != now:
+      raise UsageError(f'{place} was made with {key} (={was!r}), and this is {now!r}; {_ADVICE}')
 
 
 def _curve(place: pathlib.Path) -> Curve:
-  """Reads the errors at each line of training; the test set is measured right after, if at all."""
+  """Reads the errors at each evaluation: of the test set, and the mean over the training steps before it."""
   points: list[Point] = []
+  wrong = images = 0.0
   for line in read_metrics(place):
     if line['name'] != 'top1':
       continue
     if line['split'] == 'train':
-      points.append(Point(line['epoch'], 1 - line['value'], points[-1].test_error if points else 1.0))
-    elif points:
-      points[-1] = points[-1]._replace(test_error=1 - line['value'])
+      wrong, images = wrong + (1 - line['value']) * line['images'], images + line['images']
+    elif images:
+      points.append(Point(line['epoch'], wrong / images, 1 - line['value']))
+      wrong = images = 0.0
   return points
 
 
 def _search(claim: Claim, arm: str, folder: pathlib.Path, others: Mapping[str, Any]) -> float:
-  """Returns the rate with which an arm reaches the training error in the fewest epochs, by the first seed."""
+  """Returns the rate with which an arm reaches the training error in the fewest epochs, by the first seed.
+
+  Of several that never do, the one with the least training error at the end.
+  """
   assert claim.search is not None
-  needed: dict[float, float] = {}
+  needed: dict[float, tuple[float, float]] = {}
   for rate in claim.search.rates:
-    config = claim.config(arm, 0, **others, **{'optimizer.learning_rate': rate})
-    longest = min([config.total_epochs, *needed.values()])  # no run need be longer than the best before it
-    config = with_values(config, {'total_epochs': float(math.ceil(longest))})
+    values = claim.values(arm, 0, {**others, _RATE: rate})
+    longest = min([values['total_epochs'], *(epochs for epochs, _ in needed.values())])
+    values['total_epochs'] = float(math.ceil(longest))  # no run need be longer than the best before it
     try:
-      needed[rate] = epochs_until(_run(claim, config, _place(folder, arm, config)), claim.search.train_error)
+      curve = _run(claim, values, _place(folder, arm, values))
+      needed[rate] = epochs_until(curve, claim.search.train_error), curve[-1].train_error
     except DivergedError as error:
       print(f'{arm} at rate {rate:g}: {error}', flush=True)
-      needed[rate] = math.inf
+      needed[rate] = math.inf, math.inf
   best = min(needed, key=lambda rate: needed[rate])
   print(f'{arm}: of the rates {", ".join(map(str, needed))} {best:g} needs the fewest epochs', flush=True)
   return best

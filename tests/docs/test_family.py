@@ -4,6 +4,7 @@ import pathlib
 
 from alexnet_flax import VARIANTS
 from docs.family import differences, markdown, rows
+from docs.family_figure import boxes
 
 
 def test_the_page_is_current():
@@ -31,3 +32,10 @@ def test_differences_name_both_values():
   assert 'conv1: features 64 (96)' in found
   assert not any('padding' in line for line in found)  # 'SAME' and 2 are equivalent here
   assert 'norm1, norm2a: groups 2 (1)' in differences(VARIANTS['original_code'], paper)
+
+
+def test_every_layer_that_is_drawn_has_a_row():
+  found = boxes(VARIANTS['cifar10_80sec'])
+  assert [label for _, label, _ in found['fc6']] == ['64', 'ReLU']
+  assert [label for _, label, _ in found['head']] == ['10']
+  assert all(boxes(spec)['head'] for spec in VARIANTS.values())

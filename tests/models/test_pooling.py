@@ -33,6 +33,14 @@ def test_one_of_equal_values_receives_the_gradient():
   np.testing.assert_array_equal(gradient, jnp.zeros((1, 3, 3, 1)))  # as of relu at 0
 
 
+def test_a_place_of_a_large_window_is_none_of_a_small_one():
+  """255 is a place of windows of 16x16, whose index is wider than a byte."""
+  x = jnp.arange(400.0).reshape(1, 20, 20, 1)
+  index = jnp.full((1, 2, 2, 1), 255, jnp.int32)  # row 15, column 15
+  found = pooling._selected_by_blocks(index, x, Pool(kernel_size=16, strides=3))
+  np.testing.assert_array_equal(found, x[:, 15:19:3, 15:19:3])
+
+
 def test_derivatives_of_each_example():
   """By vmap of the gradient, as those who need the gradient of each example write it."""
   gradient = jax.vmap(jax.grad(lambda x: jnp.sum(max_pool(x[None], Pool(), True) ** 2)))(jnp.asarray(X))

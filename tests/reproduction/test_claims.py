@@ -6,7 +6,7 @@ import pytest
 
 from alexnet_flax.errors import UsageError
 from alexnet_flax.optim import OptimizerConfig
-from alexnet_flax.reproduction.claims import CLAIMS, Point, epochs_until
+from alexnet_flax.reproduction.claims import CLAIMS, Point, build_config, epochs_until
 from alexnet_flax.reproduction.reproduce import verdict
 
 
@@ -14,7 +14,7 @@ from alexnet_flax.reproduction.reproduce import verdict
 def test_configurations_are_valid(name):
   claim = CLAIMS[name]
   for arm in claim.arms:
-    config = claim.config(arm, 3)
+    config = build_config(claim.values(arm, 3, {}))
     assert config.seed == 3
     assert not config.augment.is_on
     assert not config.data.train_view.flip
@@ -24,7 +24,7 @@ def test_configurations_are_valid(name):
 
 def test_the_programs_schedule():
   """A tenth of 0.001 after 8 of 10 epochs; weight decay of 0.004, for fully connected layers 0.03."""
-  config = CLAIMS['80sec'].config('80sec', 0)
+  config = build_config(CLAIMS['80sec'].values('80sec', 0, {}))
   assert (config.data.batch_size, config.optimizer.momentum) == (128, OptimizerConfig.momentum) == (128, 0.9)
   rate = config.optimizer.rate_by_step(3910, 391)
   assert [float(rate(step)) for step in (0, 3127, 3129, 3909)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
@@ -39,7 +39,7 @@ def test_epochs_until_an_error_are_interpolated():
   curve = [Point(1, 0.5, 1), Point(2, 0.3, 1), Point(3, 0.2, 1)]
   assert epochs_until(curve, 0.25) == pytest.approx(2.5)
   assert epochs_until(curve, 0.5) == 1
-  assert epochs_until(curve, 0.75) == pytest.approx(0.5)  # from an error of 1 at the start
+  assert epochs_until(curve, 0.7) == pytest.approx(0.5)  # from an error of 0.9, a guess, at the start
   assert epochs_until(curve, 0.1) == math.inf
 
 
@@ -73,4 +73,9 @@ def test_a_ratio_takes_the_arms_of_a_seed_and_higher_is_better():
   assert verdict(claim, runs).outcome == 'reproduced'
   assert verdict(claim, runs).mean == pytest.approx((7 + 7.25) / 2)
   assert verdict(claim, runs[:1]) is None  # no seed has both arms
-  assert verdict(claim, [runs[0], runs[1] | {'curve': [[8.0, 0.25, 0.4]]}]).outcome == 'missed'
+  assert verdict(claim, runs[:3]).seeds == 1  # nor has the second
+  assert verdict(claim, runs[:2]).outcome == 'undecided'  # one ratio has no error
+  slow = [one | {'curve': [[8.0 + one['seed'], 0.25, 0.4]]} if one['arm'] == 'tanh' else one for one in runs]
+  assert verdict(claim, slow).outcome == 'missed'
+  never = [one | {'curve': [[60.0, 0.5, 0.6]]} if one['arm'] == 'tanh' else one for one in runs]
+  assert verdict(claim, never).outcome == 'undecided'

@@ -13,6 +13,7 @@ from alexnet_flax.errors import UsageError
 from alexnet_flax.reproduction import reproduce as runs
 from alexnet_flax.reproduction.claims import CLAIMS, Search
 from alexnet_flax.reproduction.figure import draw
+from alexnet_flax.reproduction.reproduce import verdict
 from alexnet_flax.training.logger import read_metrics
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
@@ -43,7 +44,7 @@ def test_records_say_what_was_run_and_are_not_run_again(tmp_path, monkeypatch):
   claim, results = CLAIMS['80sec'], tmp_path / 'results' / '80sec.json'
   kept = runs.reproduce(claim, tmp_path / 'runs', results, seeds=1, others=SHORT)
   stored = json.loads(results.read_text())
-  assert stored == {'claim': '80sec', 'runs': kept}
+  assert stored == json.loads(json.dumps({'claim': '80sec', 'runs': kept}))  # tuples are lists in JSON
   (one,) = kept
   assert one['config']['model.variant'] == 'cifar10_80sec'
   assert one['config']['optimizer.weight_decay'] == 0.004
@@ -51,36 +52,77 @@ def test_records_say_what_was_run_and_are_not_run_again(tmp_path, monkeypatch):
   assert one['versions']['jax']
   assert one['curve'][-1][0] == pytest.approx(1, abs=0.05)
   monkeypatch.setattr(runs, 'train', None)  # it would be called
-  assert runs.reproduce(claim, tmp_path / 'elsewhere', results, seeds=1, others=SHORT) == kept
+  assert runs.reproduce(claim, tmp_path / 'elsewhere', results, seeds=1, others=SHORT) == stored['runs']
   draw(claim, kept, tmp_path / 'figure.svg')
 
 
-def test_a_run_of_another_commit_is_refused(tmp_path, monkeypatch):
-  claim = CLAIMS['80sec']
-  runs.reproduce(claim, tmp_path, None, seeds=1, others=SHORT)
+def test_runs_and_records_of_another_kind_are_refused(tmp_path, monkeypatch):
+  claim, results = CLAIMS['80sec'], tmp_path / 'records' / '80sec.json'
+  runs.reproduce(claim, tmp_path, results, seeds=1, others=SHORT)
+  with pytest.raises(UsageError, match=r'80sec.json was made with model\.width \(=0\.125\).*remove it'):
+    runs.reproduce(claim, tmp_path / 'new', results, seeds=1, others=SHORT | {'model.width': 0.25})
+  for broken in ('{"runs": 3}', '{"runs": [{}]}'):
+    results.write_text(broken)
+    with pytest.raises(UsageError, match='holds no records of runs'):
+      runs.read_records(results)
   about = runs.environment()
   monkeypatch.setattr(runs, 'environment', lambda: about | {'commit': 'another'})
-  with pytest.raises(UsageError, match=r'begun by commit .* remove that folder to begin anew'):
+  with pytest.raises(UsageError, match=r'begun by commit .* remove it to begin anew'):
     runs.reproduce(claim, tmp_path, None, seeds=1, others=SHORT)
   monkeypatch.undo()
   with pytest.raises(UsageError, match=r'model\.width'):  # another configuration, of a finished run
     runs.reproduce(claim, tmp_path, None, seeds=1, others=SHORT | {'model.width': 0.25})
 
 
-def test_a_rate_is_searched_and_runs_stop_when_they_may(tmp_path):
-  """The greater rate reaches 70 % training error in fewer epochs; seeds stop there, not after ten epochs."""
-  claim = dataclasses.replace(CLAIMS['figure1'], until=0.7, search=Search((1e-6, 0.002), 0.7))
-  others = runs.QUICK | {'total_epochs': 8.0, 'model.width': 0.25}
-  results = tmp_path / 'figure1.json'
-  kept = runs.reproduce(claim, tmp_path / 'runs', results, seeds=1, others=others)
-  assert {one['arm']: one['config']['optimizer.learning_rate'] for one in kept} == {
-    'relu': 0.002,
-    'tanh': 0.002,
-  }
-  for one in kept:
-    assert one['curve'][-1][1] <= 0.7
-    assert len(one['curve']) < 8
-  draw(claim, kept, tmp_path / 'figure.svg')
+def test_a_training_error_is_the_mean_of_the_epochs_steps(tmp_path):
+  """Lines of training are weighted by their images: one of a single step counts little."""
+  lines = [('train', 0.5, 300), ('test', 0.4, 50), ('train', 1.0, 1), ('train', 0.2, 299), ('test', 0.6, 50)]
+  with (tmp_path / 'metrics.jsonl').open('w') as file:
+    for step, (split, top1, images) in enumerate(lines):
+      about = {'step': step, 'epoch': step / 2, 'split': split, 'seconds': 1, 'images': images}
+      file.write(json.dumps(about | {'name': 'top1', 'value': top1}) + '\n')
+  first, second = runs._curve(tmp_path)
+  assert first == pytest.approx((0.5, 0.5, 0.6))
+  assert second == pytest.approx((2.0, (299 * 0.8) / 300, 0.4))
+
+
+def test_a_rate_is_searched_and_runs_stop_when_they_may(tmp_path, monkeypatch):
+  """An epoch lowers the training error by ten times the rate, by half of that with tanh; trains nothing."""
+
+  def falling(config, place, callbacks):
+    place.mkdir(parents=True)
+    runs.write_json(place / 'config.json', {})
+    speed = 10 * config.optimizer.learning_rate / (2 if config.model.activation == 'tanh' else 1)
+    for epoch in range(1, round(config.total_epochs) + 1):
+      about = {'step': epoch, 'epoch': epoch, 'seconds': epoch, 'images': 100, 'name': 'top1'}
+      with (place / 'metrics.jsonl').open('a') as file:
+        for split in ('train', 'test'):
+          file.write(json.dumps(about | {'split': split, 'value': 0.1 + epoch * speed}) + '\n')
+      for callback in callbacks:
+        callback.function(None)
+
+  monkeypatch.setattr(runs, 'train', falling)
+  monkeypatch.setattr(
+    runs, 'read_environment', lambda place: {'commit': None, 'devices': '1', 'versions': {}}
+  )
+  claim = dataclasses.replace(CLAIMS['figure1'], search=Search((0.001, 0.01, 0.005), 0.25))
+  results, others = tmp_path / 'figure1.json', {'total_epochs': 30.0}
+  kept = runs.reproduce(claim, tmp_path / 'runs', results, seeds=2, others=others)
+  assert {one['config']['optimizer.learning_rate'] for one in kept} == {0.01}  # which is also the default
+  assert [(one['arm'], one['seed'], len(one['curve'])) for one in kept] == [
+    *(('relu', 0, 7), ('relu', 1, 7)),  # 0.9 - 7 * 0.1 is below 0.25
+    *(('tanh', 0, 13), ('tanh', 1, 13)),
+  ]
+  found = verdict(claim, kept)
+  assert (found.mean, found.outcome) == (pytest.approx(2), 'missed')
+  # With another seed the rate is not searched again.
+  more = runs.reproduce(claim, tmp_path / 'more', results, seeds=3, others=others)
+  assert len(more) == 6
+  assert sorted(path.name for path in (tmp_path / 'more').iterdir()) == [
+    'relu-rate0.01-seed2',
+    'tanh-rate0.01-seed2',
+  ]
+  draw(claim, more, tmp_path / 'figure.svg')
 
 
 def test_what_may_go_wrong(tmp_path, monkeypatch, capsys):
