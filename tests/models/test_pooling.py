@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from alexnet_flax import VARIANTS, AlexNet, create_train_state, sgd, train_step
+from alexnet_flax.models import pooling
 from alexnet_flax.models.layers import max_pool, relu
 from alexnet_flax.models.spec import Pool
 
