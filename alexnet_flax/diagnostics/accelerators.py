@@ -189,8 +189,9 @@ def compile_only_devices(devices: Devices) -> list[Any]:
       return list(topologies.get_topology_desc('', platform='cuda', **target).devices)
     for name, value in _NO_TPU.items():
       os.environ.setdefault(name, value)
-    name = f'{devices.name}:{"x".join(map(str, sides))}'
-    return list(topologies.get_topology_desc(name, platform='tpu').devices)
+    # libtpu takes hosts to have 2x2 chips, of which groups with odd sides are no multiple.
+    host = {'chips_per_host_bounds': (*(2 - side % 2 for side in sides[:2]), 1)}
+    return list(topologies.get_topology_desc(str(devices), platform='tpu', **host).devices)
   except (jax.errors.JaxRuntimeError, ValueError) as error:
     reason = ' '.join(str(error).split())
     raise UsageError(f'--device {devices}: the compiler knows no such group: {reason}') from None
