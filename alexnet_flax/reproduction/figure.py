@@ -38,7 +38,7 @@ def draw(claim: Claim, runs: list[dict[str, Any]], path: pathlib.Path) -> None:
     mark = claim.until if claim.until is not None else claim.published
     axes.axhline(mark, color='0.5', linewidth=0.8)
     label = f'{mark:.0%} training error' if claim.until is not None else f'published: {mark:.0%} test error'
-    axes.annotate(label, (1, mark), xycoords=('axes fraction', 'data'), ha='right', va='bottom', color='0.4')
+    axes.annotate(label, (0.01, mark), xycoords=('axes fraction', 'data'), va='top', color='0.4')
     axes.set(xlabel='epoch', xlim=(0, None), ylim=(0, None))
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
     axes.spines[['top', 'right']].set_visible(False)
