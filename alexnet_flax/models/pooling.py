@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import AxisType
 
 from alexnet_flax.models.spec import Pool, window_padding
 
@@ -84,12 +85,11 @@ def _no_index(like: jax.Array, layer: Pool) -> jax.Array:
 
 def _selected(index: jax.Array, x: jax.Array, layer: Pool) -> jax.Array:
   """Returns the value at each window's index: linear in x, so that JAX can transpose it."""
-  return jax.lax.platform_dependent(
-    index,
-    x,
-    cpu=functools.partial(_selected_by_blocks, layer=layer),
-    default=functools.partial(_selected_by_slices, layer=layer),
-  )
+  slices = functools.partial(_selected_by_slices, layer=layer)
+  if AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:  # blocks would need their sharding stated
+    return slices(index, x)
+  blocks = functools.partial(_selected_by_blocks, layer=layer)
+  return jax.lax.platform_dependent(index, x, cpu=blocks, default=slices)
 
 
 def _selected_by_slices(index: jax.Array, x: jax.Array, layer: Pool) -> jax.Array:
