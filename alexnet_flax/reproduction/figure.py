@@ -1,6 +1,7 @@
 """The curves of a claim: mean over the seeds, with their range shaded."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -8,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from alexnet_flax.files import atomic_path
-from alexnet_flax.reproduction.claims import Claim
+from alexnet_flax.reproduction.claims import Claim, Curve
 from alexnet_flax.reproduction.reproduce import curves_by_seed
 
 
@@ -17,32 +18,41 @@ def draw(claim: Claim, runs: list[dict[str, Any]], path: pathlib.Path) -> None:
 
   Where runs stop at a training error, that error is drawn, and the training curves alone.
   """
+  by_seed = curves_by_seed(claim, runs)
   with matplotlib.rc_context({'svg.hashsalt': 'alexnet_flax', 'svg.fonttype': 'none'}):
     figure = Figure(figsize=(6, 3.6), layout='constrained')
     axes = figure.subplots()
-    by_seed = curves_by_seed(claim, runs)
     for number, arm in enumerate(claim.arms):
-      curves = [np.array(curves[arm]) for curves in by_seed.values()]
-      length = max((len(curve) for curve in curves), default=0)
-      padded = np.full((len(curves), length, 3), np.nan)
-      for curve, row in zip(curves, padded, strict=True):
-        row[: len(curve)] = curve
-      for column, name, style in ((1, 'training', '--'), (2, 'test', '-')):
-        if not length or (column == 2 and claim.until is not None):
-          continue
-        epochs, errors = np.nanmean(padded[..., 0], 0), padded[..., column]
-        shown = '-' if claim.until is not None else style
-        axes.plot(epochs, np.nanmean(errors, 0), shown, color=f'C{number}', label=f'{arm}, {name} error')
-        low, high = np.nanmin(errors, 0), np.nanmax(errors, 0)
-        axes.fill_between(epochs, low, high, color=f'C{number}', alpha=0.2, linewidth=0)
-    mark = claim.until if claim.until is not None else claim.published
+      curves = [of_arms[arm] for of_arms in by_seed.values()]
+      if not curves:
+        continue
+      if claim.until is not None:
+        _draw_curves(axes, curves, 'train_error', f'C{number}', '-', arm)
+      else:
+        _draw_curves(axes, curves, 'train_error', f'C{number}', '--', f'{arm}, training error')
+        _draw_curves(axes, curves, 'test_error', f'C{number}', '-', f'{arm}, test error')
+    if claim.until is not None:
+      mark, label = claim.until, f'{claim.until:.0%} training error'
+    else:
+      mark, label = claim.published, f'published: {claim.published:.0%} test error'
     axes.axhline(mark, color='0.5', linewidth=0.8)
-    label = f'{mark:.0%} training error' if claim.until is not None else f'published: {mark:.0%} test error'
     axes.annotate(label, (0.01, mark), xycoords=('axes fraction', 'data'), va='top', color='0.4')
-    axes.set(xlabel='epoch', xlim=(0, None), ylim=(0, None))
+    axes.set(xlabel='epoch', ylabel='error', xlim=(0, None), ylim=(0, None))
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
     axes.spines[['top', 'right']].set_visible(False)
-    axes.legend(frameon=False)
+    if by_seed:
+      axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-      figure.savefig(temporary, format='svg', metadata={'Date': None, 'Creator': None})
+    with atomic_path(path) as partial:
+      figure.savefig(partial, format='svg', metadata={'Date': None, 'Creator': None})
+
+
+def _draw_curves(axes: Any, curves: Sequence[Curve], error: str, color: str, style: str, label: str) -> None:
+  """Draws the mean of curves, of different lengths, and the range between the least and the greatest."""
+  length = max(map(len, curves))
+  errors = np.full((len(curves), length), np.nan)
+  for row, curve in zip(errors, curves, strict=True):
+    row[: len(curve)] = [getattr(point, error) for point in curve]
+  epochs = [point.epoch for point in max(curves, key=len)]
+  axes.plot(epochs, np.nanmean(errors, 0), style, color=color, label=label)
+  axes.fill_between(epochs, np.nanmin(errors, 0), np.nanmax(errors, 0), color=color, alpha=0.2, linewidth=0)

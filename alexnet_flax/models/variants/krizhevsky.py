@@ -4,8 +4,6 @@ His programs round the sizes of convolutions and pools up, give biases twice the
 weight decay to weights only. Their local norms divide `scale` by the window size.
 """
 
-import dataclasses
-
 from alexnet_flax.models.spec import (
   Activation,
   Constant,
@@ -156,29 +154,15 @@ def cifar10_four_convs() -> Spec:
   are those of its program's examples for CIFAR-10 (`cifar10_80sec`), with a fourth convolution in place of
   norms or hidden layers; rates and decay of all layers are equal.
   """
-  plain = Multipliers()
-  one, two, three, four = (
-    dataclasses.replace(_conv(features, size, stddev), multipliers=plain)
-    for features, size, stddev in ((32, 5, 1e-4), (32, 5, 0.01), (64, 5, 0.01), (64, 3, 0.01))
-  )
-  average = Pool(ceil_mode=True, kind='avg')
+  average, init = Pool(ceil_mode=True, kind='avg'), Normal(0.01)
   return Spec(
     name='cifar10_four_convs',
     layers=(
-      *(
-        one,
-        Activation(),
-        _POOL,
-        two,
-        Activation(),
-        average,
-        three,
-        Activation(),
-        average,
-        four,
-        Activation(),
-      ),
-      *(Flatten(), Dense(None, Normal(0.01))),
+      *(Conv(32, 5, kernel_init=Normal(1e-4)), Activation(), _POOL),
+      *(Conv(32, 5, kernel_init=init), Activation(), average),
+      *(Conv(64, 5, kernel_init=init), Activation(), average),
+      *(Conv(64, 3, kernel_init=init), Activation()),
+      *(Flatten(), Dense(None, init)),
     ),
     image_size=32,
     num_classes=10,
