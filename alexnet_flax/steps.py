@@ -63,7 +63,7 @@ def create_train_state(
   """
   if ema_decay is not None and not 0 <= ema_decay < 1:
     raise ValueError(f'ema_decay (={ema_decay}) must be at least 0 and less than 1')
-  # Jitted, the forward pass is not computed, nor compiled operation by operation: 240 MB less.
+  # Jitted, the forward pass is not computed, nor compiled operation by operation, which took 240 MB.
   init = jax.jit(functools.partial(model.init, train=False))
   variables = init(key, jnp.zeros((1, *image_shape)))
   params, batch_stats = variables['params'], variables.get('batch_stats', {})

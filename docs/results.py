@@ -21,7 +21,7 @@ class Published(NamedTuple):
   what: str
   number: str
   source: str
-  why: str = 'ImageNet and a GPU'
+  missing: str = 'ImageNet and a GPU'
 
 
 _OTHERS = (
@@ -75,24 +75,24 @@ _OTHERS = (
 )
 
 
-def _percent(value: float, claim: Claim) -> str:
+def _with_unit(value: float, claim: Claim) -> str:
   return f'{value:.2%}'.replace('%', ' %') if claim.unit == 'test error' else f'{value:.2f} times'
 
 
 def _ours(claim: Claim, runs: Sequence[dict[str, Any]]) -> Iterator[str]:
   """Yields the row of a claim that can be run."""
   found = verdict(claim, list(runs))
-  published = _percent(claim.published, claim)
+  published = _with_unit(claim.published, claim)
   command = f'`alexnet-flax reproduce {claim.name}`'
   if found is None:
     yield f'| {claim.what} | {published} | - | not run yet | {command} |'
     return
-  error = _percent(found.standard_error, claim)
-  ours = f'{_percent(found.mean, claim)} ± {error}, {found.seeds} seed{"s" if found.seeds > 1 else ""}'
+  error = _with_unit(found.standard_error, claim)
+  ours = f'{_with_unit(found.mean, claim)} ± {error}, {found.seeds} seed{"s" if found.seeds > 1 else ""}'
   by = abs(found.mean - claim.published)
   outcome = {
     'reproduced': '**reproduced**',
-    'missed': f'missed by {_percent(by, claim)}',
+    'missed': f'missed by {_with_unit(by, claim)}',
     'undecided': 'undecided: more seeds, or longer runs',
   }[found.outcome]
   yield f'| {claim.what} | {published} | {ours} | {outcome} | {command} |'
@@ -104,9 +104,9 @@ def _about(claim: Claim, runs: Sequence[dict[str, Any]]) -> Iterator[str]:
     return
   yield f'## {claim.name}\n'
   yield f'Source: {claim.source}. Departures: {claim.departures}.\n'
-  if claim.search:
+  if claim.rates:
     chosen = {one['arm']: one['config']['optimizer.learning_rate'] for one in runs}
-    rates = ', '.join(f'{rate:g}' for rate in claim.search.rates)
+    rates = ', '.join(f'{rate:g}' for rate in claim.rates)
     best = ', '.join(f'{rate:g} for {arm}' for arm, rate in chosen.items())
     yield f'Of the learning rates {rates} the one with the fewest epochs, by seed 0: {best}.\n'
   yield f'![Errors by epoch]({_image(claim).relative_to(_HERE)})\n'
@@ -152,7 +152,7 @@ def markdown() -> str:
     '',
     '| what | published | source | what is missing here |',
     '|---|---|---|---|',
-    *(f'| {one.what} | {one.number} | {one.source} | {one.why} |' for one in _OTHERS),
+    *(f'| {one.what} | {one.number} | {one.source} | {one.missing} |' for one in _OTHERS),
     '',
     'Runs of our own recipes, without a published number to compare with, are in [runs.md](runs.md).',
   ]

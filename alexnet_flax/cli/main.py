@@ -69,8 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
   except (UsageError, DivergedError, PreemptedError) as error:
-    print('' if isinstance(error, PreemptedError) else 'error: ', error, sep='', file=sys.stderr)
-    return error.exit_code
+    return start.tell(error)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -49,9 +49,9 @@ def run(arguments: argparse.Namespace) -> None:
   folder = expanded(default if arguments.workdir is None else arguments.workdir)
   results = None if arguments.quick else expanded(arguments.results) / f'{claim.name}.json'
   others = {'data.data_dir': arguments.data_dir} | (QUICK if arguments.quick else {})
-  if arguments.quick and claim.search:
-    others['optimizer.learning_rate'] = claim.search.rates[1]
-    claim = dataclasses.replace(claim, search=None)
+  if arguments.quick and claim.rates:
+    others['optimizer.learning_rate'] = claim.rates[1]
+    claim = dataclasses.replace(claim, rates=())
   runs = reproduce(claim, folder, results, seeds=seeds, others=others)
   figure = folder / f'{claim.name}.svg'
   draw(claim, runs, figure)

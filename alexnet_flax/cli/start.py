@@ -1,4 +1,4 @@
-"""What each command sets up first: TensorFlow's environment, output of any encoding, a home folder."""
+"""How each command begins: TensorFlow's environment, output of any encoding, a home folder; and how it fails."""
 
 import io
 import os
@@ -6,7 +6,7 @@ import pathlib
 import sys
 import tempfile
 
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import DivergedError, PreemptedError, UsageError
 
 
 def set_up() -> None:
@@ -31,3 +31,9 @@ def set_up() -> None:
       raise UsageError(f'this user has no home folder, and {home} is of another; set HOME')
     print(f'note: this user has no home folder; without HOME it is {home}', file=sys.stderr)
     os.environ['HOME'] = str(home)
+
+
+def tell(error: UsageError | DivergedError | PreemptedError) -> int:
+  """Prints a foreseeable error as one line, and returns the exit code."""
+  print('' if isinstance(error, PreemptedError) else 'error: ', error, sep='', file=sys.stderr)
+  return error.exit_code

@@ -59,8 +59,7 @@ def main(argv: list[str], run: Callable[[Config, str], object] | None = None) ->
     with needs_extra('train.py'):
       code = _main(argv, run or train_and_report)
   except (UsageError, DivergedError, PreemptedError) as error:
-    print('' if isinstance(error, PreemptedError) else 'error: ', error, sep='', file=sys.stderr)
-    code = error.exit_code
+    code = start.tell(error)
   except Exception:  # printed before the parent knows: it shows nothing after that
     traceback.print_exc()
     code = 1

@@ -8,12 +8,9 @@ import dataclasses
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from alexnet_flax.config import Config, from_dict, to_dict, with_values
 from alexnet_flax.errors import unknown_name
-
-CIFAR10 = 'CIFAR-10, prepared by TFDS'
 
 
 class Point(NamedTuple):
@@ -26,14 +23,6 @@ class Point(NamedTuple):
 
 Curve = Sequence[Point]
 Keys = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Search:
-  """The choice of a learning rate for each arm, by the first seed: the fewest epochs to a training error."""
-
-  rates: tuple[float, ...]
-  train_error: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +42,15 @@ class Claim:
     seeds: The number of seeds by default.
     minutes: What a seed takes on two cores, measured.
     until: The training error at which a run may stop; None for the recipe's end.
-    search: How the rate of each arm is found; None if the recipe states it.
+    rates: The learning rates from which each arm has the one with the fewest epochs to `until`, by the first
+      seed; none if the recipe states its own.
     departures: Where this differs from what was published.
   """
 
   name: str
   what: str
   published: float
-  unit: str
+  unit: Literal['test error', 'times']
   source: str
   keys: Keys
   arms: Mapping[str, Keys]
@@ -69,17 +59,12 @@ class Claim:
   seeds: int = 3
   minutes: float | None = None
   until: float | None = None
-  search: Search | None = None
+  rates: tuple[float, ...] = ()
   departures: str = ''
 
   def values(self, arm: str, seed: int, others: Mapping[str, Any]) -> Keys:
     """Returns the keys of a run that are stated, by the recipe or by `others`."""
     return {**self.keys, **self.arms[arm], **others, 'seed': seed}
-
-
-def build_config(values: Keys) -> Config:
-  """Returns the configuration with these keys, checked."""
-  return from_dict(to_dict(with_values(Config(), values)))
 
 
 def final_test_error(curves: Mapping[str, Curve]) -> float:
@@ -167,13 +152,12 @@ _ALL = (
       'optimizer.schedule': 'constant',
       'optimizer.weight_decay': 0.0,
       'total_epochs': 60.0,
-      'eval_every_epochs': 1.0,
     },
     arms={'relu': {'model.activation': 'relu'}, 'tanh': {'model.activation': 'tanh'}},
     score=_tanh_to_relu,
     lower_is_better=False,
     until=_FIGURE_1,
-    search=Search((0.0003, 0.001, 0.003, 0.01), _FIGURE_1),
+    rates=(0.0003, 0.001, 0.003, 0.01),
     departures=(
       'the network is ours, for the paper states none; the training error is the mean over an epoch,'
       f' put at its end; {_MEAN}'

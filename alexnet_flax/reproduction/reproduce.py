@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from flax.traverse_util import flatten_dict
 
+from alexnet_flax.config import Config, with_values
 from alexnet_flax.errors import DivergedError, UsageError
 from alexnet_flax.files import read_json, write_json
-from alexnet_flax.reproduction.claims import Claim, Curve, Point, build_config, epochs_until
+from alexnet_flax.reproduction.claims import Claim, Curve, Point, epochs_until
 from alexnet_flax.training.callbacks import Callback, Progress
 from alexnet_flax.training.logger import read_metrics
 from alexnet_flax.training.train import train
@@ -24,6 +25,9 @@ QUICK = {'data.dataset': 'digits', 'total_epochs': 6.0, 'data.eval_batch_size': 
 
 # Keys that do not change what a run measures, or that differ between the runs of a search.
 _FREE = ('data.data_dir', 'data.num_threads', 'total_epochs')
+
+_RATE = 'optimizer.learning_rate'
+_ADVICE = 'remove it to begin anew, or name another place'
 
 Outcome = Literal['reproduced', 'missed', 'undecided']
 
@@ -64,22 +68,18 @@ def reproduce(
   for arm in claim.arms:
     missing = [seed for seed in range(seeds) if (arm, seed) not in runs]
     keys = dict(others)
-    if claim.search and missing:
+    if claim.rates and missing:
       known = (one['config'][_RATE] for (of, _), one in runs.items() if of == arm)
       rate = next(known, None)
       keys[_RATE] = _search(claim, arm, folder, others) if rate is None else rate
     for seed in missing:
       values = claim.values(arm, seed, keys)
       place = _place(folder, arm, values)
-      curve = _run(claim, values, place)
-      runs[arm, seed] = record(arm, values, place, curve)
+      runs[arm, seed] = record(arm, values, place, _run(claim, values, place))
       if results:
         results.parent.mkdir(parents=True, exist_ok=True)
         write_json(results, {'claim': claim.name, 'runs': [runs[key] for key in sorted(runs)]})
   return [runs[key] for key in sorted(runs)]
-
-
-_RATE = 'optimizer.learning_rate'
 
 
 def _place(folder: pathlib.Path, arm: str, values: Mapping[str, Any]) -> pathlib.Path:
@@ -152,7 +152,7 @@ class _ReachedError(Exception):
 
 def _run(claim: Claim, values: Mapping[str, Any], place: pathlib.Path) -> Curve:
   """Trains to the recipe's end, or until the training error has fallen far enough; returns the curve."""
-  config = build_config(dict(values))
+  config = with_values(Config(), values)
   if stored := read_json(place / CONFIG):
     _require_same(str(place), flatten_dict(stored, sep='.'), values)
   was, now = read_environment(place).get('commit'), environment()['commit']
@@ -170,9 +170,6 @@ def _run(claim: Claim, values: Mapping[str, Any], place: pathlib.Path) -> Curve:
     with contextlib.suppress(_ReachedError):
       train(config, place, [Callback(stop, (float(config.log_every_steps),))])
   return _curve(place)
-
-
-_ADVICE = 'remove it to begin anew, or name another place'
 
 
 def _require_same(place: str, stored: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -203,15 +200,15 @@ def _search(claim: Claim, arm: str, folder: pathlib.Path, others: Mapping[str, A
 
   Of several that never do, the one with the least training error at the end.
   """
-  assert claim.search is not None
+  assert claim.until is not None
   needed: dict[float, tuple[float, float]] = {}
-  for rate in claim.search.rates:
+  for rate in claim.rates:
     values = claim.values(arm, 0, {**others, _RATE: rate})
     longest = min([values['total_epochs'], *(epochs for epochs, _ in needed.values())])
     values['total_epochs'] = float(math.ceil(longest))  # no run need be longer than the best before it
     try:
       curve = _run(claim, values, _place(folder, arm, values))
-      needed[rate] = epochs_until(curve, claim.search.train_error), curve[-1].train_error
+      needed[rate] = epochs_until(curve, claim.until), curve[-1].train_error
     except DivergedError as error:
       print(f'{arm} at rate {rate:g}: {error}', flush=True)
       needed[rate] = math.inf, math.inf

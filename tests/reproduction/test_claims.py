@@ -4,17 +4,22 @@ import math
 
 import pytest
 
+from alexnet_flax.config import Config, from_dict, to_dict, with_values
 from alexnet_flax.errors import UsageError
 from alexnet_flax.optim import OptimizerConfig
-from alexnet_flax.reproduction.claims import CLAIMS, Point, build_config, epochs_until
+from alexnet_flax.reproduction.claims import CLAIMS, Point, epochs_until
 from alexnet_flax.reproduction.reproduce import verdict
+
+
+def config_of(values):
+  return from_dict(to_dict(with_values(Config(), values)))
 
 
 @pytest.mark.parametrize('name', CLAIMS)
 def test_configurations_are_valid(name):
   claim = CLAIMS[name]
   for arm in claim.arms:
-    config = build_config(claim.values(arm, 3, {}))
+    config = config_of(claim.values(arm, 3, {}))
     assert config.seed == 3
     assert not config.augment.is_on
     assert not config.data.train_view.flip
@@ -24,7 +29,7 @@ def test_configurations_are_valid(name):
 
 def test_the_programs_schedule():
   """A tenth of 0.001 after 8 of 10 epochs; weight decay of 0.004, for fully connected layers 0.03."""
-  config = build_config(CLAIMS['80sec'].values('80sec', 0, {}))
+  config = config_of(CLAIMS['80sec'].values('80sec', 0, {}))
   assert (config.data.batch_size, config.optimizer.momentum) == (128, OptimizerConfig.momentum) == (128, 0.9)
   rate = config.optimizer.rate_by_step(3910, 391)
   assert [float(rate(step)) for step in (0, 3127, 3129, 3909)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])

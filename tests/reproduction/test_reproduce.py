@@ -11,7 +11,7 @@ import pytest
 from alexnet_flax.cli.main import main
 from alexnet_flax.errors import UsageError
 from alexnet_flax.reproduction import reproduce as runs
-from alexnet_flax.reproduction.claims import CLAIMS, Search
+from alexnet_flax.reproduction.claims import CLAIMS
 from alexnet_flax.reproduction.figure import draw
 from alexnet_flax.reproduction.reproduce import verdict
 from alexnet_flax.training.logger import read_metrics
@@ -105,7 +105,7 @@ def test_a_rate_is_searched_and_runs_stop_when_they_may(tmp_path, monkeypatch):
   monkeypatch.setattr(
     runs, 'read_environment', lambda place: {'commit': None, 'devices': '1', 'versions': {}}
   )
-  claim = dataclasses.replace(CLAIMS['figure1'], search=Search((0.001, 0.01, 0.005), 0.25))
+  claim = dataclasses.replace(CLAIMS['figure1'], rates=(0.001, 0.01, 0.005))
   results, others = tmp_path / 'figure1.json', {'total_epochs': 30.0}
   kept = runs.reproduce(claim, tmp_path / 'runs', results, seeds=2, others=others)
   assert {one['config']['optimizer.learning_rate'] for one in kept} == {0.01}  # which is also the default
