@@ -23,8 +23,8 @@ from alexnet_flax.training.workdir import CONFIG, environment, read_environment
 # The embedded digits in a few steps: whether the machinery works, and never a verdict.
 QUICK = {'data.dataset': 'digits', 'total_epochs': 6.0, 'data.eval_batch_size': 128}
 
-# Keys that do not change what a run measures, or that differ between the runs of a search.
-_FREE = ('data.data_dir', 'data.num_threads', 'total_epochs')
+# Keys that do not change what a run measures.
+_FREE = ('data.data_dir', 'data.num_threads')
 
 _RATE = 'optimizer.learning_rate'
 _ADVICE = 'remove it to begin anew, or name another place'
@@ -64,7 +64,7 @@ def reproduce(
   runs = {(one['arm'], one['seed']): one for one in read_records(results)} if results else {}
   for (arm, seed), one in runs.items():
     if arm in claim.arms:
-      _require_same(str(results), one['config'], claim.values(arm, seed, others))
+      _require_same(claim, str(results), one['config'], claim.values(arm, seed, others))
   for arm in claim.arms:
     missing = [seed for seed in range(seeds) if (arm, seed) not in runs]
     keys = dict(others)
@@ -154,7 +154,7 @@ def _run(claim: Claim, values: Mapping[str, Any], place: pathlib.Path) -> Curve:
   """Trains to the recipe's end, or until the training error has fallen far enough; returns the curve."""
   config = with_values(Config(), values)
   if stored := read_json(place / CONFIG):
-    _require_same(str(place), flatten_dict(stored, sep='.'), values)
+    _require_same(claim, str(place), flatten_dict(stored, sep='.'), values)
   was, now = read_environment(place).get('commit'), environment()['commit']
   if was and was != now:
     raise UsageError(f'the run in {place} was begun by commit {was}, and this is {now}; {_ADVICE}')
@@ -172,11 +172,15 @@ def _run(claim: Claim, values: Mapping[str, Any], place: pathlib.Path) -> Curve:
   return _curve(place)
 
 
-def _require_same(place: str, stored: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-  """Raises UsageError if what was run differs from what is asked for, in a key that both have."""
+def _require_same(claim: Claim, place: str, stored: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+  """Raises UsageError if what was run differs from what is asked for, in a key that both have.
+
+  Runs that stop at a training error may be given different numbers of epochs at most.
+  """
+  free = _FREE if claim.until is None else (*_FREE, 'total_epochs')
   asked = json.loads(json.dumps(values))  # tuples as lists
   for key, now in asked.items():
-    if key not in _FREE and (was := stored.get(key, now)) != now:
+    if key not in free and (was := stored.get(key, now)) != now:
       raise UsageError(f'{place} was made with {key} (={was!r}), and this is {now!r}; {_ADVICE}')
 
 

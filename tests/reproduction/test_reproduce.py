@@ -61,6 +61,8 @@ def test_runs_and_records_of_another_kind_are_refused(tmp_path, monkeypatch):
   runs.reproduce(claim, tmp_path, results, seeds=1, others=SHORT)
   with pytest.raises(UsageError, match=r'80sec.json was made with model\.width \(=0\.125\).*remove it'):
     runs.reproduce(claim, tmp_path / 'new', results, seeds=1, others=SHORT | {'model.width': 0.25})
+  with pytest.raises(UsageError, match=r'total_epochs \(=1\.0\), and this is 2\.0'):
+    runs.reproduce(claim, tmp_path / 'new', results, seeds=1, others=SHORT | {'total_epochs': 2.0})
   for broken in ('{"runs": 3}', '{"runs": [{}]}'):
     results.write_text(broken)
     with pytest.raises(UsageError, match='holds no records of runs'):
