@@ -1,4 +1,4 @@
-"""How each command begins (TensorFlow's environment, output of any encoding, a home folder), and how it fails."""
+"""How each command begins (environment, output of any encoding, a home folder), and how it fails."""
 
 import io
 import os
