@@ -5,7 +5,9 @@
 - minimal filtering for 3x3 and 5x5 at stride 1 (`winograd.py`);
 - for the kernel's derivative of convolutions with strides (conv1: 11x11, stride 4), one matrix product. With
   the image cut into 4x4 blocks, the window of an output lies in 3x3 whole blocks. A row of the matrix is one
-  number of one of these, for all outputs: contiguous, if the images' dimensions come last.
+  number of one of these, for all outputs: contiguous, if the images' dimensions come last;
+- for images smaller than the kernel, as the last of a network for CIFAR-10, a matrix product with one entry for
+  each pair of an input and an output: no more than the kernel has taps.
 
 The convolution is a JAX primitive of its own. It is bilinear, so it can be differentiated any number of
 times, forwards and backwards; each platform has its own lowering; `vmap` makes it JAX's own convolution.
@@ -14,7 +16,7 @@ times, forwards and backwards; each platform has its own lowering; `vmap` makes 
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -61,14 +63,51 @@ def block_kernel_gradient(x: jax.Array, cotangent: jax.Array, geometry: Geometry
   return gradient[: geometry.kernel[0], : geometry.kernel[1]]
 
 
+def dense_kernel(kernel: jax.Array, geometry: Geometry) -> jax.Array:
+  """Lays out a kernel [R, S, C, F] at stride 1 as the matrix [H W C, H' W' F] by which it multiplies images."""
+  for axis, (side, outputs, taps, pads) in enumerate(
+    zip(geometry.image, geometry.output, geometry.kernel, geometry.padding, strict=True)
+  ):
+    # Output i is the sum of input r times tap r - i + pads[0].
+    room = max(0, outputs - 1 - pads[0]), max(0, side + pads[0] - taps)
+    kernel = jnp.pad(kernel, [room if dimension == 2 * axis else (0, 0) for dimension in range(kernel.ndim)])
+    first = room[0] + pads[0]
+    rows = [lax.slice_in_dim(kernel, first - i, first - i + side, axis=2 * axis) for i in range(outputs)]
+    kernel = jnp.stack(rows, 2 * axis + 1)
+  return kernel.transpose(0, 2, 4, 1, 3, 5).reshape(math.prod(kernel.shape[0:4:2]) * kernel.shape[4], -1)
+
+
+def dense_convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+  """Convolves images [B, H, W, C] with a kernel [R, S, C, F] at stride 1, as one matrix product."""
+  return (x.reshape(x.shape[0], -1) @ dense_kernel(kernel, geometry)).reshape(
+    x.shape[0], *geometry.output, kernel.shape[3]
+  )
+
+
+def dense_input_gradient(cotangent: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+  """Returns the derivative [B, H, W, C] of `dense_convolve` by the images."""
+  product = cotangent.reshape(cotangent.shape[0], -1) @ dense_kernel(kernel, geometry).T
+  return product.reshape(cotangent.shape[0], *geometry.image, kernel.shape[2])
+
+
 def fast(a: jax.Array, b: jax.Array, *, kind: Kind, geometry: Geometry) -> jax.Array:
   """Computes what `reference` does, by the algorithms of this module."""
-  function = {
-    ('output', True): winograd.convolve,
-    ('input', True): winograd.input_gradient,
-    ('kernel', True): winograd.kernel_gradient,
-    ('kernel', False): block_kernel_gradient,
-  }[kind, geometry.strides == (1, 1)]
+  ours: Mapping[Kind, Callable[[jax.Array, jax.Array, Geometry], jax.Array]]
+  if geometry.strides != (1, 1):
+    ours = {'kernel': block_kernel_gradient}
+  elif _is_small(geometry):
+    ours = {
+      'output': dense_convolve,
+      'input': dense_input_gradient,
+      'kernel': winograd.kernel_gradient,
+    }
+  else:
+    ours = {
+      'output': winograd.convolve,
+      'input': winograd.input_gradient,
+      'kernel': winograd.kernel_gradient,
+    }
+  function = ours[kind]
   groups = zip(*(jnp.split(array, geometry.groups, -1) for array in (a, b)), strict=True)
   return jnp.concatenate([function(x, y, geometry) for x, y in groups], -1)
 
@@ -142,6 +181,8 @@ def pays(kind: Kind, geometry: Geometry, images: int, inputs: int, features: int
     return (
       kind == 'kernel' and inputs <= 4 and min(geometry.strides) >= 3 and images * outputs >= _LEAST_OUTPUTS
     )
+  if _is_small(geometry):
+    return kind != 'kernel'
   if geometry.kernel not in _LEAST:
     return False
   channels, rows = _LEAST[geometry.kernel]
@@ -150,6 +191,11 @@ def pays(kind: Kind, geometry: Geometry, images: int, inputs: int, features: int
     return False
   # JAX's own convolutions in groups are several times slower.
   return min(inputs, features) >= channels and images * tiles * geometry.groups**2 >= rows
+
+
+def _is_small(geometry: Geometry) -> bool:
+  """Returns whether both sides of the image are smaller than the kernel's."""
+  return all(side < taps for side, taps in zip(geometry.image, geometry.kernel, strict=True))
 
 
 def _channels(a: jax.Array, b: jax.Array, kind: Kind, geometry: Geometry) -> tuple[int, int]:

@@ -149,10 +149,10 @@ TABLES = {
     'fc5': (10,),
   },
   'cifar10_four_convs': {
-    **stage(1, 32, 32, ['conv', 'relu'], 16),
+    **stage(1, 16, 32, ['conv', 'relu']),
     **stage(2, 16, 32, ['conv', 'relu'], 8),
-    **stage(3, 8, 64, ['conv', 'relu'], 4),
-    **stage(4, 4, 64, ['conv', 'relu']),
+    **stage(3, 8, 64, ['conv', 'relu']),
+    **stage(4, 8, 64, ['conv', 'relu'], 4),
     'flatten': (1024,),
     'fc5': (10,),
   },
@@ -182,7 +182,7 @@ COUNTS = {
   'ungrouped': (62_378_344, 0),
   'cifar10_full': (89_578, 0),
   'cifar10_80sec': (145_578, 0),
-  'cifar10_four_convs': (126_506, 0),
+  'cifar10_four_convs': (77_354, 0),
 }
 KERNELS = {
   'batchnorm': {'conv1': (11, 11, 3, 96), 'conv2': (5, 5, 96, 256), 'fc6': (9216, 4096)},
@@ -202,7 +202,7 @@ KERNELS = {
   'ungrouped': {'conv2': (5, 5, 96, 256), 'conv5': (3, 3, 384, 256), 'fc6': (9216, 4096)},
   'cifar10_full': {'conv1': (5, 5, 3, 32), 'conv3': (5, 5, 32, 64), 'fc4': (1024, 10)},
   'cifar10_80sec': {'conv1': (5, 5, 3, 32), 'fc4': (1024, 64), 'fc5': (64, 10)},
-  'cifar10_four_convs': {'conv2': (5, 5, 32, 32), 'conv4': (3, 3, 64, 64), 'fc5': (1024, 10)},
+  'cifar10_four_convs': {'conv2': (3, 3, 32, 32), 'conv4': (3, 3, 64, 64), 'fc5': (1024, 10)},
 }
 # By hand, backwards from one value after pool5. A pool needs 3 values; the pool before it makes 3 of 7, or of
 # 6 if sizes are rounded up. conv1 makes 12 values of 55, or of 52 if rounded up.
@@ -219,7 +219,7 @@ SMALLEST = {
   'ungrouped': 55,
   'cifar10_full': 12,
   'cifar10_80sec': 12,
-  'cifar10_four_convs': 12,
+  'cifar10_four_convs': 11,
 }
 
 
