@@ -23,6 +23,7 @@ from flax import traverse_util
 
 from alexnet_flax.data.augment import Augmentation
 from alexnet_flax.data.bad_images import Policy
+from alexnet_flax.data.corruption import Corruption
 from alexnet_flax.data.images import MAX_PIXELS
 from alexnet_flax.data.views import EvalView, TrainView
 from alexnet_flax.errors import UsageError, unknown_name
@@ -73,6 +74,7 @@ class DataConfig:
   verify_records: bool = True  # compare the checksums of TFRecord files
   center_crop_share: float | None = _field(None, above=0, at_most=1)  # of the short side, in evaluation
   examples_per_class: int | None = _field(None, at_least=1)  # of train_split, drawn by the seed
+  corruption: Corruption = 'none'  # of labels or pixels (Zhang et al. 2017), by the seed
   num_threads: int | None = _field(None, at_least=1)  # for decoding; one per core
 
 
@@ -342,6 +344,7 @@ _ONLY_WITH = {
   'optimizer.end_learning_rate': ('optimizer.schedule', ('cosine', 'polynomial')),
   'data.crop_scale': ('data.crop', ('random_resized_crop',)),
   'data.crop_ratio': ('data.crop', ('random_resized_crop',)),
+  'data.crop_padding': ('data.crop', ('random_crop',)),
 }
 
 

@@ -38,6 +38,12 @@ def decode_train(view: TrainView, encoded: Sequence[Encoded], numbers: np.ndarra
     ratios[is_jpeg & (windows.boxes[:, 2:].min(axis=1) >= ratio * size)] = ratio
   boxes, maps = rotated(windows, sizes, size, ratios) if view.rotation else (windows.boxes, None)
   by = ratios[:, None]
+  borders: list[list[int]] | None = None  # pixels above, left of, below and right of the image
+  if maps is None and view.crop == 'random_crop' and view.crop_padding:
+    ends = boxes[:, :2] + boxes[:, 2:]
+    outside = np.maximum(np.concatenate([-boxes[:, :2], ends - sizes], axis=1), 0)
+    boxes = boxes + np.concatenate([outside[:, :2], -outside[:, :2] - outside[:, 2:]], axis=1)
+    borders = (outside // by).tolist()
   corners = boxes[:, :2] // by  # in the downscaled images
   shapes = np.minimum(-(-boxes[:, 2:] // by), -(-sizes // by) - corners)
   scaled = np.concatenate([corners, np.maximum(shapes, 1)], axis=1)
@@ -45,6 +51,10 @@ def decode_train(view: TrainView, encoded: Sequence[Encoded], numbers: np.ndarra
   images = np.empty((len(encoded), size, size, 3), np.uint8)
   for row, (image, box, ratio) in enumerate(chosen):
     crop = _crop(image, box, ratio, fast=maps is None)
+    if borders is not None:
+      above, left, below, right = borders[row]
+      fill = view.rotation_fill
+      crop = cv2.copyMakeBorder(crop, above, below, left, right, cv2.BORDER_CONSTANT, value=fill)
     if maps is None:
       _resize(crop, images[row], mirror=windows.mirrored[row])
     else:

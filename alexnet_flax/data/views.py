@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-Crop = Literal['random_resized_crop', 'random_crop']
+Crop = Literal['random_resized_crop', 'random_crop', 'center_crop']
 Resize = Literal['pil', 'tf']
 
 # The numbers of a view: two for each attempt at a random crop, then top, left, flip, angle.
@@ -21,7 +21,7 @@ _TOP, _LEFT, _FLIP, _ANGLE = range(2 * CROP_ATTEMPTS, 2 * CROP_ATTEMPTS + 4)
 class Windows(NamedTuple):
   """The windows of a batch of images."""
 
-  boxes: np.ndarray  # int32 [B, 4], (top, left, height, width) in pixels of the image
+  boxes: np.ndarray  # int32 [B, 4], (top, left, height, width) in pixels of the image; they may jut out
   mirrored: np.ndarray  # bool [B]
   degrees: np.ndarray  # float32 [B], the counter-clockwise rotation about the box's centre
 
@@ -34,19 +34,22 @@ class TrainView:
     image_size: The view's side S in pixels.
     crop: 'random_resized_crop' (Szegedy et al. 2014, section 6; torchvision's rule) draws an area and an
       aspect ratio, and resizes what lies within. 'random_crop' (Krizhevsky et al. 2012, section 4.1) takes a
-      window of S by S of the image whose short side is `resize_side`.
+      window of S by S of the image whose short side is `resize_side`. 'center_crop' takes the middle one.
     crop_scale: The least and greatest area of the resized crop, as shares of the image's.
     crop_ratio: Its least and greatest width over height, drawn uniformly in the logarithm.
-    resize_side: The short side for 'random_crop'.
+    crop_padding: The border around the image that a 'random_crop' may reach into, in pixels of the view (He et
+      al. 2015, section 4.2). Its colour is `rotation_fill`.
+    resize_side: The short side for 'random_crop' and 'center_crop'.
     flip: Whether to mirror every second view.
     rotation: The greatest rotation either way, in degrees.
-    rotation_fill: RGB, 0 ... 255, of what lies outside a rotated image.
+    rotation_fill: RGB, 0 ... 255, of what lies outside the image.
   """
 
   image_size: int = dataclasses.field(default=224, metadata={'derived': True})
   crop: Crop = 'random_resized_crop'
   crop_scale: tuple[float, float] = (0.08, 1.0)
   crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+  crop_padding: int = 0
   resize_side: int = dataclasses.field(default=256, metadata={'derived': True})
   flip: bool = True
   rotation: float = dataclasses.field(default=0.0, metadata={'at_most': 180})
@@ -58,16 +61,25 @@ class TrainView:
         raise ValueError(f'{name} (={(low, high)}) must be (least, greatest), positive, and shares at most 1')
     if not all(0 <= value <= 255 for value in self.rotation_fill):
       raise ValueError(f'rotation_fill (={self.rotation_fill}) must be RGB in 0 ... 255')
+    if self.crop_padding >= self.image_size:
+      raise ValueError(
+        f"crop_padding (={self.crop_padding}) must be less than the view's side (={self.image_size})"
+      )
 
   def windows(self, sizes: np.ndarray, numbers: np.ndarray) -> Windows:
     """Returns the windows of images by their heights and widths, int [B, 2].
 
     `numbers` are uniform in [0, 1), float32 [B, VIEW_NUMBERS].
     """
-    if self.crop == 'random_crop':
-      boxes = _random_crops(sizes, numbers, self.image_size, self.resize_side)
-    else:
-      boxes = _random_resized_crops(sizes, numbers, self.crop_scale, self.crop_ratio)
+    match self.crop:
+      case 'random_resized_crop':
+        boxes = _random_resized_crops(sizes, numbers, self.crop_scale, self.crop_ratio)
+      case 'random_crop':
+        boxes = _random_crops(sizes, numbers, self.image_size, self.resize_side, self.crop_padding)
+      case 'center_crop':
+        side = _squares(sizes, self.image_size, self.resize_side)
+        corner = np.round((sizes - side) / 2)  # as in evaluation
+        boxes = np.concatenate([corner, side, side], axis=1).astype(np.int32)
     degrees = (2 * numbers[:, _ANGLE] - 1) * np.float32(self.rotation)
     return Windows(boxes, (numbers[:, _FLIP] < 0.5) & self.flip, degrees)
 
@@ -166,12 +178,20 @@ def _random_resized_crops(
   return np.concatenate([corner, shape], axis=1).astype(np.int32)
 
 
-def _random_crops(sizes: np.ndarray, numbers: np.ndarray, image_size: int, resize_side: int) -> np.ndarray:
-  """Returns squares of image_size / resize_side of the short side, anywhere in the image."""
-  short = sizes.min(axis=1, keepdims=True)
-  side = np.maximum(np.round(short * (image_size / resize_side)), 1).astype(np.int64)
-  corner = _choose(numbers[:, [_TOP, _LEFT]], sizes - side)
+def _random_crops(
+  sizes: np.ndarray, numbers: np.ndarray, image_size: int, resize_side: int, padding: int
+) -> np.ndarray:
+  """Returns squares anywhere in the image and a border around it."""
+  side = _squares(sizes, image_size, resize_side)
+  border = side * padding // image_size
+  corner = _choose(numbers[:, [_TOP, _LEFT]], sizes + 2 * border - side) - border
   return np.concatenate([corner, side, side], axis=1).astype(np.int32)
+
+
+def _squares(sizes: np.ndarray, image_size: int, resize_side: int) -> np.ndarray:
+  """Returns the sides, int [B, 1], of squares with image_size / resize_side of the short side."""
+  short = sizes.min(axis=1, keepdims=True)
+  return np.maximum(np.round(short * (image_size / resize_side)), 1).astype(np.int64)
 
 
 def _choose(numbers: np.ndarray, last: np.ndarray) -> np.ndarray:

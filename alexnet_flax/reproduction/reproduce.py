@@ -200,22 +200,21 @@ def _curve(place: pathlib.Path) -> Curve:
 
 
 def _search(claim: Claim, arm: str, folder: pathlib.Path, others: Mapping[str, Any]) -> float:
-  """Returns the rate with which an arm reaches the training error in the fewest epochs, by the first seed.
-
-  Of several that never do, the one with the least training error at the end.
-  """
-  assert claim.until is not None
-  needed: dict[float, tuple[float, float]] = {}
+  """Returns the rate with which an arm has the least training error after a few epochs, by the first seed."""
+  errors: dict[float, float] = {}
   for rate in claim.rates:
     values = claim.values(arm, 0, {**others, _RATE: rate})
-    longest = min([values['total_epochs'], *(epochs for epochs, _ in needed.values())])
-    values['total_epochs'] = float(math.ceil(longest))  # no run need be longer than the best before it
+    values['total_epochs'] = min(claim.search_epochs, values['total_epochs'])
+    place = _place(folder, arm, values)
     try:
-      curve = _run(claim, values, _place(folder, arm, values))
-      needed[rate] = epochs_until(curve, claim.until), curve[-1].train_error
+      curve = [point for point in _run(claim, values, place) if point.epoch <= values['total_epochs'] + 0.5]
+      errors[rate] = curve[-1].train_error
     except DivergedError as error:
       print(f'{arm} at rate {rate:g}: {error}', flush=True)
-      needed[rate] = math.inf, math.inf
-  best = min(needed, key=lambda rate: needed[rate])
-  print(f'{arm}: of the rates {", ".join(map(str, needed))} {best:g} needs the fewest epochs', flush=True)
+      errors[rate] = math.inf
+  best = min(errors, key=lambda rate: errors[rate])
+  found = ', '.join(f'{100 * error:.1f} % at {rate:g}' for rate, error in errors.items())
+  print(f'{arm}: training error after {claim.search_epochs:g} epochs: {found}', flush=True)
+  if best in (min(errors), max(errors)) and len(errors) > 1:
+    print(f'note: {arm}: the best rate, {best:g}, is at the edge of those tried', flush=True)
   return best

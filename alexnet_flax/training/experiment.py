@@ -15,6 +15,7 @@ from alexnet_flax import steps as step_functions
 from alexnet_flax.config import Config, build_spec
 from alexnet_flax.data.augment import augment, normalize
 from alexnet_flax.data.bad_images import BadImages
+from alexnet_flax.data.corruption import corrupted
 from alexnet_flax.data.prepare.color_pca import read_components
 from alexnet_flax.data.source import Source, few_per_class, require_labels, require_same_classes
 from alexnet_flax.data.tfds_source import open_dataset
@@ -121,6 +122,8 @@ def assemble(config: Config, train: Source, evaluated: Source, devices: Sequence
   Raises:
     UsageError: The configuration does not fit the data or the devices.
   """
+  corrupt = functools.partial(corrupted, corruption=config.data.corruption, seed=config.seed)
+  train, evaluated = corrupt(train, training=True), corrupt(evaluated, training=False)
   config = _resolve(config, train, len(devices))
   if config.data.examples_per_class is not None:
     train = few_per_class(train, config.data.examples_per_class, config.seed)
@@ -135,10 +138,14 @@ def assemble(config: Config, train: Source, evaluated: Source, devices: Sequence
   mesh = parallel.make_mesh(devices, config.mesh.model)
   learner = _learner(config, spec, schedule, train, mesh)
   size, resize_side = spec.image_size, round(spec.image_size / spec.preprocessing.center_crop_share)
+  try:
+    train_view = dataclasses.replace(config.data.train_view, image_size=size, resize_side=resize_side)
+  except ValueError as error:
+    raise UsageError(f'data.{error}') from None
   data = Data(
     train,
     evaluated,
-    dataclasses.replace(config.data.train_view, image_size=size, resize_side=resize_side),
+    train_view,
     dataclasses.replace(config.data.eval_view, image_size=size, resize_side=resize_side),
     BadImages(config.data.on_bad_image, max_pixels=config.data.max_pixels),
   )

@@ -18,6 +18,7 @@ from alexnet_flax.data.bad_images import BadImages
 from alexnet_flax.data.image_header import decode_pixels
 from alexnet_flax.data.images import UnreadableError, evaluation_crops
 from alexnet_flax.data.source import Source
+from alexnet_flax.data.corruption import corrupted
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.errors import UsageError
 from alexnet_flax.evaluation.evaluate import predict_dataset
@@ -114,8 +115,13 @@ def load_results(folder: str, data_dir: str | None = None) -> RunResults:
   sources = None
   try:
     data = run_data(folder, data_dir)
-    train = open_dataset(data.dataset, data.train_split, data.data_dir)
-    sources = train, open_dataset(data.dataset, data.eval_split, data.data_dir)
+    train, evaluated = (
+      corrupted(
+        open_dataset(data.dataset, split, data.data_dir), data.corruption, config.seed, training=first
+      )
+      for split, first in ((data.train_split, True), (data.eval_split, False))
+    )
+    sources = train, evaluated
   except UsageError as error:
     note = f'{folder}: report without images: {error}; give --data_dir if they lie elsewhere'
     print(f'note: {note}', file=sys.stderr)

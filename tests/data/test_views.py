@@ -116,6 +116,53 @@ def test_the_papers_crop_is_any_window_of_224_of_256():
   np.testing.assert_array_equal(train_view(Encoded(image.tobytes(), 'raw', 256, 256), view, drawn[0]), window)
 
 
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
+@pytest.mark.parametrize('top', [0.0, 0.4, 0.999])
+@pytest.mark.parametrize('left', [0.0, 0.5, 0.999])
+def test_a_padded_crop_is_a_window_of_the_padded_image(kind, top, left):
+  """torchvision's RandomCrop(32, padding=4), for an image of 32 by 40."""
+  encoded = encode(smooth_image(32, 40, 0), kind)
+  whole = train_view(encoded, TrainView(32, 'random_crop', resize_side=32, flip=False), numbers(left=0.0))
+  rest = train_view(encoded, TrainView(32, 'random_crop', resize_side=32, flip=False), numbers(left=0.999))
+  padded = np.full((40, 48, 3), (1, 2, 3), np.uint8)
+  padded[4:36, 4:36], padded[4:36, 12:44] = whole, rest
+  view = TrainView(32, 'random_crop', crop_padding=4, resize_side=32, rotation_fill=(1.0, 2.0, 3.0))
+  row, column = int(top * 9), int(left * 17)
+  for mirror, step in ((0.9, 1), (0.1, -1)):
+    expected = padded[row : row + 32, column : column + 32][:, ::step]
+    np.testing.assert_array_equal(
+      train_view(encoded, view, numbers(top=top, left=left, mirror=mirror)), expected
+    )
+
+
+def test_a_padded_crop_of_a_larger_image():
+  """The border is in pixels of the view: here 8 of the image's, of which libjpeg decodes each second."""
+  image = np.full((128, 128, 3), 255, np.uint8)
+  view = TrainView(64, 'random_crop', crop_padding=4, resize_side=64, flip=False)
+  for kind in ('PNG', 'JPEG'):
+    corner = train_view(encode(image, kind), view, numbers(top=0.0, left=0.999))
+    assert (corner[:4] == 0).all() and (corner[:, -4:] == 0).all() and (corner[4:, :-4] == 255).all()
+
+
+def test_a_turned_padded_crop_reaches_as_far():
+  image = np.full((64, 64, 3), 255, np.uint8)
+  view = TrainView(64, 'random_crop', crop_padding=8, resize_side=64, flip=False, rotation=10.0)
+  seen = train_view(encode(image, 'PNG'), view, numbers(top=0.0, left=0.5))
+  assert (seen[:7] == 0).all() and (seen[9:] == 255).all()
+
+
+def test_a_centre_crop_is_the_one_of_evaluation():
+  image = coordinates(45, 32)
+  view = TrainView(28, 'center_crop', resize_side=32, flip=False)
+  seen = train_view(encode(image, 'PNG'), view, numbers(top=0.9))
+  np.testing.assert_array_equal(seen, eval_view(encode(image, 'PNG'), EvalView(28, 32)))
+
+
+def test_a_border_must_be_narrower_than_the_view():
+  with pytest.raises(ValueError, match=r"crop_padding \(=28\) must be less than the view's side \(=28\)"):
+    TrainView(28, 'random_crop', crop_padding=28)
+
+
 @pytest.mark.parametrize('mirror', [0.2, 0.8])
 @pytest.mark.parametrize('angle', [0.0, 0.3, 0.999])
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG'])

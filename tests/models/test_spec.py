@@ -120,7 +120,7 @@ GAUSSIANS = {
   'one_weird_trick': (dict.fromkeys(LAYERS, 0.01) | CONV345, dict.fromkeys(ONES, 1.0) | {'fc8': -7.0}),
   'cifar10_full': ({'conv1': 1e-4, 'conv2': 0.01, 'conv3': 0.01, 'fc4': 0.01}, {}),
   'cifar10_80sec': ({'conv1': 1e-4, 'conv2': 0.01, 'conv3': 0.01, 'fc4': 0.1, 'fc5': 0.1}, {}),
-  'cifar10_four_convs': (dict.fromkeys(('conv2', 'conv3', 'conv4', 'fc5'), 0.01) | {'conv1': 1e-4}, {}),
+  'cifar10_four_convs': (dict.fromkeys(('conv1', 'conv2', 'conv3', 'conv4', 'fc5'), 0.01), {}),
 }
 
 
