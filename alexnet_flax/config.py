@@ -119,6 +119,7 @@ class Config:
   transfer: TransferConfig = TransferConfig()
   mesh: MeshConfig = MeshConfig()
   seed: int = _field(0, at_most=2**32 - 1)
+  num_seeds: int = _field(1, at_least=1)  # from `seed` on, each a run in seed-SEED, trained by one program
   total_epochs: float = _field(90.0, above=0)
   total_steps: int | None = _field(None, at_least=1)
   eval_every_epochs: float = _field(1.0, above=0)
@@ -296,6 +297,8 @@ def _check_pairs(config: Config) -> None:
   if data.batch_size % (parts := optimizer.accumulate_steps):
     by = f'optimizer.accumulate_steps (={parts})'
     raise UsageError(f'data.batch_size (={data.batch_size}) must be divisible by {by}')
+  if config.num_seeds > 1 and config.seed + config.num_seeds > 2**32:
+    raise UsageError(f'num_seeds (={config.num_seeds}) from seed={config.seed} on go beyond {2**32 - 1}')
   spec = build_spec(config)
   surgery.frozen_layers(spec, surgery.layer_patterns(transfer.freeze))
   try:

@@ -55,18 +55,6 @@ _OTHERS = (
     'its networks need locally connected layers',
   ),
   Published(
-    "CIFAR-10 AlexNet of PyTorch's users, error",
-    '22.78 %',
-    'bearpaw/pytorch-classification',
-    'the padded random crop is missing',
-  ),
-  Published(
-    'CIFAR-10, random labels, training accuracy',
-    '99.82 %',
-    'Zhang et al. 2017, table 1',
-    'random labels are missing',
-  ),
-  Published(
     'batches of 8K to 32K by LARC, ImageNet',
     'settings alone',
     'NVIDIA/caffe, models/alexnet_bn',
@@ -76,7 +64,7 @@ _OTHERS = (
 
 
 def _with_unit(value: float, claim: Claim) -> str:
-  return f'{value:.2%}'.replace('%', ' %') if claim.unit == 'test error' else f'{value:.2f} times'
+  return f'{value:.2f} times' if claim.unit == 'times' else f'{value:.2%}'.replace('%', ' %')
 
 
 def _ours(claim: Claim, runs: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -137,8 +125,8 @@ def markdown() -> str:
     '# Published results',
     '',
     'What others have published about AlexNets, and what this program gets by the same recipe. A number is',
-    'reproduced if ours is better, or worse by at most two standard errors of our seeds (of 10,000 images,',
-    'for an error of one seed). This page is written from the files in `results/`, which the commands leave:',
+    'reproduced if ours is better, or worse by at most two standard errors of our seeds (of the',
+    'images, for an error of one seed). This page is written from the files in `results/`, which the commands leave:',
     '`python -m docs.results > docs/results.md`.',
     '',
     '| what | published | ours | verdict | command |',

@@ -44,7 +44,7 @@ def test_an_old_configuration_is_read():
   assert [written['optimizer'].pop(name) for name in ('name', 'momentum_dtype')] == ['sgd', 'float32']
   assert [written['data'].pop(name) for name in ('max_pixels', 'verify_records')] == [200_000_000, True]
   assert [written['data'].pop(name) for name in ('crop_padding', 'corruption')] == [0, 'none']
-  assert [written.pop(name) for name in ('compilation_cache', 'mesh')] == [True, {'model': 1}]
+  assert [written.pop(name) for name in ('compilation_cache', 'mesh', 'num_seeds')] == [True, {'model': 1}, 1]
   assert written == json.loads(OLD)
 
 

@@ -91,6 +91,7 @@ def train_and_report(config: Config, workdir: str) -> None:
   import jax
 
   from alexnet_flax.training.logger import steady_output
+  from alexnet_flax.training.seeds import run_folders
   from alexnet_flax.training.train import train
 
   folder = expanded(workdir)
@@ -105,10 +106,11 @@ def train_and_report(config: Config, workdir: str) -> None:
       with needs_extra('report.html'):
         from alexnet_flax.viz.report import FILE, load_results, write_report
 
-      path, log = folder / FILE, folder / 'metrics.jsonl'
-      if path.is_file() and path.stat().st_mtime_ns >= log.stat().st_mtime_ns:  # nothing has been trained
+      path, runs = folder / FILE, run_folders(folder, config)
+      trained = max((run / 'metrics.jsonl').stat().st_mtime_ns for run in runs)
+      if path.is_file() and path.stat().st_mtime_ns >= trained:  # nothing has been trained
         return
-      write_report([load_results(workdir, config.data.data_dir)], path)
+      write_report([load_results(str(run), config.data.data_dir) for run in runs], path)
       print(f'{path} shows what it learned', flush=True)
     except Exception as error:
       print(f'warning: no report: {error}', flush=True)

@@ -1,4 +1,4 @@
-"""Data sets without what there is to learn: corruptions of Zhang et al. 2017 (arXiv:1611.03530, section 2.1)."""
+"""Data sets with nothing to learn: corruptions of Zhang et al. 2017 (arXiv:1611.03530, section 2.1)."""
 
 import dataclasses
 import functools

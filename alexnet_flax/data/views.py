@@ -37,8 +37,8 @@ class TrainView:
       window of S by S of the image whose short side is `resize_side`. 'center_crop' takes the middle one.
     crop_scale: The least and greatest area of the resized crop, as shares of the image's.
     crop_ratio: Its least and greatest width over height, drawn uniformly in the logarithm.
-    crop_padding: The border around the image that a 'random_crop' may reach into, in pixels of the view (He et
-      al. 2015, section 4.2). Its colour is `rotation_fill`.
+    crop_padding: The border that a 'random_crop' may reach into, in pixels of the view (He et al. 2015,
+      section 4.2). Its colour is `rotation_fill`.
     resize_side: The short side for 'random_crop' and 'center_crop'.
     flip: Whether to mirror every second view.
     rotation: The greatest rotation either way, in degrees.

@@ -6,8 +6,8 @@
 - for the kernel's derivative of convolutions with strides (conv1: 11x11, stride 4), one matrix product. With
   the image cut into 4x4 blocks, the window of an output lies in 3x3 whole blocks. A row of the matrix is one
   number of one of these, for all outputs: contiguous, if the images' dimensions come last;
-- for images smaller than the kernel, as the last of a network for CIFAR-10, a matrix product with one entry for
-  each pair of an input and an output: no more than the kernel has taps.
+- for images smaller than the kernel, as the last ones of a network for CIFAR-10, one matrix product, with an
+  entry for each pair of an input and an output: no more than taps for each output.
 
 The convolution is a JAX primitive of its own. It is bilinear, so it can be differentiated any number of
 times, forwards and backwards; each platform has its own lowering; `vmap` makes it JAX's own convolution.
@@ -64,7 +64,7 @@ def block_kernel_gradient(x: jax.Array, cotangent: jax.Array, geometry: Geometry
 
 
 def dense_kernel(kernel: jax.Array, geometry: Geometry) -> jax.Array:
-  """Lays out a kernel [R, S, C, F] at stride 1 as the matrix [H W C, H' W' F] by which it multiplies images."""
+  """Lays out a kernel [R, S, C, F], at stride 1, as the matrix [H W C, H' W' F] that multiplies images."""
   for axis, (side, outputs, taps, pads) in enumerate(
     zip(geometry.image, geometry.output, geometry.kernel, geometry.padding, strict=True)
   ):

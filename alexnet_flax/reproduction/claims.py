@@ -33,7 +33,7 @@ class Claim:
     name: What `alexnet-flax reproduce` calls it.
     what: What was measured, for the ledger.
     published: The published number, in the unit of the scores.
-    unit: 'test error' (a share of 1), or 'times'.
+    unit: 'test error' or 'training error' (shares of 1), or 'times'.
     source: Where it was published.
     keys: The configuration that all arms share.
     arms: By name, the keys in which each arm differs.
@@ -42,16 +42,15 @@ class Claim:
     seeds: The number of seeds by default.
     minutes: What a seed takes on two cores, measured.
     until: The training error at which a run may stop; None for the recipe's end.
-    rates: The learning rates from which each arm has the one with the least training error after
-      `search_epochs`, by the first seed; none if the recipe states its own.
-    search_epochs: See `rates`.
+    rates: The learning rates from which each arm has the one with the fewest epochs to `until`, by the first
+      seed; none if the recipe states its own.
     departures: Where this differs from what was published.
   """
 
   name: str
   what: str
   published: float
-  unit: Literal['test error', 'times']
+  unit: Literal['test error', 'training error', 'times']
   source: str
   keys: Keys
   arms: Mapping[str, Keys]
@@ -61,7 +60,6 @@ class Claim:
   minutes: float | None = None
   until: float | None = None
   rates: tuple[float, ...] = ()
-  search_epochs: float = 3.0
   departures: str = ''
 
   def values(self, arm: str, seed: int, others: Mapping[str, Any]) -> Keys:
@@ -94,18 +92,25 @@ def _tanh_to_relu(curves: Mapping[str, Curve]) -> float:
   return epochs_until(curves['tanh'], _FIGURE_1) / epochs_until(curves['relu'], _FIGURE_1)
 
 
+def _random_labels_error(curves: Mapping[str, Curve]) -> float:
+  return curves['random labels'][-1].train_error
+
+
 _CHANCE = 0.9  # the error of a guess among ten classes
 _FIGURE_1 = 0.25
 _EPOCH = 391  # steps of 128 images
-_WHOLE_IMAGE: Keys = {
+_CIFAR10: Keys = {
   'data.dataset': 'cifar10',
   'data.batch_size': 128,
   'data.eval_batch_size': 1000,
+  'log_every_steps': _EPOCH,
+  'report': False,
+}
+_WHOLE_IMAGE: Keys = {
+  **_CIFAR10,
   'data.crop_scale': (1.0, 1.0),
   'data.crop_ratio': (1.0, 1.0),
   'data.flip': False,
-  'log_every_steps': _EPOCH,
-  'report': False,
 }
 _CUDA_CONVNET: Keys = {
   **_WHOLE_IMAGE,
@@ -113,7 +118,8 @@ _CUDA_CONVNET: Keys = {
   'optimizer.schedule': 'step',
   'optimizer.weight_decay': 0.004,
 }
-_MEAN = 'the mean of each channel is subtracted, not the mean image; the images went through JPEG once'
+_JPEG = 'the images went through JPEG once'
+_MEAN = f'the mean of each channel is subtracted, not the mean image; {_JPEG}'
 
 _ALL = (
   Claim(
@@ -159,10 +165,67 @@ _ALL = (
     score=_tanh_to_relu,
     lower_is_better=False,
     until=_FIGURE_1,
-    rates=(0.001, 0.003, 0.01, 0.03),
+    rates=(0.003, 0.01, 0.001, 0.03),
     departures=(
       'the network is ours, for the paper states none; the training error is the mean over an epoch,'
       f' put at its end; {_MEAN}'
+    ),
+  ),
+  Claim(
+    name='cifar10_alexnet',
+    what="pytorch-classification's AlexNet on CIFAR-10, padded crops and flips",
+    published=0.2278,
+    unit='test error',
+    source='bearpaw/pytorch-classification, README.md, TRAINING.md and models/cifar/alexnet.py',
+    keys=_CIFAR10
+    | {
+      'model.variant': 'cifar10_alexnet',
+      'data.crop': 'random_crop',
+      'data.crop_padding': 4,
+      'optimizer.learning_rate': 0.01,
+      'optimizer.schedule': 'step',
+      'optimizer.boundary_epochs': (81.0, 122.0),
+      'optimizer.weight_decay': 5e-4,
+      'total_epochs': 164.0,
+    },
+    arms={'cifar10_alexnet': {}},
+    score=final_test_error,
+    seeds=1,
+    departures=(
+      "the rate is that of the model's file (0.01 without BatchNorm); the command does not state one, and its"
+      f' default is 0.1; {_JPEG}'
+    ),
+  ),
+  Claim(
+    name='random_labels',
+    what='training error of the small AlexNet on CIFAR-10 with random labels',
+    published=0.0018,
+    unit='training error',
+    source='Zhang et al. 2017 (arXiv:1611.03530), table 1: 99.82 % are fitted; section 2 and appendix A',
+    keys=_CIFAR10
+    | {
+      'model.variant': 'cifar10_small_alexnet',
+      'data.crop': 'center_crop',
+      'data.flip': False,
+      'optimizer.learning_rate': 0.01,
+      'optimizer.schedule': 'step',
+      'optimizer.boundary_epochs': tuple(float(epoch) for epoch in range(1, 60)),
+      'optimizer.decay_factor': 0.95,
+      'optimizer.weight_decay': 0.0,
+      'total_epochs': 60.0,
+    },
+    arms={
+      'random labels': {'data.corruption': 'random_labels'},
+      'shuffled pixels': {'data.corruption': 'shuffled_pixels'},
+      'true labels': {},
+    },
+    score=_random_labels_error,
+    seeds=1,
+    until=0.001,
+    departures=(
+      "batch size, epochs, initialisation and LRN's constants are not published; images are standardised by"
+      " the set's mean and deviation, not each by its own; the training error is the mean over the last epoch"
+      f' of training; {_JPEG}'
     ),
   ),
 )

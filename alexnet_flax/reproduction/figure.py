@@ -32,9 +32,9 @@ def draw(claim: Claim, runs: list[dict[str, Any]], path: pathlib.Path) -> None:
         _draw_curves(axes, curves, 'train_error', f'C{number}', '--', f'{arm}, training error')
         _draw_curves(axes, curves, 'test_error', f'C{number}', '-', f'{arm}, test error')
     if claim.until is not None:
-      mark, label = claim.until, f'{claim.until:.0%} training error'
+      mark, label = claim.until, f'{100 * claim.until:g} % training error'
     else:
-      mark, label = claim.published, f'published: {claim.published:.0%} test error'
+      mark, label = claim.published, f'published: {100 * claim.published:g} % test error'
     axes.axhline(mark, color='0.5', linewidth=0.8)
     axes.annotate(label, (0.01, mark), xycoords=('axes fraction', 'data'), va='top', color='0.4')
     axes.set(xlabel='epoch', ylabel='error', xlim=(0, None), ylim=(0, None))

@@ -26,6 +26,7 @@ QUICK = {'data.dataset': 'digits', 'total_epochs': 6.0, 'data.eval_batch_size': 
 # Keys that do not change what a run measures.
 _FREE = ('data.data_dir', 'data.num_threads')
 
+_PATIENCE = 5  # epochs without a lower training error, after which a rate is given up
 _RATE = 'optimizer.learning_rate'
 _ADVICE = 'remove it to begin anew, or name another place'
 
@@ -127,7 +128,7 @@ def curves_by_seed(claim: Claim, runs: list[dict[str, Any]]) -> dict[int, dict[s
 def verdict(claim: Claim, runs: list[dict[str, Any]]) -> Verdict | None:
   """Judges a claim: reproduced within two standard errors, or better. None if no seed is complete.
 
-  With one seed, an error's standard error is that of a share of 10,000 test images, and a ratio is not
+  With one seed, an error's standard error is that of a share of CIFAR-10's images, and a ratio is not
   judged; nor is one of runs that did not reach what they had to.
   """
   scores = [claim.score(curves) for curves in curves_by_seed(claim, runs).values()]
@@ -138,8 +139,8 @@ def verdict(claim: Claim, runs: list[dict[str, Any]]) -> Verdict | None:
     return Verdict(mean, error, len(scores), 'undecided')
   if len(scores) > 1:
     error = statistics.stdev(scores) / math.sqrt(len(scores))
-  elif claim.unit == 'test error':
-    error = math.sqrt(mean * (1 - mean) / 10_000)
+  elif claim.unit != 'times':
+    error = math.sqrt(mean * (1 - mean) / (10_000 if claim.unit == 'test error' else 50_000))
   else:
     return Verdict(mean, error, len(scores), 'undecided')
   short = mean - claim.published if claim.lower_is_better else claim.published - mean
@@ -147,11 +148,14 @@ def verdict(claim: Claim, runs: list[dict[str, Any]]) -> Verdict | None:
 
 
 class _ReachedError(Exception):
-  """The training error has fallen to where a run may stop."""
+  """The training error has fallen to where a run may stop, or no longer falls."""
 
 
-def _run(claim: Claim, values: Mapping[str, Any], place: pathlib.Path) -> Curve:
-  """Trains to the recipe's end, or until the training error has fallen far enough; returns the curve."""
+def _run(claim: Claim, values: Mapping[str, Any], place: pathlib.Path, give_up: bool = False) -> Curve:
+  """Trains to the recipe's end, or until the training error has fallen far enough; returns the curve.
+
+  With `give_up`, also until the error has not fallen for some epochs.
+  """
   config = with_values(Config(), values)
   if stored := read_json(place / CONFIG):
     _require_same(claim, str(place), flatten_dict(stored, sep='.'), values)
@@ -160,7 +164,12 @@ def _run(claim: Claim, values: Mapping[str, Any], place: pathlib.Path) -> Curve:
     raise UsageError(f'the run in {place} was begun by commit {was}, and this is {now}; {_ADVICE}')
 
   def is_enough() -> bool:
-    return claim.until is not None and epochs_until(_curve(place), claim.until) < math.inf
+    if claim.until is None:
+      return False
+    curve = _curve(place)
+    errors = [point.train_error for point in curve]
+    stalled = len(errors) > _PATIENCE and min(errors[-_PATIENCE:]) >= min(errors[:-_PATIENCE])
+    return epochs_until(curve, claim.until) < math.inf or (give_up and stalled)
 
   def stop(progress: Progress) -> None:
     if is_enough():
@@ -200,21 +209,26 @@ def _curve(place: pathlib.Path) -> Curve:
 
 
 def _search(claim: Claim, arm: str, folder: pathlib.Path, others: Mapping[str, Any]) -> float:
-  """Returns the rate with which an arm has the least training error after a few epochs, by the first seed."""
-  errors: dict[float, float] = {}
+  """Returns the rate with which an arm reaches the training error in the fewest epochs, by the first seed.
+
+  A rate is given up after as many epochs as the best before it needed, or when the error no longer falls. Of
+  several that never reach it, this returns the one with the least error.
+  """
+  assert claim.until is not None
+  needed: dict[float, tuple[float, float]] = {}
   for rate in claim.rates:
     values = claim.values(arm, 0, {**others, _RATE: rate})
-    values['total_epochs'] = min(claim.search_epochs, values['total_epochs'])
-    place = _place(folder, arm, values)
+    longest = min([values['total_epochs'], *(epochs for epochs, _ in needed.values())])
+    values['total_epochs'] = float(math.ceil(longest))
     try:
-      curve = [point for point in _run(claim, values, place) if point.epoch <= values['total_epochs'] + 0.5]
-      errors[rate] = curve[-1].train_error
+      curve = _run(claim, values, _place(folder, arm, values), give_up=True)
+      needed[rate] = epochs_until(curve, claim.until), min(point.train_error for point in curve)
     except DivergedError as error:
       print(f'{arm} at rate {rate:g}: {error}', flush=True)
-      errors[rate] = math.inf
-  best = min(errors, key=lambda rate: errors[rate])
-  found = ', '.join(f'{100 * error:.1f} % at {rate:g}' for rate, error in errors.items())
-  print(f'{arm}: training error after {claim.search_epochs:g} epochs: {found}', flush=True)
-  if best in (min(errors), max(errors)) and len(errors) > 1:
+      needed[rate] = math.inf, math.inf
+  best = min(needed, key=lambda rate: needed[rate])
+  found = ', '.join(f'{epochs:.1f} at {rate:g}' for rate, (epochs, _) in sorted(needed.items()))
+  print(f'{arm}: epochs to {claim.until:.0%} training error: {found}', flush=True)
+  if best in (min(needed), max(needed)):
     print(f'note: {arm}: the best rate, {best:g}, is at the edge of those tried', flush=True)
   return best

@@ -100,8 +100,10 @@ class Experiment:
     return 'train[:]' if split == 'train' else split
 
 
-def build_experiment(config: Config) -> Experiment:
+def build_experiment(config: Config, like: Experiment | None = None) -> Experiment:
   """Opens the data (preparing the embedded digits), and builds model, optimizer and steps.
+
+  An experiment that it is `like`, which differs in its seed alone, shares its model, optimizer and steps.
 
   Raises UsageError if the configuration does not fit the data or the devices.
   """
@@ -113,20 +115,26 @@ def build_experiment(config: Config) -> Experiment:
     )
   require_same_classes(train, evaluated)
   require_labels(evaluated)
-  return assemble(config, train, evaluated, jax.devices())
+  return assemble(config, train, evaluated, jax.devices(), like)
 
 
-def assemble(config: Config, train: Source, evaluated: Source, devices: Sequence[Any]) -> Experiment:
+def assemble(
+  config: Config,
+  train: Source,
+  evaluated: Source,
+  devices: Sequence[Any],
+  like: Experiment | None = None,
+) -> Experiment:
   """Builds the experiment from opened data, for these devices, which need not be of this machine.
 
   Raises:
     UsageError: The configuration does not fit the data or the devices.
   """
-  corrupt = functools.partial(corrupted, corruption=config.data.corruption, seed=config.seed)
-  train, evaluated = corrupt(train, training=True), corrupt(evaluated, training=False)
   config = _resolve(config, train, len(devices))
   if config.data.examples_per_class is not None:
     train = few_per_class(train, config.data.examples_per_class, config.seed)
+  corrupt = functools.partial(corrupted, corruption=config.data.corruption, seed=config.seed)
+  train, evaluated = corrupt(train, training=True), corrupt(evaluated, training=False)
   steps_per_epoch = train.num_examples / config.data.batch_size
   schedule = Schedule(
     config.total_steps or max(round(config.total_epochs * steps_per_epoch), 1),
@@ -136,7 +144,7 @@ def assemble(config: Config, train: Source, evaluated: Source, devices: Sequence
   )
   spec = build_spec(config)
   mesh = parallel.make_mesh(devices, config.mesh.model)
-  learner = _learner(config, spec, schedule, train, mesh)
+  learner = like.learner if like else _learner(config, spec, schedule, train, mesh)
   size, resize_side = spec.image_size, round(spec.image_size / spec.preprocessing.center_crop_share)
   try:
     train_view = dataclasses.replace(config.data.train_view, image_size=size, resize_side=resize_side)
@@ -150,6 +158,8 @@ def assemble(config: Config, train: Source, evaluated: Source, devices: Sequence
     BadImages(config.data.on_bad_image, max_pixels=config.data.max_pixels),
   )
   steps = _steps(config, learner, mesh)
+  if like:
+    steps = dataclasses.replace(like.steps, init=steps.init)
   config = dataclasses.replace(config, total_steps=schedule.total_steps)
   return Experiment(config, data, learner, steps, schedule, jax.eval_shape(steps.init))
 

@@ -24,11 +24,18 @@ class Logger:
   """
 
   def __init__(
-    self, folder: pathlib.Path, first_step: int, total_steps: int, steps_per_epoch: float, is_writer: bool
+    self,
+    folder: pathlib.Path,
+    first_step: int,
+    total_steps: int,
+    steps_per_epoch: float,
+    is_writer: bool,
+    label: str = '',
   ):
     """Continues the folder's log after `first_step`; later lines are removed.
 
-    Of several processes one `is_writer`; the others write and print nothing.
+    Of several processes one `is_writer`; the others write and print nothing. The lines of one of several runs
+    begin with its `label`; there is no progress bar then.
     """
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tqdm import tqdm
@@ -47,7 +54,8 @@ class Logger:
     self._first_step, self._total_steps, self._steps_per_epoch = first_step, total_steps, steps_per_epoch
     self._start = time.monotonic()
     self._seconds_before = max((line['seconds'] for line in lines), default=0.0)
-    disable = not (is_writer and sys.stderr.isatty())
+    self._label = f'{label}: ' if label else ''
+    disable = bool(label) or not (is_writer and sys.stderr.isatty())
     self._bar = tqdm(total=total_steps, initial=first_step, unit='step', disable=disable)
     if is_writer:
       start = SessionLog(status=SessionLog.START)  # TensorBoard drops the events of later steps before it
@@ -94,7 +102,7 @@ class Logger:
     if not self._is_writer:
       return
     if self._bar.disable:
-      print(one_line(text), flush=True)
+      print(one_line(self._label + text), flush=True)
     else:
       self._bar.write(one_line(text))
 

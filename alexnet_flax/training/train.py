@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import errno
+import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,15 +19,17 @@ from alexnet_flax.data.source import read_labels
 from alexnet_flax.data.tfds_source import IMAGE_FOLDER
 from alexnet_flax.errors import PreemptedError, UsageError
 from alexnet_flax.files import expanded
+from alexnet_flax.steps import GuardedStep, TrainState
 from alexnet_flax.training import callbacks as builtin
 from alexnet_flax.training import distributed
 from alexnet_flax.training.batches import train_batches, with_features
 from alexnet_flax.training.callbacks import Callback
-from alexnet_flax.training.experiment import Experiment, build_experiment, check_devices, compile_train_step
+from alexnet_flax.training.experiment import Experiment, check_devices, compile_train_step
 from alexnet_flax.training.initialize import initial_state, training_lines
 from alexnet_flax.training.logger import Logger, format_values, read_metrics, steady_output
-from alexnet_flax.training.loop import run_steps
+from alexnet_flax.training.loop import Request, drive, run_steps
 from alexnet_flax.training.preemption import GracefulShutdown
+from alexnet_flax.training.seeds import build_experiments, run_folders, steps_maker
 from alexnet_flax.training.workdir import changed_keys, make_folder, sole_writer, versions, write_records
 
 _OF_ONE_PROCESS = ('data.data_dir', 'data.num_threads')  # keys that may differ from machine to machine
@@ -37,7 +41,8 @@ def train(
 ) -> dict[str, float]:
   """Trains to the configuration's end, resuming from the last whole checkpoint in `workdir`.
 
-  Nothing is done, nor written, where the folder's run has ended.
+  Nothing is done, nor written, where the folder's run has ended. With `num_seeds` the folder holds a run for
+  each seed, in seed-SEED, that is the same as if it were trained alone.
 
   SIGTERM, SIGINT and SIGHUP end training after a step, with a checkpoint. Under `jax.distributed`, every
   process calls this; the folder must be the same for all, and process 0 writes the logs.
@@ -48,7 +53,7 @@ def train(
     callbacks: Called after the run's own (logging, evaluation, checkpoints), when they are due.
 
   Returns:
-    What the last evaluation measured: loss, top1, top5.
+    What the last evaluation measured: loss, top1, top5; with several seeds, their means.
 
   Raises:
     UsageError: Configuration, data or folder do not allow the run, or it has ended with other keys; a run in
@@ -66,16 +71,25 @@ def train(
       with distributed.together():
         for line in idle_keys(config).values():
           raise UsageError(f'{line}; leave it as it is by default')
-        experiment = build_experiment(config)
-        make_folder(folder)
-        if jax.process_index() == 0:
-          stack.enter_context(sole_writer(folder))
+        experiments = build_experiments(config)
+        folders = run_folders(folder, config)
+        for one in folders:
+          make_folder(one)
+          if jax.process_index() == 0:
+            stack.enter_context(sole_writer(one))
+      experiment = experiments[0]
       for source in (experiment.data.train, experiment.data.evaluated):
         parts = {'version': source.identity, 'number of images': source.num_examples}
         parts |= {'classes': source.class_names}
         distributed.check_equal({f"{source.name}'s {what}": part for what, part in parts.items()})
       distributed.check_one_folder(folder)
-      return _train(experiment, folder, callbacks, shutdown)
+      # Of all seeds, whose experiments share model, optimizer and steps.
+      compiled = functools.cache(lambda: compile_train_step(experiment, _placed(experiment)))
+      runs = []
+      for of_seed, place in zip(experiments, folders, strict=True):
+        label = f'seed {of_seed.config.seed}' if len(folders) > 1 else ''
+        runs.append(_train(of_seed, place, callbacks, shutdown, compiled, label))
+      return _summary(experiments, drive(runs, steps_maker(experiment)), folder)
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       raise UsageError(f'no room in {folder}: {error.strerror}; make some, and start again') from None
@@ -84,9 +98,36 @@ def train(
     raise
 
 
-def _train(
-  experiment: Experiment, folder: pathlib.Path, callbacks: Sequence[Callback], shutdown: GracefulShutdown
+def _placed(experiment: Experiment) -> TrainState:
+  """Returns the shapes of the state, and where its leaves lie."""
+  placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+  return jax.tree.map(placed, experiment.state, experiment.steps.state)
+
+
+def _summary(
+  experiments: Sequence[Experiment], ended: Sequence[dict[str, float] | Exception], folder: pathlib.Path
 ) -> dict[str, float]:
+  """Returns the means over the seeds; raises the first error that ended one of them."""
+  values = [one for one in ended if not isinstance(one, Exception)]
+  errors = [one for one in ended if isinstance(one, Exception)]
+  if len(ended) > 1 and len(values) > 1:
+    top1 = np.array([one['top1'] for one in values if 'top1' in one])
+    error = np.std(top1, ddof=1) / np.sqrt(len(top1))
+    split = experiments[0].eval_split
+    print(f'{len(values)} seeds: {split}: top1 {top1.mean():.2%} ± {error:.2%} (standard error); {folder}')
+  if errors:
+    raise errors[0]
+  return {name: float(np.mean([one[name] for one in values])) for name in values[0]}
+
+
+def _train(
+  experiment: Experiment,
+  folder: pathlib.Path,
+  callbacks: Sequence[Callback],
+  shutdown: GracefulShutdown,
+  compiled: Callable[[], GuardedStep],
+  label: str,
+) -> Generator[Request, Any, dict[str, float]]:
   config, last, is_writer = experiment.config, experiment.schedule.total_steps, jax.process_index() == 0
   latest = checkpoint.latest_whole(folder / 'checkpoints', folder / 'damaged', print)
   if latest is not None and latest > last:
@@ -97,15 +138,12 @@ def _train(
   if latest == last:
     return _finished(experiment, folder)
   manager = checkpoint.checkpoint_manager(folder / 'checkpoints', config.keep_checkpoints)
-  placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
-  like = jax.tree.map(placed, experiment.state, experiment.steps.state)
   if latest is None:
     state, lines = initial_state(experiment)
   else:
-    state, lines = checkpoint.restore(manager, latest, like), []
+    state, lines = checkpoint.restore(manager, latest, _placed(experiment)), []
   first_step = int(state.step)
-  compiled = dataclasses.replace(experiment.steps, train=compile_train_step(experiment, like))
-  experiment = dataclasses.replace(experiment, steps=compiled)
+  experiment = dataclasses.replace(experiment, steps=dataclasses.replace(experiment.steps, train=compiled()))
   if shutdown.requested:
     raise PreemptedError('stopped before the first step; the same command starts it again')
   if experiment.learner.preprocess is None:
@@ -114,7 +152,7 @@ def _train(
   first = list(itertools.islice(batches, 1))  # before the folder's files are touched
   if is_writer:
     write_records(folder, config, experiment.data.train.class_names, first_step, _images(experiment))
-  logger = Logger(folder, first_step, last, experiment.schedule.steps_per_epoch, is_writer)
+  logger = Logger(folder, first_step, last, experiment.schedule.steps_per_epoch, is_writer, label)
   bad = experiment.data.bad
   bad.say = logger.say if is_writer else print
   try:
@@ -123,7 +161,9 @@ def _train(
       logger.say(line)
     due = builtin.profiler(config.profile_steps, first_step, last, folder)
     due += builtin.all_callbacks(experiment, manager, logger, folder, callbacks)
-    progress, stopped = run_steps(experiment, state, itertools.chain(first, batches), due, shutdown)
+    progress, stopped = yield from run_steps(
+      experiment, state, itertools.chain(first, batches), due, shutdown
+    )
     builtin.finish_save(manager, experiment, logger)
     if stopped:
       saved = manager.latest_step() or 0

@@ -15,10 +15,10 @@ import numpy as np
 
 from alexnet_flax.config import Config, all_keys, value_of
 from alexnet_flax.data.bad_images import BadImages
+from alexnet_flax.data.corruption import corrupted
 from alexnet_flax.data.image_header import decode_pixels
 from alexnet_flax.data.images import UnreadableError, evaluation_crops
 from alexnet_flax.data.source import Source
-from alexnet_flax.data.corruption import corrupted
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.errors import UsageError
 from alexnet_flax.evaluation.evaluate import predict_dataset

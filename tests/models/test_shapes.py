@@ -156,6 +156,27 @@ TABLES = {
     'flatten': (1024,),
     'fc5': (10,),
   },
+  'cifar10_alexnet': {
+    **stage(1, 8, 64, ['conv', 'relu'], 4),
+    **stage(2, 4, 192, ['conv', 'relu'], 2),
+    **stage(3, 2, 384, ['conv', 'relu']),
+    **stage(4, 2, 256, ['conv', 'relu']),
+    **stage(5, 2, 256, ['conv', 'relu'], 1),
+    'flatten': (256,),
+    'fc6': (10,),
+  },
+  'cifar10_small_alexnet': {
+    **stage(1, 28, 64, ['conv', 'relu'], 14),
+    'norm1': (14, 14, 64),
+    **stage(2, 14, 64, ['conv', 'relu'], 7),
+    'norm2': (7, 7, 64),
+    'flatten': (3136,),
+    'fc3': (384,),
+    'relu3': (384,),
+    'fc4': (192,),
+    'relu4': (192,),
+    'fc5': (10,),
+  },
 }
 
 # The layer orders in which easily confused variants differ.
@@ -183,6 +204,8 @@ COUNTS = {
   'cifar10_full': (89_578, 0),
   'cifar10_80sec': (145_578, 0),
   'cifar10_four_convs': (77_354, 0),
+  'cifar10_alexnet': (2_472_266, 0),
+  'cifar10_small_alexnet': (1_387_786, 0),
 }
 KERNELS = {
   'batchnorm': {'conv1': (11, 11, 3, 96), 'conv2': (5, 5, 96, 256), 'fc6': (9216, 4096)},
@@ -203,6 +226,8 @@ KERNELS = {
   'cifar10_full': {'conv1': (5, 5, 3, 32), 'conv3': (5, 5, 32, 64), 'fc4': (1024, 10)},
   'cifar10_80sec': {'conv1': (5, 5, 3, 32), 'fc4': (1024, 64), 'fc5': (64, 10)},
   'cifar10_four_convs': {'conv2': (3, 3, 32, 32), 'conv4': (3, 3, 64, 64), 'fc5': (1024, 10)},
+  'cifar10_alexnet': {'conv1': (11, 11, 3, 64), 'conv4': (3, 3, 384, 256), 'fc6': (256, 10)},
+  'cifar10_small_alexnet': {'conv2': (5, 5, 64, 64), 'fc3': (3136, 384), 'fc5': (192, 10)},
 }
 # By hand, backwards from one value after pool5. A pool needs 3 values; the pool before it makes 3 of 7, or of
 # 6 if sizes are rounded up. conv1 makes 12 values of 55, or of 52 if rounded up.
@@ -220,6 +245,8 @@ SMALLEST = {
   'cifar10_full': 12,
   'cifar10_80sec': 12,
   'cifar10_four_convs': 11,
+  'cifar10_alexnet': 29,
+  'cifar10_small_alexnet': 6,
 }
 
 

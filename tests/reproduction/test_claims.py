@@ -6,6 +6,8 @@ import pytest
 
 from alexnet_flax.config import Config, from_dict, to_dict, with_values
 from alexnet_flax.errors import UsageError
+from alexnet_flax.models.spec import Conv, Dense
+from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.optim import OptimizerConfig
 from alexnet_flax.reproduction.claims import CLAIMS, Point, epochs_until
 from alexnet_flax.reproduction.reproduce import verdict
@@ -22,7 +24,7 @@ def test_configurations_are_valid(name):
     config = config_of(claim.values(arm, 3, {}))
     assert config.seed == 3
     assert not config.augment.is_on
-    assert not config.data.train_view.flip
+    assert config.data.train_view.flip == (name == 'cifar10_alexnet')
   assert claim.source
   assert claim.departures
 
@@ -84,3 +86,36 @@ def test_a_ratio_takes_the_arms_of_a_seed_and_higher_is_better():
   assert verdict(claim, slow).outcome == 'missed'
   never = [one | {'curve': [[60.0, 0.5, 0.6]]} if one['arm'] == 'tanh' else one for one in runs]
   assert verdict(claim, never).outcome == 'undecided'
+
+
+def test_pytorch_classifications_recipe():
+  """TRAINING.md: 164 epochs, a tenth of the rate after 81 and 122; cifar.py's transforms and weight decay."""
+  config = config_of(CLAIMS['cifar10_alexnet'].values('cifar10_alexnet', 0, {}))
+  rate = config.optimizer.rate_by_step(164 * 391, 391)
+  rates = [float(rate(epoch * 391 + 5)) for epoch in (0, 80, 81, 121, 122, 163)]
+  assert rates == pytest.approx([0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
+  view = config.data.train_view
+  assert (view.crop, view.crop_padding, view.rotation_fill) == ('random_crop', 4, (0.0, 0.0, 0.0))
+  spec = VARIANTS['cifar10_alexnet']
+  assert spec.preprocessing.mean == (0.4914, 0.4822, 0.4465)
+  # torch.optim.SGD decays every parameter.
+  assert {layer.multipliers.bias_decay for layer in spec.layers if isinstance(layer, Conv | Dense)} == {1.0}
+
+
+def test_random_labels():
+  """Zhang et al. 2017: 0.01, times 0.95 each epoch, no regularisation; images are centre crops of 28 pixels."""
+  claim = CLAIMS['random_labels']
+  configs = {arm: config_of(claim.values(arm, 0, {})) for arm in claim.arms}
+  assert {arm: config.data.corruption for arm, config in configs.items()} == {
+    'random labels': 'random_labels',
+    'shuffled pixels': 'shuffled_pixels',
+    'true labels': 'none',
+  }
+  config = configs['random labels']
+  rate = config.optimizer.rate_by_step(60 * 391, 391)
+  assert [float(rate(epoch * 391 + 5)) for epoch in (0, 1, 20)] == pytest.approx(
+    [0.01, 0.0095, 0.01 * 0.95**20]
+  )
+  assert config.optimizer.weight_decay == 0
+  curves = {'random labels': [Point(1, 0.9, 0.9), Point(60, 0.002, 0.9)], 'true labels': [Point(1, 0.5, 0.4)]}
+  assert claim.score(curves) == 0.002

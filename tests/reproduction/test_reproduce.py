@@ -112,7 +112,7 @@ def test_a_rate_is_searched_and_runs_stop_when_they_may(tmp_path, monkeypatch, c
   kept = runs.reproduce(claim, tmp_path / 'runs', results, seeds=2, others=others)
   assert {one['config']['optimizer.learning_rate'] for one in kept} == {0.01}  # which is also the default
   said = capsys.readouterr().out
-  assert 'relu: training error after 3 epochs: 87.0 % at 0.001, 60.0 % at 0.01, 75.0 % at 0.005' in said
+  assert 'relu: epochs to 25% training error: inf at 0.001, inf at 0.005, 6.5 at 0.01' in said
   assert 'note: relu: the best rate, 0.01, is at the edge of those tried' in said
   assert [(one['arm'], one['seed'], len(one['curve'])) for one in kept] == [
     *(('relu', 0, 7), ('relu', 1, 7)),  # 0.9 - 7 * 0.1 is below 0.25

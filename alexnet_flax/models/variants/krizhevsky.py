@@ -150,9 +150,9 @@ def cifar10_80sec() -> Spec:
 def cifar10_four_convs() -> Spec:
   """Four convolutions and a classifier: figure 1 of the 2012 paper, ReLU against tanh.
 
-  The paper says 'a four-layer convolutional neural network' and no more. As in its network for ImageNet, conv1
-  has a stride, initial weights have a standard deviation of 0.01 (section 5), and inputs are pixels less their
-  mean. Rates and decay of all layers are equal.
+  The paper says 'a four-layer convolutional neural network' and no more. As in its network for ImageNet,
+  conv1 has a stride, initial weights have a standard deviation of 0.01 (section 5), and inputs are pixels
+  less their mean. Rates and decay of all layers are equal.
   """
   init = Normal(0.01)
   return Spec(
