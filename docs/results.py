@@ -3,13 +3,16 @@
 Ours come from the files in results/, which `alexnet-flax reproduce` writes.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from alexnet_flax.reproduction.claims import CLAIMS, Claim
 from alexnet_flax.reproduction.figure import draw
-from alexnet_flax.reproduction.reproduce import read_records, verdict
+from alexnet_flax.reproduction.reproduce import curves_by_seed, read_records, verdict
 
 _HERE = pathlib.Path(__file__).parent
 _RESULTS = _HERE.parent / 'results'
@@ -110,8 +113,42 @@ def _about(claim: Claim, runs: Sequence[dict[str, Any]]) -> Iterator[str]:
   yield f'\n{"; ".join(sorted(machines))}.\n'
 
 
+def _beside_pytorch(runs: list[dict[str, Any]]) -> Iterator[str]:
+  """Yields the section that compares the first epochs with PyTorch's, if they were run."""
+  curves = list(curves_by_seed(_BESIDE, runs).values())
+  if len(curves) < 2:
+    return
+  errors = {
+    arm: np.array([[point.test_error for point in one[arm]] for one in curves]) for arm in _BESIDE.arms
+  }
+  mean = {arm: of_arm.mean(axis=0) for arm, of_arm in errors.items()}
+  spread = {arm: of_arm.std(axis=0, ddof=1) / np.sqrt(len(curves)) for arm, of_arm in errors.items()}
+  apart = np.abs(mean['alexnet_flax'] - mean['PyTorch'])
+  ratio = apart / np.hypot(*spread.values())
+  yield '### The first epochs, beside PyTorch\n'
+  yield (
+    f'`python benchmarks/cifar10_alexnet.py` trains the same recipe in PyTorch, on the same images and this'
+    f' machine: test errors, means of {len(curves)} seeds with their standard errors. The means differ by'
+    f' {ratio.mean():.1f} standard errors on average, at most {ratio.max():.1f}.\n'
+  )
+  yield f'![Errors by epoch]({_image(_BESIDE).relative_to(_HERE)})\n'
+  yield '| epoch | alexnet_flax | PyTorch | difference | in standard errors |'
+  yield '|---|---|---|---|---|'
+  for row in range(len(apart)):
+    shown = [f'{mean[arm][row]:.2%} ± {spread[arm][row]:.2%}' for arm in _BESIDE.arms]
+    cells = [*shown, f'{apart[row]:.2%}', f'{ratio[row]:.1f}']
+    yield f'| {row + 1} | {" | ".join(cells)} |'.replace('%', ' %')
+  yield ''
+
+
 def _image(claim: Claim) -> pathlib.Path:
   return _HERE / 'images' / f'{claim.name}.svg'
+
+
+# What benchmarks/cifar10_alexnet.py records.
+_BESIDE = dataclasses.replace(
+  CLAIMS['cifar10_alexnet'], name='cifar10_alexnet_pytorch', arms={'alexnet_flax': {}, 'PyTorch': {}}
+)
 
 
 def _records(claim: Claim) -> list[dict[str, Any]]:
@@ -125,9 +162,9 @@ def markdown() -> str:
     '# Published results',
     '',
     'What others have published about AlexNets, and what this program gets by the same recipe. A number is',
-    'reproduced if ours is better, or worse by at most two standard errors of our seeds (of the',
-    'images, for an error of one seed). This page is written from the files in `results/`, which the commands leave:',
-    '`python -m docs.results > docs/results.md`.',
+    'reproduced if ours is better, or worse by at most two standard errors of our seeds (of the images,',
+    'for an error of one seed). This page is written from the files in `results/`, which the commands',
+    'leave: `python -m docs.results > docs/results.md`.',
     '',
     '| what | published | ours | verdict | command |',
     '|---|---|---|---|---|',
@@ -136,6 +173,7 @@ def markdown() -> str:
     '`alexnet-flax prepare cifar10` fetches the data. A run that was cut off goes on with the same command.',
     '',
     *(line for claim in CLAIMS.values() for line in _about(claim, runs[claim.name])),
+    *_beside_pytorch(_records(_BESIDE)),
     '## Not tried',
     '',
     '| what | published | source | what is missing here |',
@@ -148,7 +186,7 @@ def markdown() -> str:
 
 
 if __name__ == '__main__':
-  for claim in CLAIMS.values():
+  for claim in (*CLAIMS.values(), _BESIDE):
     if runs := _records(claim):
       draw(claim, runs, _image(claim))
   print(markdown(), end='')

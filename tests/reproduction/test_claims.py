@@ -103,7 +103,7 @@ def test_pytorch_classifications_recipe():
 
 
 def test_random_labels():
-  """Zhang et al. 2017: 0.01, times 0.95 each epoch, no regularisation; images are centre crops of 28 pixels."""
+  """Zhang et al. 2017: 0.01, times 0.95 each epoch, no regularisation; centre crops of 28 pixels."""
   claim = CLAIMS['random_labels']
   configs = {arm: config_of(claim.values(arm, 0, {})) for arm in claim.arms}
   assert {arm: config.data.corruption for arm, config in configs.items()} == {
