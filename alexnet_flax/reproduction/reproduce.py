@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import filelock
 from flax.traverse_util import flatten_dict
 
 from alexnet_flax.config import Config, with_values
@@ -78,8 +79,7 @@ def reproduce(
       place = _place(folder, arm, values)
       runs[arm, seed] = record(arm, values, place, _run(claim, values, place))
       if results:
-        results.parent.mkdir(parents=True, exist_ok=True)
-        write_json(results, {'claim': claim.name, 'runs': [runs[key] for key in sorted(runs)]})
+        add_records(results, claim.name, [runs[arm, seed]])
   return [runs[key] for key in sorted(runs)]
 
 
@@ -115,6 +115,18 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
   if not whole:
     raise UsageError(f'{path} holds no records of runs; remove it, or put it back from a copy')
   return runs
+
+
+def add_records(path: pathlib.Path, name: str, runs: list[dict[str, Any]]) -> None:
+  """Adds runs to a file of results, in the place of those of the same arm and seed.
+
+  Several processes may add to one file.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  lock = filelock.FileLock(path.with_name(f'.{path.name}.lock'))
+  with lock:
+    kept = {(one['arm'], one['seed']): one for one in [*read_records(path), *runs]}
+    write_json(path, {'claim': name, 'runs': [kept[key] for key in sorted(kept)]})
 
 
 def curves_by_seed(claim: Claim, runs: list[dict[str, Any]]) -> dict[int, dict[str, Curve]]:

@@ -1,5 +1,6 @@
 """`alexnet-flax reproduce`: from nothing to a verdict, on the embedded digits in place of CIFAR-10."""
 
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -128,6 +129,19 @@ def test_a_rate_is_searched_and_runs_stop_when_they_may(tmp_path, monkeypatch, c
     'tanh-rate0.01-seed2',
   ]
   draw(claim, more, tmp_path / 'figure.svg')
+
+
+def test_two_processes_add_to_one_file(tmp_path):
+  def one(seed, arm='80sec', hours=1.0):
+    about = {'config': {}, 'versions': {}, 'hours': hours, 'curve': [[1, 0.5, 0.5]]}
+    return {'arm': arm, 'seed': seed, **about}
+
+  path = tmp_path / 'new' / '80sec.json'
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    list(pool.map(lambda seed: runs.add_records(path, '80sec', [one(seed)]), range(20)))
+  runs.add_records(path, '80sec', [one(3, hours=2.0), one(3, 'other')])
+  found = {(line['arm'], line['seed']): line['hours'] for line in runs.read_records(path)}
+  assert found == {('80sec', seed): 1.0 for seed in range(20)} | {('80sec', 3): 2.0, ('other', 3): 1.0}
 
 
 def test_what_may_go_wrong(tmp_path, monkeypatch, capsys):
