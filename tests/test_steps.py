@@ -25,7 +25,7 @@ from alexnet_flax import (
 )
 from alexnet_flax.data.augment import Augmentation, augment, normalize
 from alexnet_flax.metrics import Metrics, measure
-from alexnet_flax.models.spec import Dropout, Preprocessing
+from alexnet_flax.models.spec import Dropout, Pool, Preprocessing
 from alexnet_flax.models.surgery import with_head_on
 from alexnet_flax.optim import freeze
 from alexnet_flax.steps import TrainState, guarded
@@ -118,9 +118,10 @@ def test_one_device_eight_by_jit_by_pmap_and_by_shard_map_agree(name, accumulate
     assert other_metrics.images == 32
 
 
-def test_both_kinds_of_mesh_axes_give_the_same():
+@pytest.mark.parametrize('pooling', ['max', 'max+avg'])
+def test_both_kinds_of_mesh_axes_give_the_same(pooling):
   """Explicit ones, JAX's default, refuse a dropout's mask that is placed otherwise."""
-  spec = with_head_on(VARIANTS['paper'].scaled(1 / 16, 67), 'pool1')
+  spec = with_head_on(VARIANTS['paper'].scaled(1 / 16, 67), 'pool1').replace(Pool, kind=pooling)
   spec = dataclasses.replace(spec, layers=(*spec.layers[:-1], Dropout(), spec.layers[-1]))
   mapped = functools.partial(train_step, axis_name='data')
   found = {}

@@ -12,6 +12,7 @@ from alexnet_flax.errors import UsageError, needs_extra
 from alexnet_flax.export import parity
 from alexnet_flax.export.model_card import write_card
 from alexnet_flax.files import check_writable, expanded, move_into_place, partial_folder
+from alexnet_flax.models.spec import Activation, Pool
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.pretrained import PretrainedModel, find_run, load_pretrained
 from alexnet_flax.weights import WRITABLE_ENDINGS, open_weights, save_weights
@@ -111,11 +112,17 @@ def _write(path: pathlib.Path, network: PretrainedModel, names: str | None) -> t
     for name, tensor in tensors_of(variables).items():
       if not np.array_equal(again[name], tensor):
         raise AssertionError(f'{written[0]} does not hold what was written: {name}')
-    share = spec.preprocessing.center_crop_share
-    usual = VARIANTS[spec.name].preprocessing.center_crop_share if spec.name in VARIANTS else share
-    note = f'; but who reads it crops {usual:.1%} of the short side, as {spec.name} does, and not {share:.1%}'
-    lost = file.spec is None and share != usual
-    return written, 'read back, it is the same to the bit' + (note if lost else '')
+    usual, said = VARIANTS.get(spec.name, spec), 'read back, it is the same to the bit'
+    share, theirs = (one.preprocessing.center_crop_share for one in (spec, usual))
+    if file.spec is None and share != theirs:
+      said += (
+        f'; but who reads it crops {theirs:.1%} of the short side, as {spec.name} does, and not {share:.1%}'
+      )
+    if file.layers is None:  # weights alone
+      kinds = (one for one in dict.fromkeys(spec.layers) if isinstance(one, Activation | Pool))
+      if unsaid := [str(one) for one in kinds if one not in usual.layers]:
+        said += f'; but it does not say {", ".join(unsaid)}, which {spec.name} lacks'
+    return written, said
   with needs_extra(path.suffix):
     program = importlib.import_module(_PROGRAMS[path.suffix])
     written = program.write(path, spec, variables, network.class_names)

@@ -3,7 +3,7 @@
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ from alexnet_flax.models.spec import Spec, output_side, window_padding
 from alexnet_flax.weights.layout import tensors_of
 
 OPSET, IR_VERSION = 17, 8
-_ACTIVATIONS = {'relu': 'Relu', 'tanh': 'Tanh', 'sigmoid': 'Sigmoid', 'leaky_relu': 'LeakyRelu'}
+_ACTIVATIONS = {'relu': 'Relu', 'tanh': 'Tanh', 'sigmoid': 'Sigmoid', 'leaky_relu': 'LeakyRelu', 'elu': 'Elu'}
 
 
 def write(
@@ -89,8 +89,7 @@ class Graph:
         self.add('Conv', [kernel.transpose(3, 2, 0, 1), bias], name, group=layer.groups, **window)
         return output_side(layer, side)
       case specs.Pool():
-        kind = {'max': 'MaxPool', 'avg': 'AveragePool'}[layer.kind]
-        self.add(kind, [], name, **_window(layer, side))
+        self._add_pool(name, layer, _window(layer, side))
         return output_side(layer, side)
       case specs.Dense():
         self.add('Gemm', self._parameters(name), name)
@@ -117,6 +116,21 @@ class Graph:
 
   def _parameters(self, name: str) -> list[np.ndarray]:
     return [self.tensors[f'params/{name}/{part}'] for part in ('kernel', 'bias')]
+
+  def _add_pool(self, name: str, layer: specs.Pool, window: dict[str, Any]) -> None:
+    match layer.kind:
+      case 'max':
+        self.add('MaxPool', [], name, **window)
+      case 'avg':
+        self.add('AveragePool', [], name, **window)
+      case 'max+avg':
+        given = self.last
+        self.add('MaxPool', [], f'{name}/max', **window)
+        self.last = given
+        self.add('AveragePool', [], f'{name}/avg', **window)
+        self.add('Mean', [f'{name}/max'], name)
+      case _:
+        assert_never(layer.kind)
 
   def _add_response_norm(self, name: str, layer: specs.LocalResponseNorm) -> None:
     """ONNX divides alpha by the window size; an even window lies one channel off ours."""

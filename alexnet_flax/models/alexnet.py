@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'tanh': nn.tanh,
   'sigmoid': nn.sigmoid,
   'leaky_relu': nn.leaky_relu,
+  'elu': nn.elu,
 }
 
 

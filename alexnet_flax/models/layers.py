@@ -5,7 +5,7 @@ All take and return [B, H, W, C]. Sums are accumulated in at least float32; resu
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -64,13 +64,22 @@ def _kernel_product_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Arr
 
 
 def pool(x: jax.Array, layer: Pool) -> jax.Array:
-  """Applies max or average pooling; an average excludes padding."""
-  if layer.kind == 'max':
-    return max_pool(x, layer)
+  """Applies max or average pooling, or both and takes their mean; an average excludes padding."""
+  match layer.kind:
+    case 'max':
+      return max_pool(x, layer)
+    case 'avg':
+      return _mean(x, layer).astype(x.dtype)
+    case 'max+avg':
+      return ((at_least_float32(max_pool(x, layer)) + _mean(x, layer)) / 2).astype(x.dtype)
+    case _:
+      assert_never(layer.kind)
+
+
+def _mean(x: jax.Array, layer: Pool) -> jax.Array:
   window, strides = (layer.kernel_size, layer.kernel_size), (layer.strides, layer.strides)
   padding = [window_padding(layer, side) for side in x.shape[1:3]]
-  mean = nn.avg_pool(at_least_float32(x), window, strides, padding, count_include_pad=False)
-  return mean.astype(x.dtype)
+  return nn.avg_pool(at_least_float32(x), window, strides, padding, count_include_pad=False)
 
 
 def local_response_norm(x: jax.Array, layer: LocalResponseNorm) -> jax.Array:

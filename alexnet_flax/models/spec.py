@@ -14,8 +14,8 @@ from typing import Any, Literal
 from alexnet_flax.errors import UsageError, unknown_name
 
 Padding = Literal['SAME', 'VALID'] | int
-ActivationKind = Literal['relu', 'tanh', 'sigmoid', 'leaky_relu']
-PoolKind = Literal['max', 'avg']
+ActivationKind = Literal['relu', 'tanh', 'sigmoid', 'leaky_relu', 'elu']
+PoolKind = Literal['max', 'avg', 'max+avg']
 
 
 def _check_choices(layer: Any) -> None:
@@ -109,7 +109,11 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-  """An activation function; its endpoint is named after its kind (relu1, tanh1, ...)."""
+  """An activation function; its endpoint is named after its kind (relu1, tanh1, ...).
+
+  leaky_relu has a slope of 0.01, elu (Clevert et al. 2016) an alpha of 1. Initial weights are those of the
+  layers before, whatever the kind.
+  """
 
   kind: ActivationKind = 'relu'
 
@@ -119,7 +123,11 @@ class Activation:
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-  """A square pooling window; averages exclude padding."""
+  """A square pooling window; averages exclude padding.
+
+  'max+avg' is the mean of the two poolings of the same window: half of the sum that Mishkin et al. (2017,
+  arXiv:1606.02228) found better than either. Raises UsageError for padding in which a whole window would lie.
+  """
 
   kernel_size: int = 3
   strides: int = 2
@@ -129,6 +137,9 @@ class Pool:
 
   def __post_init__(self) -> None:
     _check_choices(self)
+    if isinstance(self.padding, int) and self.padding >= self.kernel_size:
+      limit = f'kernel_size (={self.kernel_size})'
+      raise UsageError(f'Pool.padding (={self.padding}) must be less than {limit}')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.models.spec import Conv, Dense, Spec
+from alexnet_flax.models.spec import Conv, Dense, Layer, Spec
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.weights.layout import Tensors, variables_of
 
@@ -59,6 +59,12 @@ class Format:
   # Runs a file, with its spec, the number of classes and images, in the program that the format comes from;
   # returns the program's name and version, and its activations by our layers' names, 'input' first.
   activations: 'Callable[[WeightsFile, Spec, int, Inputs], tuple[str, Activations]] | None' = None
+
+
+def lacks_layer(program: str, name: str, layer: Layer, spec: Spec) -> UsageError:
+  """Returns the error for a layer that a program does not have, with the formats that hold it."""
+  others = 'our .safetensors and .stablehlo hold every network, .onnx all but LRN of even windows'
+  return UsageError(f'{program} has no layer like {name} of {spec.name}: {layer}; {others}')
 
 
 def check_inflated_size(size: int, content: bytes) -> None:

@@ -24,12 +24,20 @@ from alexnet_flax.errors import UsageError
 from alexnet_flax.models import spec as specs
 from alexnet_flax.models.spec import Layer, Spec
 from alexnet_flax.weights import hdf5
-from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile, open_archive
+from alexnet_flax.weights.format import (
+  Activations,
+  Format,
+  Inputs,
+  Parsed,
+  WeightsFile,
+  lacks_layer,
+  open_archive,
+)
 from alexnet_flax.weights.layout import Tensors, check, in_order, match_input, pick, variable_shapes
 
 _WEIGHTS = 'model.weights.h5'  # inside a .keras archive
 # Layers that change nothing, or that may as well be an argument of the layer before them.
-_NEUTRAL = ('activation', 're_lu', 'softmax', 'dropout', 'flatten', 'input_layer')
+_NEUTRAL = ('activation', 're_lu', 'elu', 'softmax', 'dropout', 'flatten', 'input_layer')
 
 
 def stored_names(spec: Spec) -> dict[str, str]:
@@ -184,12 +192,12 @@ def keras_config(spec: Spec, num_classes: int) -> dict[str, Any]:
 
   layers = [described('InputLayer', name='input', batch_shape=[None, spec.image_size, spec.image_size, 3])]
   for name, layer in spec.named_layers():
-    kind, settings = _keras_layer(name, layer, spec.name, num_classes)
+    kind, settings = _keras_layer(name, layer, spec, num_classes)
     layers.append(described(kind, name=name, **settings))
   return described('Sequential', 'keras', name=spec.name, trainable=True, layers=layers)
 
 
-def _keras_layer(name: str, layer: Layer, variant: str, classes: int) -> tuple[str, dict[str, Any]]:
+def _keras_layer(name: str, layer: Layer, spec: Spec, classes: int) -> tuple[str, dict[str, Any]]:
   match layer:
     case specs.Conv(padding='SAME' | 'VALID', ceil_mode=False):
       window: dict[str, Any] = {'kernel_size': [layer.kernel_size] * 2, 'strides': [layer.strides] * 2}
@@ -201,7 +209,7 @@ def _keras_layer(name: str, layer: Layer, variant: str, classes: int) -> tuple[s
       return 'LeakyReLU', {'negative_slope': 0.01}
     case specs.Activation():
       return 'Activation', {'activation': layer.kind}
-    case specs.Pool(padding='SAME' | 'VALID', ceil_mode=False):
+    case specs.Pool(padding='SAME' | 'VALID', ceil_mode=False, kind='max' | 'avg'):
       kind = {'max': 'MaxPooling2D', 'avg': 'AveragePooling2D'}[layer.kind]
       sizes = {'pool_size': [layer.kernel_size] * 2, 'strides': [layer.strides] * 2}
       return kind, sizes | {'padding': str(layer.padding).lower()}
@@ -213,7 +221,7 @@ def _keras_layer(name: str, layer: Layer, variant: str, classes: int) -> tuple[s
     case specs.Flatten():
       return 'Flatten', {}
     case _:
-      raise UsageError(f'Keras has no layer like {name} of {variant}: {layer}')
+      raise lacks_layer('Keras', name, layer, spec)
 
 
 def _layers(config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -234,6 +242,8 @@ def described_layers(config: dict[str, Any]) -> list[tuple[str, str]]:
     name = str(settings.get('name', kind))
     if kind == 'ReLU' and not any(settings.get(key) for key in ('max_value', 'negative_slope', 'threshold')):
       kind, settings = 'Activation', {'activation': 'relu'}
+    if kind == 'ELU' and settings.get('alpha', 1.0) == 1:
+      kind, settings = 'Activation', {'activation': 'elu'}
     if kind == 'Softmax':
       kind, settings = 'Activation', {'activation': 'softmax'}
     if kind == 'LeakyReLU' and 'alpha' in settings:  # Keras 2's name

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.spec import Activation, Conv, Dense, Dropout, Flatten, Pool, Preprocessing, Spec
 from alexnet_flax.weights import layout
-from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile
+from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile, lacks_layer
 from alexnet_flax.weights.layout import Tensors, check, from_channels_first, match_input, pick, weight_layers
 from alexnet_flax.weights.native import is_safetensors, parse_safetensors
 from alexnet_flax.weights.pth import dump_state_dict, parse_state_dict
@@ -32,8 +32,9 @@ def layer_names(spec: Spec) -> dict[str, str]:
       names[name] = 'flatten'  # a function in torchvision, not a module
       part, number = 'classifier', 0
       continue
-    if not isinstance(layer, Conv | Dense | Activation | Pool | Dropout):
-      raise UsageError(f"torchvision's AlexNet has no layer like {name} of {spec.name}")
+    both_pools = isinstance(layer, Pool) and layer.kind == 'max+avg'  # two modules, and more
+    if both_pools or not isinstance(layer, Conv | Dense | Activation | Pool | Dropout):
+      raise lacks_layer("torchvision's AlexNet", name, layer, spec)
     names[name] = f'{part}.{number}'
     number += 1
   return names

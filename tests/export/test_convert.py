@@ -172,7 +172,9 @@ def test_a_format_refuses_what_it_lacks_before_it_works(tmp_path, monkeypatch, e
     for kind, changes in (
       (BatchNorm, {'affine': False}),
       (Activation, {'kind': 'leaky_relu'}),
+      (Activation, {'kind': 'elu'}),
       (Pool, {'kind': 'avg'}),
+      (Pool, {'kind': 'max+avg'}),
       (Pool, {'padding': 1}),
       (Conv, {'ceil_mode': True}),
     )
@@ -191,7 +193,38 @@ def test_a_format_refuses_what_it_lacks_before_it_works(tmp_path, monkeypatch, e
     assert 'no layer like' in message or 'images' in message or 'pad' in message
   if ending in ('.pth', '.safetensors'):
     lrn = list(VARIANTS).index('caffe')
-    assert refused[lrn] == "torchvision's AlexNet has no layer like norm1 of caffe"
+    assert refused[lrn].startswith("torchvision's AlexNet has no layer like norm1 of caffe: ")
+
+
+@pytest.mark.parametrize(
+  ('variant', 'ending', 'pool', 'layer'),
+  [
+    (
+      'torchvision',
+      '.pth',
+      {'kind': 'max+avg'},
+      "torchvision's AlexNet has no layer like pool1 of torchvision",
+    ),
+    ('batchnorm', '.keras', {'kind': 'max+avg'}, 'Keras has no layer like pool1 of batchnorm'),
+    ('batchnorm', '.weights.h5', {'padding': 1}, 'Keras has no layer like pool1 of batchnorm'),
+    # Caffe's averages include padding.
+    ('caffe', '.caffemodel', {'kind': 'avg', 'padding': 1}, 'Caffe has no layer like pool1 of caffe'),
+    ('caffe', '.caffemodel', {'kind': 'max+avg', 'padding': 1}, 'Caffe has no layer like pool1 of caffe'),
+  ],
+)
+def test_a_refusal_names_formats_that_hold_the_layer(tmp_path, variant, ending, pool, layer):
+  spec = SMALL[variant].replace(Pool, **pool)
+  variables = random_variables(spec, 5)
+  with pytest.raises(UsageError) as refusal:
+    save_weights(tmp_path / f'a{ending}', spec, variables)
+  assert str(refusal.value).startswith(layer)
+  assert 'our .safetensors and .stablehlo hold every network, .onnx' in str(refusal.value)
+  assert (
+    main(
+      ['convert', str(save_weights(tmp_path / 'a.safetensors', spec, variables)[0]), str(tmp_path / 'a.onnx')]
+    )
+    == 0
+  )
 
 
 def test_of_several_files_all_are_written_or_none(tmp_path, capsys):
@@ -238,6 +271,16 @@ def test_a_crop_that_the_format_cannot_state(tmp_path, capsys, ending, lost):
   assert main(['convert', str(tmp_path / 'a.safetensors'), str(tmp_path / f'b.{ending}')]) == 0
   said = capsys.readouterr().out
   assert ('crops 87.5% of the short side, as torchvision does, and not 100.0%' in said) == lost
+
+
+@pytest.mark.parametrize('name', ['a.pth', 'a.safetensors'])
+def test_layers_that_the_format_does_not_describe(tmp_path, capsys, name):
+  """A state dictionary is weights alone: whoever reads it as its variant would apply ReLU."""
+  spec = SMALL['torchvision'].replace(Activation, kind='elu')
+  save_weights(tmp_path / 'ours.safetensors', spec, random_variables(spec, 5))
+  assert main(['convert', str(tmp_path / 'ours.safetensors'), str(tmp_path / name)]) == 0
+  said = capsys.readouterr().out
+  assert ("it does not say Activation(kind='elu'), which torchvision lacks" in said) == (name == 'a.pth')
 
 
 @pytest.mark.parametrize(

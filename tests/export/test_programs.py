@@ -52,14 +52,26 @@ def test_every_variant_in_onnx_runtime(variant, tmp_path):
   np.testing.assert_allclose(one, onnx_graph.run(path, images)[:1], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize('kind', ['tanh', 'sigmoid', 'leaky_relu'])
-def test_other_activations_and_pools(kind, tmp_path):
-  spec = small(VARIANTS['batchnorm']).replace(Activation, kind=kind).replace(Pool, kind='avg')
+@pytest.mark.parametrize('kind', ['tanh', 'sigmoid', 'leaky_relu', 'elu'])
+@pytest.mark.parametrize('pool', [{'kind': 'avg'}, {'kind': 'max+avg', 'padding': 1, 'ceil_mode': True}])
+def test_other_activations_and_pools(kind, pool, tmp_path):
+  spec = small(VARIANTS['batchnorm']).replace(Activation, kind=kind).replace(Pool, **pool)
   variables, images = random_variables(spec, 4), random_images(spec)
   (path,) = onnx_graph.write(tmp_path / 'net.onnx', spec, variables, ['a', 'b', 'c', 'd'])
   assert greatest_difference(onnx_graph.run(path, images), spec, variables, images) < 1e-4
   properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
   assert json.loads(properties['class_names']) == ['a', 'b', 'c', 'd']
+
+
+def test_opencv_reads_our_onnx_too(tmp_path):
+  cv2 = pytest.importorskip('cv2', reason='OpenCV is not installed')
+  spec = small(VARIANTS['batchnorm']).replace(Activation, kind='elu')
+  spec = spec.replace(Pool, kind='max+avg', padding=1, ceil_mode=True)
+  variables, images = random_variables(spec, 4), random_images(spec)
+  (path,) = onnx_graph.write(tmp_path / 'net.onnx', spec, variables)
+  net = cv2.dnn.readNetFromONNX(str(path))
+  net.setInput(images.astype(np.float32), 'images')
+  assert greatest_difference(net.forward(), spec, variables, images) < 1e-4
 
 
 def test_a_window_that_onnx_has_otherwise(tmp_path):
@@ -73,9 +85,10 @@ def test_a_layer_that_onnx_export_lacks():
     onnx_graph.Graph({}).add_layer('new1', object(), 9)
 
 
-@pytest.mark.parametrize('variant', ['batchnorm', 'original_code', 'torchvision'])
+@pytest.mark.parametrize('variant', ['batchnorm', 'original_code', 'torchvision', 'max+avg'])
 def test_stablehlo_takes_any_batch_and_any_weights(variant, tmp_path):
-  spec = small(VARIANTS[variant])
+  both = VARIANTS['ungrouped'].replace(Activation, kind='elu').replace(Pool, kind='max+avg', padding=1)
+  spec = small(both if variant == 'max+avg' else VARIANTS[variant])
   variables = random_variables(spec, 10)
   program, weights = stablehlo.write(tmp_path / 'net.stablehlo', spec, variables)
   exported = jax.export.deserialize(bytearray(program.read_bytes()))

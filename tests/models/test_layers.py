@@ -20,12 +20,13 @@ POOLS = [
   Pool(padding='SAME'),
   Pool(ceil_mode=True),
   Pool(2, 2, padding=1),
+  Pool(3, 2, padding=1, ceil_mode=True),
   Pool(3, 1, padding=1),
   Pool(3, 3),
 ]
 
 
-@pytest.mark.parametrize('kind', ['max', 'avg'])
+@pytest.mark.parametrize('kind', ['max', 'avg', 'max+avg'])
 @pytest.mark.parametrize('layer', POOLS)
 def test_pool_equals_a_loop_over_windows(x, layer, kind):
   layer = Pool(layer.kernel_size, layer.strides, layer.padding, layer.ceil_mode, kind)
@@ -35,7 +36,8 @@ def test_pool_equals_a_loop_over_windows(x, layer, kind):
     low, high = window_padding(layer, side)
     starts.append(range(-low, side + high - layer.kernel_size + 1, layer.strides))
   assert result.shape == (2, len(starts[0]), len(starts[1]), 12)
-  reduce = np.max if kind == 'max' else np.mean
+  by_kind = {'max': np.max, 'avg': np.mean, 'max+avg': lambda *args: (np.max(*args) + np.mean(*args)) / 2}
+  reduce = by_kind[kind]
   for row, top in enumerate(starts[0]):
     for column, left in enumerate(starts[1]):
       window = x[:, max(top, 0) : top + layer.kernel_size, max(left, 0) : left + layer.kernel_size]

@@ -57,6 +57,8 @@ def test_names_are_unique():
     (Pool(ceil_mode=True), 16, 8),
     (Pool(ceil_mode=True), 54, 27),  # imgclsmob: 54, 27, 13, 6
     (Pool(ceil_mode=True), 27, 13),
+    (Pool(padding=1), 55, 28),
+    (Pool(padding=1, ceil_mode=True), 54, 28),
     (Pool(2, 2, padding=1, ceil_mode=True), 3, 2),  # a third window would begin in the trailing padding
     (Conv(1, 11, 4, padding=0), 227, 55),
     (Conv(1, 11, 4, padding=2), 224, 55),
@@ -100,7 +102,8 @@ def test_replacing_activation_and_pooling():
   spec = VARIANTS['paper'].scaled(1 / 16, 67)
   images = jax.random.normal(jax.random.key(0), (2, 67, 67, 3))
   variables = random_variables(spec, 10)
-  for kind, function in (('tanh', jnp.tanh), ('sigmoid', nn.sigmoid), ('leaky_relu', nn.leaky_relu)):
+  functions = {'tanh': jnp.tanh, 'sigmoid': nn.sigmoid, 'leaky_relu': nn.leaky_relu, 'elu': jax.nn.elu}
+  for kind, function in functions.items():
     model = AlexNet(spec.replace(Activation, kind=kind).replace(Pool, kind='avg'), 10)
     _, taps = jax.jit(functools.partial(model.apply, train=False, endpoints=True))(variables, images)
     np.testing.assert_allclose(taps[f'{kind}1'], function(taps['conv1']), rtol=1e-6)
@@ -180,10 +183,12 @@ def test_specs_are_values():
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
-    (lambda: Activation('gelu'), "unknown Activation.kind 'gelu'; did you mean 'relu'"),
+    (lambda: Activation('gelu'), "unknown Activation.kind 'gelu'; did you mean 'elu'"),
     (lambda: Pool(padding='VALDI'), "unknown Pool.padding 'VALDI'; did you mean 'VALID'"),
     (lambda: Pool(padding='same'), "unknown Pool.padding 'same'; did you mean 'SAME'"),
     (lambda: Pool(kind='mean'), "unknown Pool.kind 'mean'"),
+    (lambda: Pool(kind='avg+max'), r"unknown Pool.kind 'avg\+max'.*choices: max, avg, max\+avg"),
+    (lambda: Pool(2, padding=2), r'Pool.padding \(=2\) must be less than kernel_size \(=2\)'),
     (lambda: Conv(1, 1, padding='SAM'), "unknown Conv.padding 'SAM'; did you mean 'SAME'"),
     (lambda: VarianceScaling(1.0, 'fan_on', 'normal'), "unknown VarianceScaling.mode 'fan_on'"),
     (lambda: Preprocessing(channel_order='GBR'), "unknown Preprocessing.channel_order 'GBR'"),

@@ -17,7 +17,7 @@ from alexnet_flax import (
   train_step,
 )
 from alexnet_flax.export import parity
-from alexnet_flax.models.spec import Dropout
+from alexnet_flax.models.spec import Activation, Dropout, Pool
 from alexnet_flax.weights import open_weights
 from alexnet_flax.weights.keras import keras_taps, tensor_names
 from alexnet_flax.weights.layout import tensors_of
@@ -107,6 +107,14 @@ def test_our_keras_file(spec, variables, photographs, tmp_path, agree):
   save_weights(path, spec, variables)
   program, errors = parity.compare(open_weights(path), spec, load_weights(path, spec), photographs)
   agree(program, 'batchnorm, a .keras file of ours: every endpoint', errors)
+
+
+def test_elu_and_average_pools(spec, photographs, tmp_path, agree):
+  spec = spec.replace(Activation, kind='elu').replace(Pool, kind='avg', padding='SAME')
+  path, variables = tmp_path / 'ours.keras', random_variables(spec)
+  save_weights(path, spec, variables)
+  program, errors = parity.compare(open_weights(path), spec, load_weights(path, spec), photographs)
+  agree(program, 'batchnorm with ELU and average pools, a .keras file of ours: every endpoint', errors)
 
 
 def in_float64(tree):

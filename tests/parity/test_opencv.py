@@ -5,7 +5,7 @@ import pytest
 
 from alexnet_flax import VARIANTS, load_weights, save_weights
 from alexnet_flax.export import parity
-from alexnet_flax.models.spec import Flatten
+from alexnet_flax.models.spec import Activation, Flatten, Pool
 from alexnet_flax.weights import open_weights
 from alexnet_flax.weights.caffe.schema import V1_TYPES, net_parameter
 from tests.helpers import random_variables
@@ -24,6 +24,19 @@ def test_every_endpoint(name, sized, photographs, tmp_path, agree):
   program, errors = parity.compare(open_weights(path), spec, load_weights(path, spec), photographs)
   assert list(errors) == ['input', *(key for key, one in spec.named_layers() if not isinstance(one, Flatten))]
   agree(program, f'{name}: input and every endpoint', errors)
+
+
+@pytest.mark.parametrize(
+  ('name', 'pool'),
+  [('caffenet', {'kind': 'max+avg'}), ('cifar10_full', {'kind': 'max+avg'}), ('caffe', {'padding': 1})],
+)
+def test_elu_and_other_pools(name, pool, sized, photographs, tmp_path, agree):
+  spec = sized(VARIANTS[name]).replace(Activation, kind='elu').replace(Pool, **pool)
+  path, variables = tmp_path / 'network.caffemodel', random_variables(spec)
+  save_weights(path, spec, variables)
+  program, errors = parity.compare(open_weights(path), spec, load_weights(path, spec), photographs)
+  assert {'elu1', 'pool1'} < set(errors)
+  agree(program, f'{name} with ELU and pools {pool}', errors)
 
 
 def test_a_file_of_caffes_former_layers(photographs, tmp_path, agree):

@@ -155,6 +155,23 @@ def test_a_softmax_at_the_end_is_left_out(variables, tmp_path, softmax):
     load_weights(tmp_path / 'a.keras', SPEC)
 
 
+def test_elu_as_a_layer_of_its_own(variables, tmp_path):
+  elu = SPEC.replace(Activation, kind='elu')
+
+  def change(layers):
+    for layer in layers:
+      if layer['class_name'] == 'Activation':
+        layer |= {'class_name': 'ELU', 'config': {'alpha': alpha}}
+
+  for alpha in (1.0, 0.5):
+    save_weights(tmp_path / 'a.keras', elu, variables)
+    rewritten(tmp_path / 'a.keras', change)
+    if alpha == 1:
+      same(tmp_path / 'a.keras', variables, elu)
+  with pytest.raises(UsageError, match='its layer ELU is ELU, where elu1 must be Activation activation=elu'):
+    load_weights(tmp_path / 'a.keras', elu)
+
+
 def test_half_precision_of_another_kind(variables, tmp_path):
   """bfloat16 in Keras's files is two bytes without a type."""
   rounded = {name: array.astype(jnp.bfloat16) for name, array in tensors_of(variables).items()}

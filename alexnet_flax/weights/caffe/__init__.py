@@ -22,6 +22,8 @@ _DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
   'ReLU': ('relu_param', {'negative_slope': 0.0}),
   'LRN': ('lrn_param', {'local_size': 5, 'alpha': 1.0, 'beta': 0.75, 'norm_region': 0, 'k': 1.0}),
   'Pooling': ('pooling_param', {'pool': 0, 'kernel_size': 0, 'stride': 1, 'pad': 0, 'round_mode': 0}),
+  'ELU': ('elu_param', {'alpha': 1.0}),
+  'Eltwise': ('eltwise_param', {'operation': 1, 'coeff': []}),
   'BatchNorm': ('batch_norm_param', {'eps': 1e-5}),
 }
 _WITH_WEIGHTS = ('Convolution', 'InnerProduct', 'BatchNorm', 'Scale')

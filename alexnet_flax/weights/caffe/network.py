@@ -7,7 +7,10 @@ from alexnet_flax.errors import UsageError
 from alexnet_flax.models import spec as specs
 from alexnet_flax.models.spec import Layer, Preprocessing, Spec
 from alexnet_flax.weights.caffe.schema import net_parameter
+from alexnet_flax.weights.format import lacks_layer
 from alexnet_flax.weights.layout import in_order
+
+_ACTIVATIONS = {'relu': 'ReLU', 'tanh': 'TanH', 'sigmoid': 'Sigmoid', 'elu': 'ELU'}
 
 
 def caffe_input(spec: Spec, source: str) -> Preprocessing:
@@ -49,8 +52,8 @@ def build_net(spec: Spec, num_classes: int) -> Any:
   for name, layer in spec.named_layers():
     if isinstance(layer, specs.Flatten):
       continue  # InnerProduct flattens
-    for parameters in _caffe_layers(name, names[name], layer, spec.name, num_classes):
-      added = net.layer.add(bottom=[bottom], top=[parameters['name']], **parameters)
+    for parameters in _caffe_layers(name, names[name], layer, bottom, spec, num_classes):
+      added = net.layer.add(**({'bottom': [bottom], 'top': [parameters['name']]} | parameters))
       bottom = added.name
       if hasattr(layer, 'multipliers') and added.type != 'BatchNorm':
         rates = layer.multipliers
@@ -65,23 +68,29 @@ def norm_layers(spec: Spec) -> list[str]:
 
 
 def _caffe_layers(
-  name: str, theirs: str, layer: Layer, variant: str, classes: int
+  name: str, theirs: str, layer: Layer, bottom: str, spec: Spec, classes: int
 ) -> Iterator[dict[str, Any]]:
   match layer:
     case specs.Conv() if not layer.ceil_mode:
       window = {'kernel_size': [layer.kernel_size], 'stride': [layer.strides]}
-      window['pad'] = [_padding(layer, name, variant)]
+      window['pad'] = [_padding(layer, name, spec.name)]
       parameters = {'num_output': layer.features, 'group': layer.groups, **window}
       yield {'name': theirs, 'type': 'Convolution', 'convolution_param': parameters}
     case specs.Dense():
       parameters = {'num_output': layer.features or classes}
       yield {'name': theirs, 'type': 'InnerProduct', 'inner_product_param': parameters}
-    case specs.Activation('relu' | 'tanh' | 'sigmoid'):
-      yield {'name': theirs, 'type': {'relu': 'ReLU', 'tanh': 'TanH', 'sigmoid': 'Sigmoid'}[layer.kind]}
-    case specs.Pool() if layer.ceil_mode:
-      sizes = {'kernel_size': layer.kernel_size, 'stride': layer.strides}
-      parameters = {'pool': int(layer.kind == 'avg'), 'pad': _padding(layer, name, variant), **sizes}
-      yield {'name': theirs, 'type': 'Pooling', 'pooling_param': parameters}
+    case specs.Activation() if layer.kind in _ACTIVATIONS:
+      yield {'name': theirs, 'type': _ACTIVATIONS[layer.kind]}
+    case specs.Pool(kind='max', ceil_mode=True):
+      yield _pooling(theirs, 'MAX', layer, _padding(layer, name, spec.name))
+    case specs.Pool(kind='avg', ceil_mode=True, padding='VALID' | 0):  # Caffe's averages include padding
+      yield _pooling(theirs, 'AVE', layer)
+    case specs.Pool(kind='max+avg', ceil_mode=True, padding='VALID' | 0):
+      parts = [f'{theirs}/max', f'{theirs}/avg']
+      for part, method in zip(parts, ('MAX', 'AVE'), strict=True):
+        yield {'bottom': [bottom], **_pooling(part, method, layer)}
+      mean = {'operation': 'SUM', 'coeff': [0.5, 0.5]}
+      yield {'name': theirs, 'type': 'Eltwise', 'bottom': parts, 'eltwise_param': mean}
     case specs.LocalResponseNorm(size, k, alpha, beta, groups=1):
       parameters = {'local_size': size, 'alpha': alpha * size, 'beta': beta, 'k': k}
       yield {'name': theirs, 'type': 'LRN', 'lrn_param': parameters}
@@ -96,7 +105,12 @@ def _caffe_layers(
     case specs.Dropout():
       yield {'name': theirs, 'type': 'Dropout', 'dropout_param': {'dropout_ratio': layer.rate}}
     case _:
-      raise UsageError(f'Caffe has no layer like {name} of {variant}: {layer}')
+      raise lacks_layer('Caffe', name, layer, spec)
+
+
+def _pooling(name: str, method: str, layer: specs.Pool, pad: int = 0) -> dict[str, Any]:
+  parameters = {'pool': method, 'pad': pad, 'kernel_size': layer.kernel_size, 'stride': layer.strides}
+  return {'name': name, 'type': 'Pooling', 'pooling_param': parameters}
 
 
 def _padding(layer: specs.Conv | specs.Pool, name: str, variant: str) -> int:

@@ -25,15 +25,17 @@ LRNParameter: uint32 local_size = 1, float alpha = 2, float beta = 3, NormRegion
 PoolingParameter: PoolMethod pool = 1, uint32 kernel_size = 2, uint32 stride = 3, uint32 pad = 4,
   RoundMode round_mode = 13
 ReLUParameter: float negative_slope = 1
+ELUParameter: float alpha = 1
+EltwiseParameter: EltwiseOp operation = 1, float* coeff = 2
 DropoutParameter: float dropout_ratio = 1
 BatchNormParameter: bool use_global_stats = 1, float moving_average_fraction = 2, float eps = 3
 ScaleParameter: bool bias_term = 4
 LayerParameter: string name = 1, string type = 2, string* bottom = 3, string* top = 4, ParamSpec* param = 6,
   BlobProto* blobs = 7, TransformationParameter transform_param = 100,
   ConvolutionParameter convolution_param = 106, DropoutParameter dropout_param = 108,
-  InnerProductParameter inner_product_param = 117, LRNParameter lrn_param = 118,
-  PoolingParameter pooling_param = 121, ReLUParameter relu_param = 123,
-  BatchNormParameter batch_norm_param = 139, ScaleParameter scale_param = 142,
+  EltwiseParameter eltwise_param = 110, InnerProductParameter inner_product_param = 117,
+  LRNParameter lrn_param = 118, PoolingParameter pooling_param = 121, ReLUParameter relu_param = 123,
+  BatchNormParameter batch_norm_param = 139, ELUParameter elu_param = 140, ScaleParameter scale_param = 142,
   InputParameter input_param = 143
 # Files from before 2015, as the published bvlc_alexnet.caffemodel, have these layers.
 V1LayerParameter: string* bottom = 2, string* top = 3, string name = 4, int32 type = 5, BlobProto* blobs = 6,
@@ -47,6 +49,7 @@ _ENUMS: dict[str, tuple[str, ...]] = {
   'NormRegion': ('ACROSS_CHANNELS', 'WITHIN_CHANNEL'),
   'PoolMethod': ('MAX', 'AVE'),
   'RoundMode': ('CEIL', 'FLOOR'),
+  'EltwiseOp': ('PROD', 'SUM', 'MAXIMUM'),  # Caffe's MAX, a name that is taken
 }
 # V1's numbers for the kinds of layers that matter here; the others are named by their numbers.
 V1_TYPES: dict[int, str] = {
