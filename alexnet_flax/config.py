@@ -52,6 +52,10 @@ class ModelConfig:
   num_classes: int | None = _field(None, at_least=2)
   activation: specs.ActivationKind | None = None
   pooling: specs.PoolKind | None = None
+  pool_size: int | None = _field(None, at_least=1)  # of the window; with strides of 2, one of 3 overlaps
+  pool_padding: int | None = None  # on each side
+  lrn: bool | None = None  # false leaves local response norms out
+  batch_norm: surgery.BatchNormPlace | None = None  # before or after activations; see with_batch_norm
   dropout_rate: float | None = _field(None, below=1)
   batch_norm_momentum: float | None = _field(None, below=1)
   dtype: Literal['float32', 'bfloat16'] = 'float32'
@@ -320,7 +324,7 @@ def build_spec(config: Config) -> specs.Spec:
 def base_spec(config: Config) -> specs.Spec:
   """Returns the network of the model's keys, its input size resolved."""
   model = config.model
-  spec = VARIANTS[model.variant]
+  spec = with_norms(model)
   for key, (kind, field) in _LAYER_KEYS.items():
     if value_of(config, key) is not None and key not in idle_keys(config):
       spec = spec.replace(kind, **{field: value_of(config, key)})
@@ -331,9 +335,19 @@ def base_spec(config: Config) -> specs.Spec:
   return spec.scaled(model.width, model.image_size)
 
 
+def with_norms(model: ModelConfig) -> specs.Spec:
+  """Returns the variant with the norms that the keys `lrn` and `batch_norm` say."""
+  spec = VARIANTS[model.variant]
+  if model.lrn is False:
+    spec = surgery.without_response_norms(spec)
+  return spec if model.batch_norm is None else surgery.with_batch_norm(spec, model.batch_norm)
+
+
 _LAYER_KEYS: dict[str, tuple[type, str]] = {
   'model.activation': (specs.Activation, 'kind'),
   'model.pooling': (specs.Pool, 'kind'),
+  'model.pool_size': (specs.Pool, 'kernel_size'),
+  'model.pool_padding': (specs.Pool, 'padding'),
   'model.dropout_rate': (specs.Dropout, 'rate'),
   'model.batch_norm_momentum': (specs.BatchNorm, 'momentum'),
 }
@@ -361,8 +375,16 @@ def idle_keys(config: Config) -> dict[str, str]:
     value, there = value_of(config, key), value_of(config, other)
     if value != value_of(Config(), key) and there not in values:
       found[key] = f'{key} (={value}) does nothing with {other}={there}'
-  for key, (kind, _) in _LAYER_KEYS.items():
+  own, edited = VARIANTS[variant].layers, with_norms(config.model).layers
+  needs: dict[str, tuple[Any, tuple[type, ...]]] = {
+    key: (edited, (kind,)) for key, (kind, _) in _LAYER_KEYS.items()
+  }
+  needs['model.lrn'] = own, (specs.LocalResponseNorm, specs.SpatialResponseNorm)
+  if config.model.batch_norm == 'none':
+    needs['model.batch_norm'] = own, (specs.BatchNorm,)
+  for key, (layers, kinds) in needs.items():
     value = value_of(config, key)
-    if value is not None and not any(isinstance(layer, kind) for layer in VARIANTS[variant].layers):
-      found[key] = f'{key} (={value}) does nothing: {variant} has no {kind.__name__}'
+    if value is not None and not any(isinstance(layer, kinds) for layer in layers):
+      removed = ' with model.batch_norm=none' if any(isinstance(layer, kinds) for layer in own) else ''
+      found[key] = f'{key} (={value}) does nothing: {variant} has no {kinds[0].__name__}{removed}'
   return found

@@ -134,7 +134,8 @@ def load_pretrained(
   if variant not in (None, found.spec.name):
     raise UsageError(f'{source} holds {found.spec.name}, not --variant={variant}')
   whole = VARIANTS.get(found.spec.name, found.spec)
-  ours, asked = ([getattr(x, 'features', 0) for x in one.layers] for one in (found.spec, whole.scaled(width)))
+  both = (found.spec, whole.scaled(width))
+  ours, asked = ([x.features for x in one.layers if isinstance(x, Conv | Dense)] for one in both)
   if width != 1.0 and ours != asked:
     raise UsageError(f'{source} says itself how wide it is, and that is not --width={width}; leave it out')
   if image_size not in (None, found.spec.image_size):

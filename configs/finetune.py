@@ -14,9 +14,8 @@ ten times as fast as the pretrained layers, as in Caffe's fine-tuning example (B
 models/finetune_flickr_style).
 """
 
-from alexnet_flax.config import Config, config_dict, fill_in, leave_open
+from alexnet_flax.config import Config, config_dict, fill_in, leave_open, with_norms
 from alexnet_flax.models.spec import BatchNorm
-from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.training.initialize import model_keys
 
 
@@ -49,5 +48,5 @@ def complete(config):
   """Takes the network from the source, where the command line leaves it open."""
   fill_in(config, model_keys(config.transfer.source or 'random'))
   fill_in(config, {'model.variant': 'batchnorm', 'model.width': 1.0, 'model.image_size': 64})
-  if any(isinstance(layer, BatchNorm) for layer in VARIANTS[config.model.variant].layers):
+  if any(isinstance(layer, BatchNorm) for layer in with_norms(config.model).layers):
     fill_in(config, {'model.batch_norm_momentum': 0.9})

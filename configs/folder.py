@@ -18,10 +18,9 @@ variant, width and image size from its source. docs/runs.md has results.
 
 import operator
 
-from alexnet_flax.config import Config, config_dict, fill_in, leave_open, value_of
+from alexnet_flax.config import Config, config_dict, fill_in, leave_open, value_of, with_norms
 from alexnet_flax.data.tfds_source import open_dataset, split_names
 from alexnet_flax.models.spec import BatchNorm
-from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.training.initialize import model_keys
 
 _PERIODS = ('total', 'eval_every', 'checkpoint_every', 'optimizer.warmup')
@@ -65,7 +64,7 @@ def complete(config):
     if operator.attrgetter(epochs)(config) is None:  # given in epochs, it is not said in steps
       fill_in(config, {f'{period}_steps': length, epochs: value_of(Config(), epochs)})
 
-  has_norms = any(isinstance(layer, BatchNorm) for layer in VARIANTS[config.model.variant].layers)
+  has_norms = any(isinstance(layer, BatchNorm) for layer in with_norms(config.model).layers)
   rate = (0.1 if has_norms else 0.02) / 256 * data.batch_size
   fill_in(config, {'optimizer.learning_rate': rate / 10 if source else rate})
   fill_in(config, {'transfer.learning_rates': 'head:10' if source else ''})

@@ -1,10 +1,25 @@
 """Configurations: one declaration a key, checked by its type and metadata; old files are still read."""
 
+import functools
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from alexnet_flax.config import Config, all_keys, from_dict, to_dict, value_of, with_values
+from alexnet_flax import VARIANTS, AlexNet, BatchNorm, Dropout, Pool, create_train_state, sgd, train_step
+from alexnet_flax.cli.train import parse
+from alexnet_flax.config import (
+  Config,
+  all_keys,
+  base_spec,
+  from_dict,
+  idle_keys,
+  to_dict,
+  value_of,
+  with_values,
+)
 from alexnet_flax.errors import UsageError
 
 # As config.json of a run was written before the components' dataclasses became the configuration.
@@ -45,6 +60,8 @@ def test_an_old_configuration_is_read():
   assert [written['data'].pop(name) for name in ('max_pixels', 'verify_records')] == [200_000_000, True]
   assert [written['data'].pop(name) for name in ('crop_padding', 'corruption')] == [0, 'none']
   assert [written.pop(name) for name in ('compilation_cache', 'mesh', 'num_seeds')] == [True, {'model': 1}, 1]
+  newer = ('pool_size', 'pool_padding', 'lrn', 'batch_norm')
+  assert [written['model'].pop(name) for name in newer] == [None] * 4
   assert written == json.loads(OLD)
 
 
@@ -110,8 +127,86 @@ def test_every_choice_is_checked(name):
     ({'total_epochs': 10**400}, r'total_epochs \(=inf\) must be finite'),
     ({'data': {'crop_scale': (10**400, 1)}}, r'data\.crop_scale \(=inf\) must be finite'),
     ({'data.batch_size': 8}, r"unknown configuration key 'data\.batch_size'"),
+    ({'model': {'lrn': 1}}, r'model\.lrn \(=1\) must be of type'),
+    (
+      {'model': {'pool_size': 2, 'pool_padding': 2}},
+      r'Pool\.padding \(=2\) must be less than kernel_size \(=2\)',
+    ),
   ],
 )
 def test_mistakes(values, message):
   with pytest.raises(UsageError, match=message):
     from_dict(values)
+
+
+# What an ablation changes, by these keys alone, and the layers that a variant must have for it.
+RESPONSE_NORMS = 'LocalResponseNorm', 'SpatialResponseNorm'
+ABLATIONS = {
+  'activation': (('relu', 'tanh', 'elu'), ('Activation',)),
+  'lrn': ((True, False), RESPONSE_NORMS),
+  'batch_norm': (('before', 'after'), ('Activation',)),
+  'batch_norm=none': (('none',), ('BatchNorm',)),
+  'dropout_rate': ((0.0, 0.2, 0.5), ('Dropout',)),
+  'pool_size': ((2, 3), ('Pool',)),
+  'pool_padding': ((1, 2), ('Pool',)),
+  'pooling': (('max', 'avg', 'max+avg'), ('Pool',)),
+}
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('ablation', ABLATIONS)
+def test_every_ablation_of_every_variant(variant, ablation):
+  """It builds a network that computes logits; or one line says which layer the variant lacks."""
+  (values, needed), key = ABLATIONS[ablation], ablation.partition('=')[0]
+  kinds = {type(layer).__name__ for layer in VARIANTS[variant].layers}
+  found = []
+  for value in values:
+    config = with_values(Config(), {'model.variant': variant, 'model.width': 1 / 16, f'model.{key}': value})
+    line = f'model.{key} (={value}) does nothing: {variant} has no {needed[0]}'
+    assert idle_keys(config) == ({} if kinds & {*needed} else {f'model.{key}': line})
+    found.append(base_spec(from_dict(to_dict(config))))
+    side = found[-1].image_size
+    model, images = AlexNet(found[-1]), jnp.zeros((1, side, side, 3))
+    logits, _ = jax.eval_shape(
+      functools.partial(model.init_with_output, train=False), jax.random.key(0), images
+    )
+    assert logits.shape == (1, found[-1].num_classes)
+  assert len(set(found)) == (len(found) if kinds & {*needed} else 1)
+
+
+def test_keys_that_other_keys_make_idle():
+  config = with_values(Config(), {'model.batch_norm': 'none', 'model.batch_norm_momentum': 0.9})
+  assert idle_keys(config) == {
+    'model.batch_norm_momentum': 'model.batch_norm_momentum (=0.9) does nothing: batchnorm has no BatchNorm'
+    ' with model.batch_norm=none'
+  }
+  assert not any(isinstance(layer, BatchNorm) for layer in base_spec(config).layers)
+  added = with_values(config, {'model.variant': 'paper', 'model.batch_norm': 'after'})
+  assert idle_keys(added) == {}
+  assert {layer.momentum for layer in base_spec(added).layers if isinstance(layer, BatchNorm)} == {0.9}
+
+
+def test_a_step_of_the_recipe_with_the_best_evidence():
+  flags = ['--config.model.width=0.0625', '--config.model.image_size=67', '--config.model.num_classes=5']
+  config, workdir = parse(['train.py', '--config=configs/imagenet_best.py', *flags])
+  assert (workdir, config.model.variant, config.total_epochs) == (
+    'runs/imagenet_best', 'ungrouped', pytest.approx(320_000 / (1_281_167 / 256))
+  )  # fmt: skip
+  spec = base_spec(config)
+  names = [name for name, _ in spec.named_layers()]
+  assert names[:5] == ['conv1', 'relu1', 'norm1', 'pool1', 'conv2']
+  assert names[-4:] == ['relu7', 'norm7', 'drop7', 'fc8']
+  assert {layer.kind for layer in spec.layers if isinstance(layer, Pool)} == {'max+avg'}
+  assert {layer.rate for layer in spec.layers if isinstance(layer, Dropout)} == {0.2}
+  assert not config.data.eval_view.ten_crop
+  assert config.data.train_view.rotation == 0
+  tx, decay = sgd(0.05, spec=spec), config.optimizer.ema_decay
+  state = create_train_state(AlexNet(spec, 5), tx, jax.random.key(0), (67, 67, 3), decay)
+  rng = np.random.default_rng(0)
+  batch = {'image': rng.normal(size=(8, 67, 67, 3)), 'label': np.arange(8) % 5, 'weight': np.ones(8)}
+  batch = {name: jnp.asarray(x, jnp.int32 if name == 'label' else jnp.float32) for name, x in batch.items()}
+  step, losses = jax.jit(train_step), []
+  for _ in range(8):
+    state, metrics = step(state, batch, jax.random.key(1))
+    losses.append(float(metrics['loss']))
+  assert losses[-1] < 0.5 * losses[0]

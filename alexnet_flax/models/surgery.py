@@ -1,14 +1,27 @@
-"""Modifies specs for transfer learning: selects layers, replaces the head, scales learning rates."""
+"""Modifies specs: norms for ablations; for transfer, selects layers, replaces the head, scales rates."""
 
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 from alexnet_flax.errors import UsageError, unknown_name
-from alexnet_flax.models.spec import Conv, Dense, Flatten, Layer, LayerWithParameters, Normal, Spec
+from alexnet_flax.models.spec import (
+  Activation,
+  BatchNorm,
+  Conv,
+  Dense,
+  Flatten,
+  Layer,
+  LayerWithParameters,
+  LocalResponseNorm,
+  Normal,
+  SpatialResponseNorm,
+  Spec,
+)
 
+BatchNormPlace = Literal['none', 'before', 'after']
 HEAD = 'head'  # a pattern for the last layer, whatever its name
 
 
@@ -112,6 +125,51 @@ def with_head_init(spec: Spec, kernel_init: Normal) -> Spec:
   *others, head = spec.layers
   assert isinstance(head, Dense)
   return dataclasses.replace(spec, layers=(*others, dataclasses.replace(head, kernel_init=kernel_init)))
+
+
+def without_response_norms(spec: Spec) -> Spec:
+  """Returns the network without its local response norms, of either kind."""
+  layers = tuple(
+    layer for layer in spec.layers if not isinstance(layer, LocalResponseNorm | SpatialResponseNorm)
+  )
+  return dataclasses.replace(spec, layers=layers)
+
+
+def with_batch_norm(spec: Spec, place: BatchNormPlace) -> Spec:
+  """Returns the network with BatchNorm before or after activations, or with none.
+
+  The network's own BatchNorm changes sides where it has one; a network without any gets one at every
+  activation, as in Mishkin et al. (2017). A norm of the network's input stays: it stands in for the mean.
+
+  >>> from alexnet_flax import VARIANTS
+  >>> [name for name, _ in with_batch_norm(VARIANTS['torchvision'], 'after').named_layers()][:4]
+  ['conv1', 'relu1', 'norm1', 'pool1']
+  """
+  if place not in get_args(BatchNormPlace):
+    raise unknown_name('place of BatchNorm', place, get_args(BatchNormPlace))
+  starts = [at for at, layer in enumerate(spec.layers) if isinstance(layer, Conv | Dense)]
+  inputs, rest = spec.layers[: starts[0]], spec.layers[starts[0] :]
+  if place == 'none':
+    kept = (layer for layer in rest if not isinstance(layer, BatchNorm))
+    return dataclasses.replace(spec, layers=(*inputs, *kept))
+  new = None if any(isinstance(layer, BatchNorm) for layer in rest) else BatchNorm()
+  stages = zip(starts, [*starts[1:], None], strict=True)
+  layers = (layer for start, end in stages for layer in _with_norm(spec.layers[start:end], place, new))
+  return dataclasses.replace(spec, layers=(*inputs, *layers))
+
+
+def _with_norm(stage: Sequence[Layer], place: BatchNormPlace, new: BatchNorm | None) -> list[Layer]:
+  """Returns a stage with its first BatchNorm, or a new one, on one side of its activation."""
+  layers, kinds = list(stage), [type(layer) for layer in stage]
+  if Activation not in kinds:
+    return layers
+  activation = kinds.index(Activation)
+  if BatchNorm in kinds:
+    if (kinds.index(BatchNorm) < activation) != (place == 'before'):
+      layers.insert(activation, layers.pop(kinds.index(BatchNorm)))
+  elif new:
+    layers.insert(activation + (place == 'after'), new)
+  return layers
 
 
 _TRAINING_ONLY = ('kernel_init', 'bias_init', 'multipliers', 'momentum', 'rate')

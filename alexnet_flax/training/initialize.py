@@ -59,8 +59,8 @@ def model_keys(source: str) -> dict[str, Any]:
   try:
     if find_run(source):
       config = run_config(source)
-      names = ('variant', 'width', 'image_size', 'activation', 'pooling')
-      keys = {f'model.{name}': getattr(config.model, name) for name in names}
+      names = ('variant', 'width', 'image_size', 'activation', 'pooling', 'pool_size', 'pool_padding')
+      keys = {f'model.{name}': getattr(config.model, name) for name in (*names, 'lrn', 'batch_norm')}
       return keys | {'transfer.layer': config.transfer.layer}
     spec = None if source == RANDOM else open_weights(source).find_spec()
   except UsageError:

@@ -73,7 +73,8 @@ def test_the_recipe_for_a_folder_follows_the_number_of_images(photos):
 
 
 def test_a_transfer_takes_the_network_of_its_source(photos, tmp_path):
-  run = replace(TINY, model={'variant': 'ungrouped', 'batch_norm_momentum': None, 'image_size': 67})
+  changed = {'lrn': False, 'batch_norm': 'after', 'pool_size': 2, 'pool_padding': 1}
+  run = replace(TINY, model={'variant': 'ungrouped', 'image_size': 67, **changed})
   (tmp_path / 'run').mkdir()
   workdir.write_records(tmp_path / 'run', run, ['x', 'y'], 0)
   spec = VARIANTS['caffenet'].scaled(1 / 8, 99)
@@ -82,6 +83,7 @@ def test_a_transfer_takes_the_network_of_its_source(photos, tmp_path):
     config = parsed(recipe, photos, f'--config.transfer.source={tmp_path / "run"}')
     assert (config.model.variant, config.model.width, config.model.image_size) == ('ungrouped', 1 / 16, 67)
     assert config.transfer.layer == 'pool2'
+    assert {key: getattr(config.model, key) for key in changed} == changed
     config = parsed(recipe, photos, f'--config.transfer.source={tmp_path / "a.safetensors"}')
     assert (config.model.variant, config.model.width, config.model.image_size) == ('caffenet', 1 / 8, 99)
     config = parsed(recipe, photos, f'--config.transfer.source={tmp_path / "run"}', '--config.model.width=2')
@@ -128,6 +130,7 @@ def test_keys_of_layers_that_the_variant_lacks(capsys, tmp_path):
   for key, variant, kind in (
     ('batch_norm_momentum=0.5', 'caffe', 'BatchNorm'),
     ('dropout_rate=0.5', 'cifar10_full', 'Dropout'),
+    ('lrn=false', 'torchvision', 'LocalResponseNorm'),
   ):
     with pytest.raises(UsageError, match=f'does nothing: {variant} has no {kind}; leave it out'):
       parsed(f'--config=configs/digits.py:{variant}', f'--config.model.{key}')
@@ -160,8 +163,8 @@ def test_every_key_can_be_overridden():
   for key in config.all_keys():
     value = config.value_of(Config(), key)
     text = {bool: 'true', str: 'x', tuple: '(0.5, 0.5)'}.get(type(value), '1')
-    if value is None and key.split('.')[-1] in ('data_dir', 'activation', 'pooling'):
-      text = 'x'
+    if value is None:
+      text = {bool: 'true', str: 'x'}.get(config.all_keys()[key].types[0], '1')
     values = train.flags_of(['train.py', '--config=configs/digits.py', f'--config.{key}={text}'])
     arrived = values.config
     for part in key.split('.'):
