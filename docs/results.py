@@ -28,14 +28,21 @@ class Published(NamedTuple):
 
 
 _OTHERS = (
-  Published('`ungrouped`, ImageNet top-1 / top-5', '61.93 / 83.90 %', 'osmr/imgclsmob, gluon/README.md'),
+  Published(
+    '`ungrouped`, ImageNet top-1 / top-5',
+    '61.93 / 83.90 %',
+    'osmr/imgclsmob, gluon/README.md',
+    'ImageNet and a GPU; `configs/imagenet_best.py` aims at it, not run',
+  ),
   Published(
     "CaffeNet256All (max and average pooling, learned colours, ELU, SPP), its authors' best, top-1",
     '61.3 %',
     'Mishkin, Sergievskiy, Matas, CVIU 2017; ducha-aiki/caffenet-benchmark',
   ),
   Published(
-    "torchvision's channels, dropout after fc6 and fc7", '60.70 / 82.95 %', 'ducha-aiki/caffenet-benchmark'
+    "torchvision's channels, dropout after fc6 and fc7",
+    '60.70 / 82.95 %',
+    'osmr/imgclsmob, gluon/README.md (AlexNet-b)',
   ),
   Published('BatchNorm without groups', '60.43 / 82.47 %', 'HolmesShuan/AlexNet-BN-Caffemodel-on-ImageNet'),
   Published('`batchnorm_grouped`', '60.01 / 81.89 %', 'cvjena/cnn-models, AlexNet_cvgj'),
