@@ -148,7 +148,7 @@ ABLATIONS = {
   'batch_norm=none': (('none',), ('BatchNorm',)),
   'dropout_rate': ((0.0, 0.2, 0.5), ('Dropout',)),
   'pool_size': ((2, 3), ('Pool',)),
-  'pool_padding': ((1, 2), ('Pool',)),
+  'pool_padding': ((0, 1), ('Pool',)),
   'pooling': (('max', 'avg', 'max+avg'), ('Pool',)),
 }
 
@@ -161,7 +161,9 @@ def test_every_ablation_of_every_variant(variant, ablation):
   kinds = {type(layer).__name__ for layer in VARIANTS[variant].layers}
   found = []
   for value in values:
-    config = with_values(Config(), {'model.variant': variant, 'model.width': 1 / 16, f'model.{key}': value})
+    size = 57 if variant == 'cifar10_alexnet' else None  # its pools of 2x2 leave no room for others
+    changes = {'variant': variant, 'width': 1 / 16, 'image_size': size, key: value}
+    config = with_values(Config(), {f'model.{name}': changed for name, changed in changes.items()})
     line = f'model.{key} (={value}) does nothing: {variant} has no {needed[0]}'
     assert idle_keys(config) == ({} if kinds & {*needed} else {f'model.{key}': line})
     found.append(base_spec(from_dict(to_dict(config))))
