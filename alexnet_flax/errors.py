@@ -30,6 +30,10 @@ class UsageError(_Foreseen):
   exit_code = 2
 
 
+class BusyError(UsageError):
+  """Another process trains in the folder of a run."""
+
+
 class DivergedError(_Foreseen):
   """The loss, or the parameters' norm, is not finite."""
 

@@ -74,6 +74,8 @@ _OTHERS = (
 
 
 def _with_unit(value: float, claim: Claim) -> str:
+  if claim.unit == 'rank correlation':
+    return f'{value:.2f}'
   return f'{value:.2f} times' if claim.unit == 'times' else f'{value:.2%}'.replace('%', ' %')
 
 
@@ -81,6 +83,8 @@ def _ours(claim: Claim, runs: Sequence[dict[str, Any]]) -> Iterator[str]:
   """Yields the row of a claim that can be run."""
   found = verdict(claim, list(runs))
   published = _with_unit(claim.published, claim)
+  if claim.published_changes:
+    published = f'{len(claim.published_changes)} changes'
   command = f'`alexnet-flax reproduce {claim.name}`'
   if found is None:
     yield f'| {claim.what} | {published} | - | not run yet | {command} |'
@@ -93,6 +97,9 @@ def _ours(claim: Claim, runs: Sequence[dict[str, Any]]) -> Iterator[str]:
     'missed': f'missed by {_with_unit(by, claim)}',
     'undecided': 'undecided: more seeds, or longer runs',
   }[found.outcome]
+  if claim.unit == 'rank correlation':
+    ours = f'rank correlation {ours}'
+    outcome = '**the order agrees**' if found.outcome == 'reproduced' else 'no agreement'
   yield f'| {claim.what} | {published} | {ours} | {outcome} | {command} |'
 
 

@@ -1,7 +1,7 @@
 """The curves of a claim: mean over the seeds, with their range shaded."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -9,42 +9,69 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from alexnet_flax.files import atomic_path
-from alexnet_flax.reproduction.claims import Claim, Curve
+from alexnet_flax.reproduction.claims import Claim, Curve, changes
 from alexnet_flax.reproduction.reproduce import curves_by_seed
 
 
 def draw(claim: Claim, runs: list[dict[str, Any]], path: pathlib.Path) -> None:
   """Draws the errors of each arm by epoch as an SVG: of training dashed, of the test set solid.
 
-  Where runs stop at a training error, that error is drawn, and the training curves alone.
+  Where runs stop at a training error, that error is drawn, and the training curves alone. Where changes are
+  compared, bars say how much test error each saves.
   """
   by_seed = curves_by_seed(claim, runs)
   with matplotlib.rc_context({'svg.hashsalt': 'alexnet_flax', 'svg.fonttype': 'none'}):
-    figure = Figure(figsize=(6, 3.6), layout='constrained')
+    tall = 1.2 + 0.3 * len(claim.arms) if claim.published_changes else 3.6
+    figure = Figure(figsize=(6, tall), layout='constrained')
     axes = figure.subplots()
-    for number, arm in enumerate(claim.arms):
-      curves = [of_arms[arm] for of_arms in by_seed.values()]
-      if not curves:
-        continue
-      if claim.until is not None:
-        _draw_curves(axes, curves, 'train_error', f'C{number}', '-', arm)
-      else:
-        _draw_curves(axes, curves, 'train_error', f'C{number}', '--', f'{arm}, training error')
-        _draw_curves(axes, curves, 'test_error', f'C{number}', '-', f'{arm}, test error')
-    if claim.until is not None:
-      mark, label = claim.until, f'{100 * claim.until:g} % training error'
+    if claim.published_changes:
+      _draw_changes(axes, claim, list(by_seed.values()))
     else:
-      mark, label = claim.published, f'published: {100 * claim.published:g} % test error'
-    axes.axhline(mark, color='0.5', linewidth=0.8)
-    axes.annotate(label, (0.01, mark), xycoords=('axes fraction', 'data'), va='top', color='0.4')
-    axes.set(xlabel='epoch', ylabel='error', xlim=(0, None), ylim=(0, None))
-    axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+      _draw_errors(axes, claim, list(by_seed.values()))
     axes.spines[['top', 'right']].set_visible(False)
-    if by_seed:
-      axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
       figure.savefig(partial, format='svg', metadata={'Date': None, 'Creator': None})
+
+
+def _draw_changes(axes: Any, claim: Claim, seeds: Sequence[Mapping[str, Curve]]) -> None:
+  """Draws the points of accuracy that each change gains, and those that were published."""
+  found = [changes({arm: curves[arm] for arm in claim.arms}) for curves in seeds]
+  arms = list(claim.arms)[1:]
+  points = 100 * np.array([[one[arm] for arm in arms] for one in found]).reshape(len(found), len(arms))
+  means = points.mean(axis=0) if len(points) else np.zeros(len(arms))
+  errors = points.std(axis=0, ddof=1) / np.sqrt(len(points)) if len(points) > 1 else np.zeros(len(arms))
+  order = np.argsort(means)
+  rows = {arms[number]: row for row, number in enumerate(order)}
+  axes.barh(range(len(arms)), means[order], xerr=errors[order], color='C0', alpha=0.6, label='here, CIFAR-10')
+  marks = [(gain, rows[arm]) for arm, gain in claim.published_changes.items()]
+  axes.plot(*zip(*marks, strict=True), 'D', color='C1', label='published, ImageNet')
+  axes.axvline(0, color='0.4', linewidth=0.8)
+  axes.set_yticks(range(len(arms)), [arms[number] for number in order])
+  axes.set(xlabel=f'points of accuracy more than the {next(iter(claim.arms))}')
+  axes.legend(frameon=False, loc='lower right')
+
+
+def _draw_errors(axes: Any, claim: Claim, seeds: Sequence[Mapping[str, Curve]]) -> None:
+  for number, arm in enumerate(claim.arms):
+    curves = [of_arms[arm] for of_arms in seeds]
+    if not curves:
+      continue
+    if claim.until is not None:
+      _draw_curves(axes, curves, 'train_error', f'C{number}', '-', arm)
+    else:
+      _draw_curves(axes, curves, 'train_error', f'C{number}', '--', f'{arm}, training error')
+      _draw_curves(axes, curves, 'test_error', f'C{number}', '-', f'{arm}, test error')
+  if claim.until is not None:
+    mark, label = claim.until, f'{100 * claim.until:g} % training error'
+  else:
+    mark, label = claim.published, f'published: {100 * claim.published:g} % test error'
+  axes.axhline(mark, color='0.5', linewidth=0.8)
+  axes.annotate(label, (0.01, mark), xycoords=('axes fraction', 'data'), va='top', color='0.4')
+  axes.set(xlabel='epoch', ylabel='error', xlim=(0, None), ylim=(0, None))
+  axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+  if seeds:
+    axes.legend(frameon=False)
 
 
 def _draw_curves(axes: Any, curves: Sequence[Curve], error: str, color: str, style: str, label: str) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import pathlib
 import statistics
+import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import filelock
 from flax.traverse_util import flatten_dict
 
 from alexnet_flax.config import Config, with_values
-from alexnet_flax.errors import DivergedError, UsageError
+from alexnet_flax.errors import BusyError, DivergedError, UsageError
 from alexnet_flax.files import read_json, write_json
 from alexnet_flax.reproduction.claims import Claim, Curve, Point, epochs_until
 from alexnet_flax.training.callbacks import Callback, Progress
@@ -27,6 +28,7 @@ QUICK = {'data.dataset': 'digits', 'total_epochs': 6.0, 'data.eval_batch_size': 
 # Keys that do not change what a run measures.
 _FREE = ('data.data_dir', 'data.num_threads')
 
+_WAIT = 10.0  # seconds, for other processes
 _PATIENCE = 5  # epochs without a lower training error, after which a rate is given up
 _RATE = 'optimizer.learning_rate'
 _ADVICE = 'remove it to begin anew, or name another place'
@@ -52,6 +54,8 @@ def reproduce(
 ) -> list[dict[str, Any]]:
   """Trains every arm and seed of a claim, goes on where it was cut off, and returns the records of the runs.
 
+  Several processes may do so at the same time: each takes the runs that no other is at.
+
   Args:
     claim: The claim.
     folder: Where the runs are; each in a folder of its own.
@@ -63,23 +67,35 @@ def reproduce(
     UsageError: A run in the folder, or a record, is of another commit or configuration; or the data are not
       prepared.
   """
-  runs = {(one['arm'], one['seed']): one for one in read_records(results)} if results else {}
-  for (arm, seed), one in runs.items():
-    if arm in claim.arms:
-      _require_same(claim, str(results), one['config'], claim.values(arm, seed, others))
-  for arm in claim.arms:
-    missing = [seed for seed in range(seeds) if (arm, seed) not in runs]
-    keys = dict(others)
-    if claim.rates and missing:
-      known = (one['config'][_RATE] for (of, _), one in runs.items() if of == arm)
-      rate = next(known, None)
-      keys[_RATE] = _search(claim, arm, folder, others) if rate is None else rate
-    for seed in missing:
-      values = claim.values(arm, seed, keys)
-      place = _place(folder, arm, values)
-      runs[arm, seed] = record(arm, values, place, _run(claim, values, place))
+  runs: dict[tuple[str, int], dict[str, Any]] = {}
+  waiting = [(arm, seed) for seed in range(seeds) for arm in claim.arms]
+  while waiting:
+    busy = []
+    for arm, seed in waiting:
+      recorded = {(one['arm'], one['seed']): one for one in read_records(results)} if results else runs
+      for (of, _), one in recorded.items():
+        if of in claim.arms:
+          _require_same(claim, str(results), one['config'], claim.values(of, one['seed'], others))
+      if (arm, seed) in recorded:
+        runs[arm, seed] = recorded[arm, seed]
+        continue
+      try:
+        keys = dict(others)
+        if claim.rates:
+          known = (one['config'][_RATE] for (of, _), one in recorded.items() if of == arm)
+          rate = next(known, None)
+          keys[_RATE] = _search(claim, arm, folder, others) if rate is None else rate
+        values = claim.values(arm, seed, keys)
+        place = _place(folder, arm, values)
+        runs[arm, seed] = record(arm, values, place, _run(claim, values, place))
+      except BusyError:
+        busy.append((arm, seed))
+        continue
       if results:
         add_records(results, claim.name, [runs[arm, seed]])
+    if busy and len(busy) == len(waiting):
+      time.sleep(_WAIT)
+    waiting = busy
   return [runs[key] for key in sorted(runs)]
 
 
@@ -140,8 +156,9 @@ def curves_by_seed(claim: Claim, runs: list[dict[str, Any]]) -> dict[int, dict[s
 def verdict(claim: Claim, runs: list[dict[str, Any]]) -> Verdict | None:
   """Judges a claim: reproduced within two standard errors, or better. None if no seed is complete.
 
-  With one seed, an error's standard error is that of a share of CIFAR-10's images, and a ratio is not
-  judged; nor is one of runs that did not reach what they had to.
+  Two orders agree if their rank correlation is more than two standard errors above 0. With one seed, an
+  error's standard error is that of a share of CIFAR-10's images, and nothing else is judged; nor is a ratio
+  of runs that did not reach what they had to.
   """
   scores = [claim.score(curves) for curves in curves_by_seed(claim, runs).values()]
   if not scores:
@@ -151,10 +168,12 @@ def verdict(claim: Claim, runs: list[dict[str, Any]]) -> Verdict | None:
     return Verdict(mean, error, len(scores), 'undecided')
   if len(scores) > 1:
     error = statistics.stdev(scores) / math.sqrt(len(scores))
-  elif claim.unit != 'times':
+  elif claim.unit in ('test error', 'training error'):
     error = math.sqrt(mean * (1 - mean) / (10_000 if claim.unit == 'test error' else 50_000))
   else:
     return Verdict(mean, error, len(scores), 'undecided')
+  if claim.unit == 'rank correlation':  # the orders agree if it is not 0
+    return Verdict(mean, error, len(scores), 'reproduced' if mean > 2 * error else 'missed')
   short = mean - claim.published if claim.lower_is_better else claim.published - mean
   return Verdict(mean, error, len(scores), 'reproduced' if short <= 2 * error else 'missed')
 

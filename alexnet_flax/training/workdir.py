@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from alexnet_flax.config import Config, all_keys, from_dict, to_dict, value_of, with_values
-from alexnet_flax.errors import UsageError, one_line
+from alexnet_flax.errors import BusyError, UsageError, one_line
 from alexnet_flax.files import expanded, public, read_json, read_lines, rewrite_lines, set_aside, write_json
 from alexnet_flax.pretrained import LOCAL, find_run, write_names
 
@@ -48,7 +48,7 @@ def sole_writer(folder: pathlib.Path) -> Iterator[None]:
     lock.acquire(blocking=False)
   except filelock.Timeout:
     advice = 'wait for its end, or use another --workdir'
-    raise UsageError(f'another process trains in {folder}; {advice}') from None
+    raise BusyError(f'another process trains in {folder}; {advice}') from None
   except (NotImplementedError, OSError) as error:  # filelock's and the system's of no locks
     if (folder / '.lock').is_dir():
       raise UsageError(f'{folder / ".lock"} is a folder; remove it') from None

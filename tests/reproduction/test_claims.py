@@ -1,15 +1,16 @@
 """Claims are complete, their scores are computed as stated, and a verdict follows its rule."""
 
+import json
 import math
 
 import pytest
 
-from alexnet_flax.config import Config, from_dict, to_dict, with_values
+from alexnet_flax.config import Config, from_dict, idle_keys, to_dict, with_values
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models.spec import Conv, Dense
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.optim import OptimizerConfig
-from alexnet_flax.reproduction.claims import CLAIMS, Point, epochs_until
+from alexnet_flax.reproduction.claims import CLAIMS, Point, changes, epochs_until
 from alexnet_flax.reproduction.reproduce import verdict
 
 
@@ -24,7 +25,9 @@ def test_configurations_are_valid(name):
     config = config_of(claim.values(arm, 3, {}))
     assert config.seed == 3
     assert not config.augment.is_on
-    assert config.data.train_view.flip == (name == 'cifar10_alexnet')
+    assert config.data.train_view.flip == (
+      name in ('cifar10_alexnet', 'ablation') and arm != 'no augmentation'
+    )
   assert claim.source
   assert claim.departures
 
@@ -119,3 +122,33 @@ def test_random_labels():
   assert config.optimizer.weight_decay == 0
   curves = {'random labels': [Point(1, 0.9, 0.9), Point(60, 0.002, 0.9)], 'true labels': [Point(1, 0.5, 0.4)]}
   assert claim.score(curves) == 0.002
+
+
+def test_changes_and_their_order():
+  claim = CLAIMS['ablation']
+  assert claim.published_changes.keys() <= claim.arms.keys()
+  gains = {arm: claim.published_changes.get(arm, 0.0) for arm in claim.arms}
+
+  def curves(sign):
+    return {arm: [Point(6, 0.5, 0.5 - sign * gains[arm] / 100)] for arm in claim.arms}
+
+  assert changes(curves(1))['BatchNorm after'] == pytest.approx(0.028)
+  assert claim.score(curves(1)) == pytest.approx(1)
+  assert claim.score(curves(-1)) == pytest.approx(-1)
+  records = [
+    {'arm': arm, 'seed': seed, 'curve': [list(point) for point in curve]}
+    for seed, sign in enumerate((1, 1, 1))
+    for arm, curve in curves(sign).items()
+  ]
+  assert verdict(claim, records).outcome == 'reproduced'
+  assert verdict(claim, records[: len(claim.arms)]).outcome == 'undecided'
+  flipped = [one | {'curve': [list(point) for point in curves(-1)[one['arm']]]} for one in records]
+  mixed = [two if one['seed'] else one for one, two in zip(records, flipped, strict=True)]
+  assert verdict(claim, mixed).outcome == 'missed'
+
+
+def test_the_arms_of_the_ablation_are_different_networks():
+  claim = CLAIMS['ablation']
+  configs = {arm: config_of(claim.values(arm, 0, {})) for arm in claim.arms}
+  assert len({json.dumps(to_dict(config)) for config in configs.values()}) == len(configs)
+  assert not any(idle_keys(config) for config in configs.values())
