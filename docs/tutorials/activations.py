@@ -4,9 +4,11 @@ import functools
 
 import jax
 import numpy as np
+from scipy.spatial.distance import squareform
 from sklearn.datasets import load_sample_images
 
 from alexnet_flax import VARIANTS, AlexNet, features
+from alexnet_flax.inference.representations import dissimilarities
 
 LAYERS = ['relu1', 'relu3', 'relu5', 'fc7']
 
@@ -27,7 +29,6 @@ variables = initialize(jax.random.key(0), np.zeros((1, 67, 67, 3), np.float32))
 # `features` resizes, crops and normalizes as the spec says.
 rows = features(model, variables, list(images.values()), LAYERS)
 for layer in LAYERS:
-  activations = rows[layer].reshape(len(images), -1)
-  dissimilarity = 1 - np.corrcoef(activations)
-  text = ', '.join(f'{name} {value:.2f}' for name, value in zip(images, dissimilarity[0], strict=True))
+  rdm = squareform(dissimilarities(rows[layer]))  # [4, 4]
+  text = ', '.join(f'{name} {value:.2f}' for name, value in zip(images, rdm[0], strict=True))
   print(f'{layer}: {text}')
