@@ -13,7 +13,12 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('images', metavar='IMAGES', nargs='+', help='files, folders, patterns; a network too')
+  parser.add_argument('images', metavar='IMAGES', nargs='*', help='files, folders, patterns; a network too')
+  parser.add_argument(
+    '--list',
+    metavar='FILE',
+    help="a list of further images, one a line: paths in the list's folder, or from here",
+  )
   parser.add_argument('--layers', required=True, help='such as relu3,fc7')
   parser.add_argument('--out', required=True, help='F.h5 or F.npz')
   add_weights(parser, classes=False)
@@ -26,10 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+  from alexnet_flax.data.images import listed_files
   from alexnet_flax.inference.feature_files import feature_path, write_features
 
   check_batch_size(arguments)
-  images = take_network(arguments, arguments.images)
+  listed = [] if arguments.list is None else listed_files(arguments.list)
+  if not arguments.images and not listed:
+    raise UsageError('name the images: files, folders, patterns, or --list FILE')
+  images = take_network(arguments, arguments.images, listed)
   feature_path(arguments.out)  # before the network is loaded
   unreadable = write_features(
     load(arguments),

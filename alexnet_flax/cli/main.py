@@ -8,6 +8,7 @@ import sys
 from typing import NoReturn
 
 from alexnet_flax.cli import (
+  compare,
   convert,
   demo,
   doctor,
@@ -33,6 +34,7 @@ _MODULES = (
   report,
   demo,
   features,
+  compare,
   convert,
   verify_resume,
   doctor,

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from alexnet_flax.errors import UsageError
@@ -35,8 +36,8 @@ def add_weights(parser: argparse.ArgumentParser, *, classes: bool) -> None:
     parser.add_argument('--classes', metavar='FILE', help='class names, one a line')
 
 
-def take_network(arguments: argparse.Namespace, paths: list[str]) -> list[str]:
-  """Takes the trained network that is named among `paths` for `--weights`; returns the other paths.
+def take_network(arguments: argparse.Namespace, paths: list[str], listed: Sequence[str] = ()) -> list[str]:
+  """Takes the trained network that is named among `paths` for `--weights`; returns the others, and `listed`.
 
   Raises:
     UsageError: There are two networks, or nothing besides.
@@ -47,11 +48,11 @@ def take_network(arguments: argparse.Namespace, paths: list[str]) -> list[str]:
   if len(networks) + (arguments.weights is not None) > 1:
     one, other = [*networks, arguments.weights][:2]
     raise UsageError(f'{one} and {other} are both networks; name one of them')
-  if len(networks) == len(paths):
+  if networks and len(networks) == len(paths) + len(listed):
     raise UsageError(f'{networks[0]} is a network; name the images too')
   if networks:
     (arguments.weights,) = networks
-  return [path for path in paths if path not in networks]
+  return [path for path in paths if path not in networks] + [*listed]
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:

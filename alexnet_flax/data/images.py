@@ -81,6 +81,33 @@ def image_files(paths: Sequence[str]) -> list[str]:
   return files
 
 
+def listed_files(path: str) -> list[str]:
+  """Returns the files that a list names, one a line, in its order: paths in the list's folder, or from here.
+
+  Spaces and brackets belong to the names; empty lines are left out.
+
+  Raises:
+    UsageError: The list cannot be read or is empty, or a line names no file.
+  """
+  place, files = expanded(path), []
+  try:
+    refuse_pipe(place)
+    text = place.read_text('utf-8-sig', 'surrogateescape')
+  except OSError as error:
+    raise UsageError(f'cannot read the list {path}: {error.strerror}') from None
+  for number, line in enumerate(text.split('\n'), start=1):
+    if name := line.removesuffix('\r'):
+      choices = (str(place.parent / name), name)
+      found = next(filter(os.path.isfile, choices), None)
+      if found is None:
+        where = '' if os.path.isabs(name) else f', neither in {place.parent} nor here'
+        raise UsageError(f'line {number} of {path}: there is no file {name[:200]!r}{where}')
+      files.append(found)
+  if not files:
+    raise UsageError(f'the list {path} is empty; it must name images, one a line')
+  return files
+
+
 def orientation(image: 'Image.Image') -> int:
   """Returns how viewers turn an image, 1 ... 8 as in EXIF; 1, as it is stored, if it does not say.
 

@@ -1,4 +1,4 @@
-"""`alexnet-flax features`: activations of layers for image files, as HDF5 or .npz."""
+"""Files of features, HDF5 or .npz: written for image files by `alexnet-flax features`, and read again."""
 
 import contextlib
 import dataclasses
@@ -10,8 +10,10 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,15 +21,27 @@ from tqdm import tqdm
 
 from alexnet_flax.data.images import image_files, printable, views_of_files
 from alexnet_flax.errors import UsageError, needs_extra, one_line, unknown_name
-from alexnet_flax.files import atomic_path, check_writable, expanded
+from alexnet_flax.files import atomic_path, check_writable, expanded, refuse_pipe
 from alexnet_flax.inference.features import feature_batches
 from alexnet_flax.models.spec import Spec
 from alexnet_flax.pretrained import PretrainedModel
 from alexnet_flax.weights import LAYER_NAMES
 
-_NAMES_KEY, _ATTRIBUTES_KEY = 'names', 'attributes'
+_NAMES_KEY, _DIGESTS_KEY, _ATTRIBUTES_KEY = 'names', 'sha256', 'attributes'
 _VERSIONS = ('alexnet_flax', 'jax', 'numpy')
 _AXES = {4: 'image, row, column, channel', 2: 'image, channel'}
+_BROKEN = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+class FeatureFile(NamedTuple):
+  """What a file of features says of itself; `read_layer` reads the values."""
+
+  path: str
+  layers: tuple[str, ...]
+  stimuli: int  # how many
+  names: list[str]  # of the stimuli; empty if the file does not say
+  digests: list[str]  # SHA-256 of the image files; empty if the file does not say
+  attributes: dict[str, Any]  # of the file, as `write_features` describes them
 
 
 def write_features(
@@ -41,18 +55,18 @@ def write_features(
   half: bool = False,
   batch_size: int = 64,
 ) -> list[str]:
-  """Writes one row an image, in the order given, with the images' names beside them, and says what it wrote.
+  """Writes one row an image, in the order given, with the images' names and digests, and says what it wrote.
 
   The file itself says what it holds: HDF5 by attributes of the file (source, digest of the weights, variant,
-  image size, preprocessing, pooling, versions, date) and of each data set (layer, axes); `.npz` by an array
-  'attributes', the same as JSON.
+  image size, preprocessing, pooling, versions, date, layers in their order) and of each data set (layer,
+  axes); `.npz` by an array 'attributes', the same as JSON.
 
   Args:
     network: The network.
     images: Files, folders and patterns, as for `image_files`.
     layers: The layers, by the names of the scheme `names`.
     out: `.h5` or `.hdf5`, one data set a layer (Caffe's conv1/bn is conv1.bn there); or `.npz`, one array
-      a layer. Both also hold 'names'.
+      a layer. Both also hold 'names', and 'sha256' of the image files.
     names: Whose names of layers to take and to write, of `weights.LAYER_NAMES`: 'ours', 'torchvision'
       or 'caffe'.
     pool: 'mean' or 'max' over space, or None for all of it.
@@ -67,7 +81,7 @@ def write_features(
   """
   path, files = feature_path(out), image_files(images)
   ours = our_layers(network.spec, layers, names)
-  side, unreadable = network.spec.image_size, dict[int, str]()
+  side, unreadable, digests = network.spec.image_size, dict[int, str](), list[str]()
 
   def views() -> Iterator[np.ndarray]:
     rows = enumerate(files)
@@ -77,6 +91,7 @@ def write_features(
           if isinstance(seen, str):
             unreadable[row] = file
             bar.write(one_line(f'cannot read {file}: {seen}'), file=sys.stderr)
+          digests.append('' if isinstance(seen, str) else _digest(file))
           yield np.zeros((side, side, 3), np.uint8) if isinstance(seen, str) else seen
         bar.update(len(batch))
 
@@ -107,12 +122,13 @@ def write_features(
       of_file = _attributes(network, names, pool, dtype)
       of_layers = {name: {'layer': ours[name], 'axes': _AXES[stored[name].ndim]} for name in stored}
       if archive:
-        archive.create_dataset(_NAMES_KEY, data=[*map(printable, files)], dtype=h5py.string_dtype())
-        archive.attrs.update(of_file)
+        for key, texts in ((_NAMES_KEY, [*map(printable, files)]), (_DIGESTS_KEY, digests)):
+          archive.create_dataset(key, data=texts, dtype=h5py.string_dtype())
+        archive.attrs.update(of_file, layers=', '.join(data.name[1:] for data in stored.values()))
         for name, attributes in of_layers.items():
           stored[name].attrs.update(attributes)
       else:
-        stored_too: Any = {_NAMES_KEY: np.array(files)}
+        stored_too: Any = {_NAMES_KEY: np.array(files), _DIGESTS_KEY: np.array(digests)}
         stored_too[_ATTRIBUTES_KEY] = np.array(json.dumps(of_file | {'layers': of_layers}))
         with partial.open('wb') as opened:
           np.savez(opened, **stored, **stored_too)
@@ -123,6 +139,14 @@ def write_features(
     raise UsageError(f'cannot write {out}: {reason}') from None
   print(one_line(f'{out}: {len(files)} images, {dtype}: {", ".join(shapes)}'))
   return list(unreadable.values())
+
+
+def _digest(file: str) -> str:
+  try:
+    with open(file, 'rb') as opened:
+      return hashlib.file_digest(opened, 'sha256').hexdigest()
+  except OSError:  # it has gone since it was read
+    return ''
 
 
 def _close(file: Any, stored: dict[str, Any]) -> None:
@@ -203,3 +227,82 @@ def _attributes(network: PretrainedModel, names: str, pool: str | None, dtype: n
     'versions': ', '.join(f'{one} {sys.modules[one].__version__}' for one in _VERSIONS),
     'created': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
+
+
+def read_features(path: str) -> FeatureFile:
+  """Reads what a file of features says of itself: one of ours, or of another program.
+
+  A layer is any array of numbers [N, ...] with at least two axes; in HDF5 also in groups, named by its path.
+  An array 'names' [N] holds the names of the stimuli, if there is one.
+
+  Raises:
+    UsageError: The file cannot be read, has no layer, or its arrays have different numbers of rows.
+  """
+  with _opened(path) as (members, attributes):
+    sizes, texts = dict[str, int](), dict[str, list[str]]()
+    for key, item in members.items():
+      if not hasattr(item, 'dtype'):
+        continue  # ZIP archives may hold anything
+      if key in (_NAMES_KEY, _DIGESTS_KEY):
+        found = np.asarray(item[()], object).ravel()
+        texts[key] = [
+          printable(os.fsdecode(text) if isinstance(text, bytes) else str(text)) for text in found
+        ]
+      elif item.ndim > 1 and item.dtype.kind in 'biuf':
+        sizes[key] = len(item)
+  if not sizes:
+    raise UsageError(f'{path} has no layer: no array of numbers [N, ...] with at least two axes')
+  rows = sizes | {key: len(found) for key, found in texts.items()}
+  if len(set(rows.values())) > 1:
+    shown = ', '.join(f'{key} {count}' for key, count in rows.items())
+    raise UsageError(f'the arrays of {path} must have a row for each stimulus, but their rows are: {shown}')
+  names, digests = (texts.get(key, []) for key in (_NAMES_KEY, _DIGESTS_KEY))
+  return FeatureFile(path, tuple(sizes), next(iter(sizes.values())), names, digests, attributes)
+
+
+def read_layer(file: FeatureFile, layer: str) -> np.ndarray:
+  """Reads the features [N, ...] of a layer, a row for each stimulus; UsageError if there is no such layer."""
+  if layer not in file.layers:
+    raise unknown_name('layer', layer, file.layers)
+  with _opened(file.path) as (members, _):
+    return np.asarray(members[layer][()])
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
+  """Gives the arrays of a file by their names, and its attributes; any error of reading is a UsageError."""
+  place = expanded(path)
+  with contextlib.ExitStack() as stack:
+    try:
+      refuse_pipe(place)
+      file = stack.enter_context(place.open('rb'))
+      start = file.read(8)
+      file.seek(0)
+      if start.startswith(b'PK'):
+        archive = stack.enter_context(np.load(file))
+        yield archive, _json_attributes(archive)
+      elif start == b'\x89HDF\r\n\x1a\n':
+        with needs_extra(path):
+          import h5py
+        opened = stack.enter_context(h5py.File(place))
+        members: dict[str, Any] = {}
+        opened.visititems(lambda key, item: members.update({key: item} if hasattr(item, 'dtype') else {}))
+        values = {key: np.asarray(value).tolist() for key, value in opened.attrs.items()}
+        attributes = {key: value for key, value in values.items() if isinstance(value, str | int | float)}
+        order = str(attributes.get('layers', '')).split(', ')  # HDF5 sorts by name
+        in_order = sorted(members, key=lambda key: order.index(key) if key in order else len(order))
+        yield {key: members[key] for key in in_order}, attributes
+      else:
+        what = 'is empty' if not start else 'is neither HDF5 nor .npz'
+        raise UsageError(f'{path} {what}; `alexnet-flax features` writes files of features')
+    except _BROKEN as error:
+      reason = getattr(error, 'strerror', None) or ' '.join(str(error).split()) or 'it is damaged'
+      raise UsageError(f'cannot read {path}: {reason}') from None
+
+
+def _json_attributes(archive: Mapping[str, Any]) -> dict[str, Any]:
+  try:
+    found = json.loads(str(archive[_ATTRIBUTES_KEY]))
+  except (KeyError, ValueError):  # of another program
+    return {}
+  return found if isinstance(found, dict) else {}

@@ -187,7 +187,7 @@ def test_names_of_torchvision_and_folders(folder, variables, images):
     AlexNet(SPEC, 5), variables, [images[i] for i in (0, 1, 3, 4)], ['relu3', 'relu7'], pool='max'
   )
   with h5py.File(out) as stored:
-    assert set(stored) == {'features.7', 'classifier.5', 'names'}
+    assert set(stored) == {'features.7', 'classifier.5', 'names', 'sha256'}
     assert stored['features.7'].attrs['layer'] == 'relu3'
     assert stored['features.7'].dtype == np.float16
     np.testing.assert_allclose(stored['features.7'][:], expected['relu3'], rtol=2e-3, atol=1e-3)
