@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from alexnet_flax.files import read_json
+from alexnet_flax.inference.representations import BetweenRuns
 from alexnet_flax.reproduction.claims import CLAIMS, Claim
 from alexnet_flax.reproduction.figure import draw
 from alexnet_flax.reproduction.reproduce import curves_by_seed, read_records, verdict
+from alexnet_flax.viz.similarity import draw_between_runs
 
 _HERE = pathlib.Path(__file__).parent
 _RESULTS = _HERE.parent / 'results'
@@ -159,6 +162,29 @@ def _image(claim: Claim) -> pathlib.Path:
   return _HERE / 'images' / f'{claim.name}.svg'
 
 
+def _between_seeds(record: dict[str, Any] | None) -> Iterator[str]:
+  """Yields the section about networks that differ by their seed, if they were compared."""
+  if record is None:
+    return
+  yield '## seeds\n'
+  yield (
+    f'How alike are {record["runs"]} networks that differ by their seed alone? `python benchmarks/seeds.py'
+    f' runs/NAME/seed-*`, of runs that `num_seeds` or `reproduce` left: the similarity of each layer,'
+    f" mean and standard deviation over the pairs; `{record['variant']}`, {record['images']}. RSA: Spearman's"
+    f' correlation of the matrices of correlation distances (Kriegeskorte et al. 2008); linear CKA (Kornblith'
+    f' et al. 2019).\n'
+  )
+  yield f'![Similarity between seeds]({_SEEDS_IMAGE.relative_to(_HERE)})\n'
+  rsa, cka = record['similarity'].values()
+  yield '| layer | RSA | linear CKA |'
+  yield '|---|---|---|'
+  for layer in rsa:
+    cells = [f'{mean:.3f} ± {deviation:.3f}' for mean, deviation, _ in (rsa[layer], cka[layer])]
+    yield f'| {layer} | {" | ".join(cells)} |'
+  yield ''
+
+
+_SEEDS_IMAGE = _HERE / 'images' / 'seeds.svg'
 # What benchmarks/cifar10_alexnet.py records.
 _BESIDE = dataclasses.replace(
   CLAIMS['cifar10_alexnet'], name='cifar10_alexnet_pytorch', arms={'alexnet_flax': {}, 'PyTorch': {}}
@@ -188,6 +214,7 @@ def markdown() -> str:
     '',
     *(line for claim in CLAIMS.values() for line in _about(claim, runs[claim.name])),
     *_beside_pytorch(_records(_BESIDE)),
+    *_between_seeds(read_json(_RESULTS / 'seeds.json')),
     '## Not tried',
     '',
     '| what | published | source | what is missing here |',
@@ -203,4 +230,12 @@ if __name__ == '__main__':
   for claim in (*CLAIMS.values(), _BESIDE):
     if runs := _records(claim):
       draw(claim, runs, _image(claim))
+  if record := read_json(_RESULTS / 'seeds.json'):
+    draw_between_runs(
+      {
+        measure: {layer: BetweenRuns(*values) for layer, values in found.items()}
+        for measure, found in record['similarity'].items()
+      },
+      _SEEDS_IMAGE,
+    )
   print(markdown(), end='')
