@@ -223,11 +223,13 @@ def expanded(place: str | os.PathLike[str]) -> pathlib.Path:
   """Returns a path, with the user's home folder in the place of ~.
 
   Raises:
-    UsageError: It begins with a user, or the user of this process, who has no home folder here; or it is
-      empty, as "$RUN" is where that is not set.
+    UsageError: It begins with a user, or the user of this process, who has no home folder here; it is empty,
+      as "$RUN" is where that is not set; or it is in a bucket, gs://..., which would become a folder 'gs:'.
   """
   if not os.fspath(place):
     raise UsageError('the name of a file or a folder is empty')
+  if (scheme := re.match(r'([A-Za-z][\w+.-]*)://', os.fspath(place))) and scheme[1] not in ('http', 'https'):
+    raise UsageError(f'{place}: {scheme[1]}:// cannot be read or written; give a path on this machine')
   try:
     return pathlib.Path(place).expanduser()
   except RuntimeError:

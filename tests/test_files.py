@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import platform
 import subprocess
 import time
@@ -268,6 +269,27 @@ def test_an_empty_name_is_no_default(command, capsys):
   """It comes of a variable that is not set: --weights "$RUN"."""
   assert main(command) == 2
   assert capsys.readouterr().err == 'error: the name of a file or a folder is empty\n'
+
+
+@pytest.mark.parametrize(
+  'command',
+  [
+    ['predict', 'a.jpg', '--weights', 'gs://b/x.pth'],
+    ['report', 's3://b/run'],
+    ['evaluate', 'gs://b/run', '--dataset', 'digits:test'],
+    ['convert', 'gs://b/x.pth', 'a.safetensors'],
+    ['convert', 'torchvision', 's3://b/a.safetensors'],
+    ['doctor', '--workdir', 'gs://b/run'],
+    ['prepare', 'digits', '--data_dir', 'gs://b/data'],
+    ['compare', 'gs://b/a.h5', 's3://b/b.h5'],
+  ],
+)
+def test_a_bucket_is_one_line_and_no_folder(command, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert main(command) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert re.search(r'(gs|s3)://\S+: (gs|s3):// cannot be read or written; give a path on this machine', line)
+  assert not [*tmp_path.iterdir()]
 
 
 def test_every_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
