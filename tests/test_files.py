@@ -3,8 +3,8 @@
 import json
 import os
 import pathlib
-import re
 import platform
+import re
 import subprocess
 import time
 

@@ -18,11 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
   from alexnet_flax.cli.train import parse
+  from alexnet_flax.diagnostics.determinism import line_if_other_bits
   from alexnet_flax.diagnostics.verify_resume import verify_resume
 
   if arguments.kills < 1:
     raise UsageError(f'--kills (={arguments.kills}) must be at least 1')
-  parse(['train.py', *arguments.flags])  # reports mistakes before the runs start
+  config, _ = parse(['train.py', *arguments.flags])  # reports mistakes before the runs start
+  if line := line_if_other_bits(config):
+    print(f'warning: {line}', flush=True)
   result = verify_resume(
     arguments.flags, arguments.kills, seed=arguments.seed, say=lambda line: print(line, flush=True)
   )

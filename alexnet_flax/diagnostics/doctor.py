@@ -18,6 +18,7 @@ import scipy.stats
 
 from alexnet_flax.config import Config
 from alexnet_flax.data import import_tensorflow
+from alexnet_flax.diagnostics import determinism
 from alexnet_flax.errors import UsageError, install_command
 from alexnet_flax.files import expanded
 from alexnet_flax.inference.layer_stats import layer_statistics
@@ -82,6 +83,7 @@ def findings(config: Config, workdir: str) -> Iterator[Finding]:
     yield Finding('look', 'a linear probe does not train the network, so it is not checked')
     return
   yield _throughput(experiment, itertools.chain([batch], batches))
+  yield repeats(experiment, state, batch)
   yield from check_network(experiment, state, batch)
 
 
@@ -161,6 +163,15 @@ def _throughput(experiment: Experiment, batches: Iterator[Batch]) -> Finding:
     f' the {"input" if slow else "step"} is the bottleneck',
     'alexnet-flax prepare NAME --side 256 writes smaller images, which load several times as fast',
   )
+
+
+def repeats(experiment: Experiment, state: TrainState, batch: Batch) -> Finding:
+  """Checks whether a step has the same bits each time, with all threads."""
+  different = determinism.other_bits(experiment, state, batch)
+  if different:
+    what = f'the same step gave other bits in {different} of {determinism.TIMES} repetitions'
+    return Finding('look', f'{what}: runs do not repeat here', determinism.advice())
+  return Finding('ok', f'the same step gave the same bits, {determinism.TIMES} times')
 
 
 def check_network(experiment: Experiment, state: TrainState, batch: Batch) -> Iterator[Finding]:

@@ -1,0 +1,61 @@
+"""A step that does not repeat is found, and the commands say so."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from alexnet_flax.cli.main import main
+from alexnet_flax.diagnostics import determinism, doctor, verify_resume
+from alexnet_flax.training.batches import train_batches
+from alexnet_flax.training.experiment import build_experiment
+from tests.helpers import SMALL, TINY, replace
+
+pytestmark = pytest.mark.usefixtures('standard_promotion')
+
+
+@pytest.fixture
+def tiny(data_dir):
+  return replace(TINY, data={'data_dir': data_dir})
+
+
+def unsteady(experiment, every):
+  """The experiment with a step whose loss is off by the last bits at each `every`th call."""
+  calls, step = [], experiment.steps.train
+
+  def train(*arguments):
+    calls.append(1)
+    state, metrics, *rest = step(*arguments)
+    if len(calls) % every == 0:
+      metrics = jax.tree.map(lambda x: jax.numpy.nextafter(x, x + 1), metrics)
+    return state, metrics, *rest
+
+  return dataclasses.replace(experiment, steps=dataclasses.replace(experiment.steps, train=train))
+
+
+def test_a_step_repeats_to_the_bit(tiny):
+  experiment = build_experiment(tiny)
+  batch, state = next(train_batches(experiment, 0, 1)), experiment.steps.init()
+  assert determinism.other_bits(experiment, state, batch, times=5) == 0
+  assert doctor.repeats(experiment, state, batch).verdict == 'ok'
+  assert determinism.line_if_other_bits(tiny, times=2) is None
+  assert determinism.line_if_other_bits(replace(tiny, transfer={'mode': 'linear_probe'})) is None
+  broken = unsteady(experiment, every=4)
+  assert determinism.other_bits(broken, state, batch, times=10) == 2
+  found = doctor.repeats(unsteady(experiment, every=4), state, batch)
+  assert (found.verdict, found.what) == (
+    'look',
+    'the same step gave other bits in 2 of 10 repetitions: runs do not repeat here',
+  )
+  assert 'XLA_FLAGS' in found.advice
+
+
+def test_the_proof_of_resuming_says_so_first(data_dir, monkeypatch, capsys):
+  monkeypatch.setattr(determinism, 'build_experiment', lambda config: unsteady(build_experiment(config), 2))
+  nothing = verify_resume.Verification(kills=1, equal=1)
+  monkeypatch.setattr(verify_resume, 'verify_resume', lambda *_, **__: nothing)
+  assert main(['verify-resume', *SMALL, f'--config.data.data_dir={data_dir}', '--kills', '1']) == 0
+  first, *_ = capsys.readouterr().out.splitlines()
+  assert first.startswith(
+    'warning: the same step gave other bits in 5 of 10 repetitions: on this machine a run'
+  )
