@@ -72,31 +72,51 @@ def reproduce(
   while waiting:
     busy = []
     for arm, seed in waiting:
-      recorded = {(one['arm'], one['seed']): one for one in read_records(results)} if results else runs
-      for (of, _), one in recorded.items():
-        if of in claim.arms:
-          _require_same(claim, str(results), one['config'], claim.values(of, one['seed'], others))
-      if (arm, seed) in recorded:
-        runs[arm, seed] = recorded[arm, seed]
+      if results:
+        runs |= _recorded(claim, results, others)
+      if (arm, seed) in runs:
         continue
       try:
-        keys = dict(others)
-        if claim.rates:
-          known = (one['config'][_RATE] for (of, _), one in recorded.items() if of == arm)
-          rate = next(known, None)
-          keys[_RATE] = _search(claim, arm, folder, others) if rate is None else rate
-        values = claim.values(arm, seed, keys)
-        place = _place(folder, arm, values)
-        runs[arm, seed] = record(arm, values, place, _run(claim, values, place))
+        runs[arm, seed] = _one_run(claim, arm, seed, folder, others, runs)
       except BusyError:
         busy.append((arm, seed))
         continue
       if results:
         add_records(results, claim.name, [runs[arm, seed]])
-    if busy and len(busy) == len(waiting):
+    if len(busy) == len(waiting):
       time.sleep(_WAIT)
     waiting = busy
   return [runs[key] for key in sorted(runs)]
+
+
+def _recorded(
+  claim: Claim, results: pathlib.Path, others: Mapping[str, Any]
+) -> dict[tuple[str, int], dict[str, Any]]:
+  """Returns the records of a claim's runs by arm and seed; UsageError if they are of another recipe."""
+  found = {(one['arm'], one['seed']): one for one in read_records(results)}
+  for (arm, seed), one in found.items():
+    if arm in claim.arms:
+      _require_same(claim, str(results), one['config'], claim.values(arm, seed, others))
+  return found
+
+
+def _one_run(
+  claim: Claim,
+  arm: str,
+  seed: int,
+  folder: pathlib.Path,
+  others: Mapping[str, Any],
+  runs: Mapping[tuple[str, int], dict[str, Any]],
+) -> dict[str, Any]:
+  """Trains one run of a claim, at the rate of the arm's other `runs` or the best one; returns its record."""
+  keys = dict(others)
+  if claim.rates:
+    known = (one['config'][_RATE] for (of, _), one in runs.items() if of == arm)
+    rate = next(known, None)
+    keys[_RATE] = _search(claim, arm, folder, others) if rate is None else rate
+  values = claim.values(arm, seed, keys)
+  place = _place(folder, arm, values)
+  return record(arm, values, place, _run(claim, values, place))
 
 
 def _place(folder: pathlib.Path, arm: str, values: Mapping[str, Any]) -> pathlib.Path:

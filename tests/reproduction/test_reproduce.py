@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from alexnet_flax.cli.main import main
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import BusyError, UsageError
 from alexnet_flax.reproduction import reproduce as runs
-from alexnet_flax.reproduction.claims import CLAIMS
+from alexnet_flax.reproduction.claims import CLAIMS, Point
 from alexnet_flax.reproduction.figure import draw
 from alexnet_flax.reproduction.reproduce import verdict
 from alexnet_flax.training.logger import read_metrics
@@ -129,6 +129,26 @@ def test_a_rate_is_searched_and_runs_stop_when_they_may(tmp_path, monkeypatch, c
     'tanh-rate0.01-seed2',
   ]
   draw(claim, more, tmp_path / 'figure.svg')
+
+
+def test_runs_at_which_another_process_is_come_last(tmp_path, monkeypatch):
+  busy, made = ['80sec-rate0.001-seed0'], []
+
+  def trained(claim, values, place, give_up=False):
+    if place.name in busy:
+      busy.remove(place.name)
+      raise BusyError('another process trains in it')
+    made.append(values['seed'])
+    return [Point(10, 0.2, 0.25)]
+
+  monkeypatch.setattr(runs, '_run', trained)
+  monkeypatch.setattr(runs, '_WAIT', 0.0)
+  claim, results = CLAIMS['80sec'], tmp_path / '80sec.json'
+  other = runs.record('80sec', claim.values('80sec', 2, {}), tmp_path, [Point(10, 0.2, 0.25)])
+  runs.add_records(results, '80sec', [other])  # what the other process has done
+  found = runs.reproduce(claim, tmp_path / 'runs', results, seeds=3, others={})
+  assert made == [1, 0]
+  assert [one['seed'] for one in found] == [one['seed'] for one in runs.read_records(results)] == [0, 1, 2]
 
 
 def test_two_processes_add_to_one_file(tmp_path):
