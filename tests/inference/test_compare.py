@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import zipfile
 
 import h5py
 import numpy as np
@@ -186,6 +187,8 @@ def bad(tmp_path, monkeypatch):
   np.savez('object.npz', fc7=rows, names=np.array(['a'] * 5, object))
   np.savez('empty_rows.npz', fc7=rows[:0])
   (tmp_path / 'empty [0].npz').touch()
+  with zipfile.ZipFile(tmp_path / 'other.zip', 'w') as archive:
+    archive.writestr('names', 'no array')
   (tmp_path / 'text.h5').write_text('no features', encoding='utf-8')
   (tmp_path / 'cut.npz').write_bytes((tmp_path / 'good.npz').read_bytes()[:200])
   (tmp_path / 'cut.h5').write_bytes(b'\x89HDF\r\n\x1a\n')
@@ -206,6 +209,7 @@ def bad(tmp_path, monkeypatch):
     ('cut.h5', 'cannot read cut.h5: '),
     ('object.npz', 'cannot read object.npz: Object arrays cannot be loaded'),
     ('labels.npz', 'labels.npz has no layer: no array of numbers [N, ...]'),
+    ('other.zip', 'other.zip has no layer: no array of numbers [N, ...]'),
     ('uneven.npz', 'must have a row for each stimulus, but their rows are: fc7 5, relu1 4, names 5'),
     ('none.npz', 'none.npz: fc7: the activations of 3.png are NaN or infinite; leave them out'),
     (
