@@ -336,9 +336,9 @@ def test_a_new_format_is_one_registration(tmp_path, monkeypatch):
 
 def test_a_layer_that_a_format_lacks_is_an_error():
   with pytest.raises(UsageError, match='Keras has no layer like new1 of paper'):
-    keras._keras_layer('new1', object(), 'paper', 10)
+    keras._keras_layer('new1', object(), VARIANTS['paper'], 10)
   with pytest.raises(UsageError, match='Caffe has no layer like new1 of paper'):
-    list(network._caffe_layers('new1', 'new1', object(), 'paper', 10))
+    list(network._caffe_layers('new1', 'new1', object(), 'drop7', VARIANTS['paper'], 10))
 
 
 def test_h5_of_another_program(tmp_path):
