@@ -305,6 +305,8 @@ def _check_pairs(config: Config) -> None:
     raise UsageError(f'num_seeds (={config.num_seeds}) from seed={config.seed} on go beyond {2**32 - 1}')
   spec = build_spec(config)
   surgery.frozen_layers(spec, surgery.layer_patterns(transfer.freeze))
+  if (padding := data.train_view.crop_padding) >= spec.image_size:
+    raise UsageError(f"data.crop_padding (={padding}) must be less than the view's side (={spec.image_size})")
   try:
     spec.check_image_size(spec.image_size, spec.image_size)
   except ValueError as error:

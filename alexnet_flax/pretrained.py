@@ -175,6 +175,8 @@ def run_config(source: str | os.PathLike[str]) -> 'Config':
   folder, _ = find_run(source) or (pathlib.Path(source), None)
   stored = read_json(folder / 'config.json')
   if stored is None:
+    if runs := sorted(str(one.parent) for one in folder.glob('seed-*/config.json')):
+      raise UsageError(f'{source} holds the runs of several seeds; name them: {" ".join(runs)}')
     raise UsageError(f"{source} is not a run's folder: it has no config.json")
   return from_dict(stored)
 

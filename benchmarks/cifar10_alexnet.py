@@ -92,9 +92,8 @@ def save_images(data_dir: str | None, path: pathlib.Path) -> None:
 
 def records(options: argparse.Namespace) -> list[dict]:
   """Trains what is missing in RESULTS, and returns the records of all runs."""
-  from alexnet_flax.files import write_json
   from alexnet_flax.reproduction.claims import CLAIMS
-  from alexnet_flax.reproduction.reproduce import read_records, reproduce
+  from alexnet_flax.reproduction.reproduce import add_records, read_records, reproduce
 
   claim = CLAIMS['cifar10_alexnet']
   others = {'data.data_dir': options.data_dir, 'total_epochs': float(options.epochs)}
@@ -111,9 +110,8 @@ def records(options: argparse.Namespace) -> list[dict]:
       command = [options.torch_python, __file__, '--one', str(images), str(seed), str(options.epochs)]
       found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
       theirs[seed] = ours[0] | {'arm': 'PyTorch', 'seed': seed} | found
-      write_json(RESULTS, {'claim': claim.name, 'runs': [*ours, *theirs.values()]})
-  write_json(RESULTS, {'claim': claim.name, 'runs': [*ours, *theirs.values()]})
-  return [*ours, *theirs.values()]
+      add_records(RESULTS, claim.name, [*ours, theirs[seed]])
+  return read_records(RESULTS)
 
 
 def main() -> None:

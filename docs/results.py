@@ -4,6 +4,7 @@ Ours come from the files in results/, which `alexnet-flax reproduce` writes.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -92,8 +93,8 @@ def _ours(claim: Claim, runs: Sequence[dict[str, Any]]) -> Iterator[str]:
   if found is None:
     yield f'| {claim.what} | {published} | - | not run yet | {command} |'
     return
-  error = _with_unit(found.standard_error, claim)
-  ours = f'{_with_unit(found.mean, claim)} ± {error}, {found.seeds} seed{"s" if found.seeds > 1 else ""}'
+  error = '' if math.isnan(found.standard_error) else f' ± {_with_unit(found.standard_error, claim)}'
+  ours = f'{_with_unit(found.mean, claim)}{error}, {found.seeds} seed{"s" if found.seeds > 1 else ""}'
   by = abs(found.mean - claim.published)
   outcome = {
     'reproduced': '**reproduced**',
@@ -102,7 +103,7 @@ def _ours(claim: Claim, runs: Sequence[dict[str, Any]]) -> Iterator[str]:
   }[found.outcome]
   if claim.unit == 'rank correlation':
     ours = f'rank correlation {ours}'
-    outcome = '**the order agrees**' if found.outcome == 'reproduced' else 'no agreement'
+    outcome = {'reproduced': '**the order agrees**', 'missed': 'no agreement'}.get(found.outcome, outcome)
   yield f'| {claim.what} | {published} | {ours} | {outcome} | {command} |'
 
 

@@ -112,6 +112,10 @@ def test_every_choice_is_checked(name):
       {'data': {'crop_scale': (0.5, 0.1)}},
       r'data\.crop_scale \(=\(0\.5, 0\.1\)\) must be \(least, greatest\)',
     ),
+    (
+      {'data': {'crop': 'random_crop', 'crop_padding': 300}, 'model': {'image_size': 300}},
+      r"data\.crop_padding \(=300\) must be less than the view's side \(=300\)",
+    ),
     ({'data': {'rotation_fill': (0, 0, 256)}}, r'data\.rotation_fill .* must be RGB in 0 \.\.\. 255'),
     ({'optimizer': {'schedule': 'step'}}, r"optimizer\.schedule='step' needs boundary_epochs"),
     ({'optimizer': {'boundary_epochs': (2, 1)}}, r'optimizer\.boundary_epochs .* ascending'),

@@ -56,6 +56,10 @@ def run(arguments: argparse.Namespace) -> None:
     data = run_config(run).data
     dataset = f'{data.dataset}:{data.eval_split}'
     bad.policy, bad.max_pixels = arguments.on_bad_image or data.on_bad_image, data.max_pixels
+  for one in filter(find_run, sources):
+    if run_config(one).data.corruption == 'shuffled_pixels':
+      advice = f'its own evaluations are in {one}/metrics.jsonl'
+      raise UsageError(f'{one} was trained on shuffled pixels, and these images are not; {advice}')
   options = network_options(arguments)  # of weights files: a run says itself what it is
   alone = len(sources) == 1
   networks = [load_pretrained(one, **({} if find_run(one) and not alone else options)) for one in sources]

@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
       raise UsageError(f'name a published result: {", ".join(CLAIMS)}')
     for claim in CLAIMS.values():
       minutes = 'not timed yet' if claim.minutes is None else f'{claim.minutes:g} min a seed on two cores'
-      print(f'{claim.name:10} {claim.seeds} x, {minutes}: {claim.what}')
+      print(f'{claim.name:15} {claim.seeds} x, {minutes}: {claim.what}')
     return
   claim = CLAIMS[arguments.name]
   seeds = claim.seeds if arguments.seeds is None else arguments.seeds
@@ -50,8 +50,12 @@ def run(arguments: argparse.Namespace) -> None:
   results = None if arguments.quick else expanded(arguments.results) / f'{claim.name}.json'
   others = {'data.data_dir': arguments.data_dir} | (QUICK if arguments.quick else {})
   if arguments.quick and claim.rates:
-    others['optimizer.learning_rate'] = claim.rates[1]
+    others['optimizer.learning_rate'] = min(claim.rates)
     claim = dataclasses.replace(claim, rates=())
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UsageError(f'cannot write to --workdir={folder}: {error.strerror}') from None
   runs = reproduce(claim, folder, results, seeds=seeds, others=others)
   figure = folder / f'{claim.name}.svg'
   draw(claim, runs, figure)

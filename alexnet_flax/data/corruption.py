@@ -8,13 +8,15 @@ from typing import Literal
 import numpy as np
 
 from alexnet_flax.data.image_header import Encoded, Stored, decode_pixels
-from alexnet_flax.data.images import UnreadableError
+from alexnet_flax.data.images import MAX_PIXELS, UnreadableError
 from alexnet_flax.data.source import Example, Source
 
 Corruption = Literal['none', 'random_labels', 'shuffled_pixels']
 
 
-def corrupted(source: Source, corruption: Corruption, seed: int, *, training: bool) -> Source:
+def corrupted(
+  source: Source, corruption: Corruption, seed: int, *, training: bool, max_pixels: int = MAX_PIXELS
+) -> Source:
   """Returns a source with other labels or pixels, the same at each reading.
 
   Args:
@@ -23,6 +25,7 @@ def corrupted(source: Source, corruption: Corruption, seed: int, *, training: bo
       'shuffled_pixels' puts the pixels of all images into one random order (one for each size).
     seed: Determines labels and order. The splits of a run have the same order.
     training: Whether these are the examples to train on.
+    max_pixels: Images with more are bad ones.
   """
   if corruption == 'none' or (corruption == 'random_labels' and not training):
     return source
@@ -36,7 +39,7 @@ def corrupted(source: Source, corruption: Corruption, seed: int, *, training: bo
     turn = training or not source.is_published
 
     def change(number: int, example: Example) -> Example:
-      return example._replace(image=_shuffled(example.image, seed, turn))
+      return example._replace(image=_shuffled(example.image, seed, turn, max_pixels))
 
   def changed(read: Callable[[np.ndarray], list[Example]]) -> Callable[[np.ndarray], list[Example]]:
     return lambda numbers: [change(*pair) for pair in zip(numbers.tolist(), read(numbers), strict=True)]
@@ -51,9 +54,9 @@ def corrupted(source: Source, corruption: Corruption, seed: int, *, training: bo
   )
 
 
-def _shuffled(image: Stored, seed: int, turn: bool) -> Stored:
+def _shuffled(image: Stored, seed: int, turn: bool, max_pixels: int) -> Stored:
   try:
-    pixels = decode_pixels(image, turn)
+    pixels = decode_pixels(image, turn, max_pixels)
   except UnreadableError as error:
     return error
   height, width, channels = pixels.shape

@@ -61,10 +61,6 @@ class TrainView:
         raise ValueError(f'{name} (={(low, high)}) must be (least, greatest), positive, and shares at most 1')
     if not all(0 <= value <= 255 for value in self.rotation_fill):
       raise ValueError(f'rotation_fill (={self.rotation_fill}) must be RGB in 0 ... 255')
-    if self.crop_padding >= self.image_size:
-      raise ValueError(
-        f"crop_padding (={self.crop_padding}) must be less than the view's side (={self.image_size})"
-      )
 
   def windows(self, sizes: np.ndarray, numbers: np.ndarray) -> Windows:
     """Returns the windows of images by their heights and widths, int [B, 2].

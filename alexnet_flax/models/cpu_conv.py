@@ -38,6 +38,8 @@ _LEAST = {(3, 3): (128, 64), (5, 5): (48, 49)}
 _MOST_COMPUTED = 1.6
 _LEAST_OUTPUTS = 50_000  # of all images, for the kernel's derivative with strides
 
+_LEAST_SMALL_IMAGES = 16  # smaller than the kernel: for fewer, laying out the matrix takes longer
+
 _CACHED = 12e6  # the bytes of the windows that are processed together
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
@@ -182,7 +184,7 @@ def pays(kind: Kind, geometry: Geometry, images: int, inputs: int, features: int
       kind == 'kernel' and inputs <= 4 and min(geometry.strides) >= 3 and images * outputs >= _LEAST_OUTPUTS
     )
   if _is_small(geometry):
-    return kind != 'kernel'
+    return kind != 'kernel' and images >= _LEAST_SMALL_IMAGES
   if geometry.kernel not in _LEAST:
     return False
   channels, rows = _LEAST[geometry.kernel]
@@ -195,7 +197,8 @@ def pays(kind: Kind, geometry: Geometry, images: int, inputs: int, features: int
 
 def _is_small(geometry: Geometry) -> bool:
   """Returns whether both sides of the image are smaller than the kernel's."""
-  return all(side < taps for side, taps in zip(geometry.image, geometry.kernel, strict=True))
+  small = all(side < taps for side, taps in zip(geometry.image, geometry.kernel, strict=True))
+  return small and math.prod(geometry.output) > 0
 
 
 def _channels(a: jax.Array, b: jax.Array, kind: Kind, geometry: Geometry) -> tuple[int, int]:

@@ -254,8 +254,8 @@ _ALL = (
     until=0.001,
     departures=(
       "batch size, epochs, initialisation and LRN's constants are not published; images are standardised by"
-      " the set's mean and deviation, not each by its own; the training error is the mean over the last epoch"
-      f' of training; {_JPEG}'
+      " the set's mean and deviation, not each by its own; the training error is the mean over the last"
+      f' epoch, after which a run stops if it is at most 0.1 %; {_JPEG}'
     ),
   ),
   Claim(

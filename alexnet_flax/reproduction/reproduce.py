@@ -68,7 +68,7 @@ def reproduce(
       prepared.
   """
   runs: dict[tuple[str, int], dict[str, Any]] = {}
-  waiting = [(arm, seed) for seed in range(seeds) for arm in claim.arms]
+  waiting, told = [(arm, seed) for seed in range(seeds) for arm in claim.arms], False
   while waiting:
     busy = []
     for arm, seed in waiting:
@@ -83,7 +83,10 @@ def reproduce(
         continue
       if results:
         add_records(results, claim.name, [runs[arm, seed]])
-    if len(busy) == len(waiting):
+    if busy and len(busy) == len(waiting):
+      if not told:
+        print(f'waiting for {len(busy)} runs that another process trains', flush=True)
+      told = True
       time.sleep(_WAIT)
     waiting = busy
   return [runs[key] for key in sorted(runs)]
@@ -111,7 +114,7 @@ def _one_run(
   """Trains one run of a claim, at the rate of the arm's other `runs` or the best one; returns its record."""
   keys = dict(others)
   if claim.rates:
-    known = (one['config'][_RATE] for (of, _), one in runs.items() if of == arm)
+    known = (one['config'].get(_RATE) for (of, _), one in runs.items() if of == arm)
     rate = next(known, None)
     keys[_RATE] = _search(claim, arm, folder, others) if rate is None else rate
   values = claim.values(arm, seed, keys)
@@ -129,7 +132,7 @@ def record(arm: str, values: Mapping[str, Any], place: pathlib.Path, curve: Curv
   return {
     'arm': arm,
     'seed': values['seed'],
-    'config': {key: value for key, value in sorted(values.items()) if key != 'data.data_dir'},
+    'config': json.loads(json.dumps({key: values[key] for key in sorted(values) if key != 'data.data_dir'})),
     **{key: about.get(key) for key in ('commit', 'devices', 'versions')},
     'hours': round(max((line['seconds'] for line in read_metrics(place)), default=0.0) / 3600, 3),
     'curve': [[round(value, 6) for value in point] for point in curve],
@@ -145,12 +148,23 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
   runs = (read_json(path) or {}).get('runs', [])
   fields = {'arm': str, 'seed': int, 'config': dict, 'versions': dict, 'hours': int | float, 'curve': list}
   whole = isinstance(runs, list) and all(
-    isinstance(one, dict) and all(isinstance(one.get(key), kind) for key, kind in fields.items())
+    isinstance(one, dict)
+    and all(isinstance(one.get(key), kind) for key, kind in fields.items())
+    and all(_is_point(point) for point in one['curve'])
+    and one['curve']
     for one in runs
   )
   if not whole:
     raise UsageError(f'{path} holds no records of runs; remove it, or put it back from a copy')
   return runs
+
+
+def _is_point(point: Any) -> bool:
+  return (
+    isinstance(point, list)
+    and len(point) == len(Point._fields)
+    and all(isinstance(value, int | float) for value in point)
+  )
 
 
 def add_records(path: pathlib.Path, name: str, runs: list[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alexnet_flax import steps as step_functions
-from alexnet_flax.config import Config, build_spec
+from alexnet_flax.config import Config, DataConfig, build_spec
 from alexnet_flax.data.augment import augment, normalize
 from alexnet_flax.data.bad_images import BadImages
 from alexnet_flax.data.corruption import corrupted
@@ -65,6 +65,7 @@ class Steps:
   sharding: NamedSharding  # of batches
   replicated: NamedSharding  # of metrics and flags
   state: TrainState  # the sharding of each of its leaves
+  compiler_options: dict[str, Any] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +132,7 @@ def assemble(
     UsageError: The configuration does not fit the data or the devices.
   """
   config = _resolve(config, train, len(devices))
-  if config.data.examples_per_class is not None:
-    train = few_per_class(train, config.data.examples_per_class, config.seed)
-  corrupt = functools.partial(corrupted, corruption=config.data.corruption, seed=config.seed)
-  train, evaluated = corrupt(train, training=True), corrupt(evaluated, training=False)
+  train, evaluated = chosen_examples(config.data, config.seed, train, evaluated)
   steps_per_epoch = train.num_examples / config.data.batch_size
   schedule = Schedule(
     config.total_steps or max(round(config.total_epochs * steps_per_epoch), 1),
@@ -146,14 +144,10 @@ def assemble(
   mesh = parallel.make_mesh(devices, config.mesh.model)
   learner = like.learner if like else _learner(config, spec, schedule, train, mesh)
   size, resize_side = spec.image_size, round(spec.image_size / spec.preprocessing.center_crop_share)
-  try:
-    train_view = dataclasses.replace(config.data.train_view, image_size=size, resize_side=resize_side)
-  except ValueError as error:
-    raise UsageError(f'data.{error}') from None
   data = Data(
     train,
     evaluated,
-    train_view,
+    dataclasses.replace(config.data.train_view, image_size=size, resize_side=resize_side),
     dataclasses.replace(config.data.eval_view, image_size=size, resize_side=resize_side),
     BadImages(config.data.on_bad_image, max_pixels=config.data.max_pixels),
   )
@@ -162,6 +156,14 @@ def assemble(
     steps = dataclasses.replace(like.steps, init=steps.init)
   config = dataclasses.replace(config, total_steps=schedule.total_steps)
   return Experiment(config, data, learner, steps, schedule, jax.eval_shape(steps.init))
+
+
+def chosen_examples(data: DataConfig, seed: int, train: Source, evaluated: Source) -> tuple[Source, Source]:
+  """Returns the splits as a run uses them: a few examples per class, and with other labels or pixels."""
+  if data.examples_per_class is not None:
+    train = few_per_class(train, data.examples_per_class, seed)
+  corrupt = functools.partial(corrupted, corruption=data.corruption, seed=seed, max_pixels=data.max_pixels)
+  return corrupt(train, training=True), corrupt(evaluated, training=False)
 
 
 def check_devices() -> None:
@@ -237,7 +239,7 @@ def _preprocess(config: Config, spec: Spec, source: Source) -> Preprocess:
 def _steps(config: Config, learner: Learner, mesh: Mesh) -> Steps:
   replicated = NamedSharding(mesh, PartitionSpec())
   spec, loss = learner.model.spec, LOSSES[config.loss.name]
-  head = linear_probe.Head(spec.head, learner.model.num_classes or spec.num_classes)
+  head = linear_probe.head_of(spec.head, learner.model.num_classes or spec.num_classes)
 
   def init() -> TrainState:
     key, shape = jax.random.key(config.seed), (spec.image_size, spec.image_size, 3)
@@ -266,6 +268,7 @@ def _steps(config: Config, learner: Learner, mesh: Mesh) -> Steps:
     NamedSharding(mesh, PartitionSpec(parallel.AXES)),
     replicated,
     state,
+    options,
   )
 
 

@@ -1,6 +1,7 @@
 """A linear probe: computes the features of every image once, and trains the head alone on them."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,6 +39,12 @@ class FeatureSet:
     mine = np.split(chosen, jax.process_count())[jax.process_index()]
     weight, rows = (mine < len(self.labels)).astype(np.float32), np.minimum(mine, len(self.labels) - 1)
     return {'image': self.features[rows], 'label': self.labels[rows], 'weight': weight, 'index': rows}
+
+
+@functools.cache
+def head_of(name: str, num_classes: int) -> Head:
+  """Returns one and the same module for the same arguments, so that states of several seeds are alike."""
+  return Head(name, num_classes)
 
 
 def compute_features(model: AlexNet, variables: Any, batches: Iterable[Batch]) -> FeatureSet:

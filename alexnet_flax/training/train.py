@@ -27,7 +27,7 @@ from alexnet_flax.training.callbacks import Callback
 from alexnet_flax.training.experiment import Experiment, check_devices, compile_train_step
 from alexnet_flax.training.initialize import initial_state, training_lines
 from alexnet_flax.training.logger import Logger, format_values, read_metrics, steady_output
-from alexnet_flax.training.loop import Request, drive, run_steps
+from alexnet_flax.training.loop import Request, drive, make_steps, run_steps
 from alexnet_flax.training.preemption import GracefulShutdown
 from alexnet_flax.training.seeds import build_experiments, run_folders, steps_maker
 from alexnet_flax.training.workdir import changed_keys, make_folder, sole_writer, versions, write_records
@@ -83,13 +83,18 @@ def train(
         parts |= {'classes': source.class_names}
         distributed.check_equal({f"{source.name}'s {what}": part for what, part in parts.items()})
       distributed.check_one_folder(folder)
-      # Of all seeds, whose experiments share model, optimizer and steps.
-      compiled = functools.cache(lambda: compile_train_step(experiment, _placed(experiment)))
+      make = steps_maker(experiment, len(folders))
+
+      @functools.cache  # for all seeds: their experiments share model, optimizer and steps
+      def compiled() -> GuardedStep:
+        alone = make is make_steps
+        return compile_train_step(experiment, _placed(experiment)) if alone else experiment.steps.train
+
       runs = []
       for of_seed, place in zip(experiments, folders, strict=True):
         label = f'seed {of_seed.config.seed}' if len(folders) > 1 else ''
         runs.append(_train(of_seed, place, callbacks, shutdown, compiled, label))
-      return _summary(experiments, drive(runs, steps_maker(experiment)), folder)
+      return _summary(experiments, drive(runs, make), folder)
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       raise UsageError(f'no room in {folder}: {error.strerror}; make some, and start again') from None
@@ -108,16 +113,20 @@ def _summary(
   experiments: Sequence[Experiment], ended: Sequence[dict[str, float] | Exception], folder: pathlib.Path
 ) -> dict[str, float]:
   """Returns the means over the seeds; raises the first error that ended one of them."""
-  values = [one for one in ended if not isinstance(one, Exception)]
+  values = [one for one in ended if not isinstance(one, Exception) and one]
   errors = [one for one in ended if isinstance(one, Exception)]
-  if len(ended) > 1 and len(values) > 1:
-    top1 = np.array([one['top1'] for one in values if 'top1' in one])
+  if len(values) > 1:
+    top1 = np.array([one['top1'] for one in values])
     error = np.std(top1, ddof=1) / np.sqrt(len(top1))
     split = experiments[0].eval_split
-    print(f'{len(values)} seeds: {split}: top1 {top1.mean():.2%} ± {error:.2%} (standard error); {folder}')
-  if errors:
-    raise errors[0]
-  return {name: float(np.mean([one[name] for one in values])) for name in values[0]}
+    shown = f'top1 {top1.mean():.2%} ± {error:.2%}'.replace('%', ' %')
+    print(f'{len(values)} seeds: {split}: {shown} (standard error); {folder}')
+  for experiment, one in zip(experiments, ended, strict=True):
+    if len(errors) > 1 and isinstance(one, Exception):
+      print(f'seed {experiment.config.seed}: {one}')
+  if errors:  # a run that was asked to end goes on, whatever became of others
+    raise next((one for one in errors if isinstance(one, PreemptedError)), errors[0])
+  return {name: float(np.mean([one[name] for one in values])) for name in values[0]} if values else {}
 
 
 def _train(

@@ -15,7 +15,6 @@ import numpy as np
 
 from alexnet_flax.config import Config, all_keys, value_of
 from alexnet_flax.data.bad_images import BadImages
-from alexnet_flax.data.corruption import corrupted
 from alexnet_flax.data.image_header import decode_pixels
 from alexnet_flax.data.images import UnreadableError, evaluation_crops
 from alexnet_flax.data.source import Source
@@ -29,6 +28,7 @@ from alexnet_flax.inference.features import feature_batches
 from alexnet_flax.inference.layer_stats import layer_statistics
 from alexnet_flax.models.spec import Dropout, Flatten
 from alexnet_flax.pretrained import PretrainedModel, find_run, load_pretrained, run_config, run_data
+from alexnet_flax.training.experiment import chosen_examples
 from alexnet_flax.training.logger import read_metrics
 from alexnet_flax.training.workdir import read_environment, read_history
 from alexnet_flax.viz.charts import Series, line_chart
@@ -115,13 +115,9 @@ def load_results(folder: str, data_dir: str | None = None) -> RunResults:
   sources = None
   try:
     data = run_data(folder, data_dir)
-    train, evaluated = (
-      corrupted(
-        open_dataset(data.dataset, split, data.data_dir), data.corruption, config.seed, training=first
-      )
-      for split, first in ((data.train_split, True), (data.eval_split, False))
-    )
-    sources = train, evaluated
+    splits = data.train_split, data.eval_split
+    train, evaluated = (open_dataset(data.dataset, split, data.data_dir) for split in splits)
+    sources = chosen_examples(data, config.seed, train, evaluated)
   except UsageError as error:
     note = f'{folder}: report without images: {error}; give --data_dir if they lie elsewhere'
     print(f'note: {note}', file=sys.stderr)

@@ -70,6 +70,12 @@ def test_a_bad_image_stays_one(image):
   assert isinstance(one.image, UnreadableError)
 
 
+def test_images_that_are_too_large_stay_bad():
+  images = [encode(np.zeros((4, 6, 3), np.uint8), 'PNG')]
+  (one,) = corrupted(source(images), 'shuffled_pixels', 0, training=True, max_pixels=10).read(np.arange(1))
+  assert isinstance(one.image, UnreadableError)
+
+
 def test_another_name_and_identity():
   one = corrupted(source(), 'shuffled_pixels', 7, training=True)
   assert (one.name, one.identity) == ('set:train (shuffled pixels)', 'set (shuffled pixels, seed 7)')

@@ -161,11 +161,6 @@ def test_a_centre_crop_is_the_one_of_evaluation():
   np.testing.assert_array_equal(seen, eval_view(encode(image, 'PNG'), EvalView(28, 32)))
 
 
-def test_a_border_must_be_narrower_than_the_view():
-  with pytest.raises(ValueError, match=r"crop_padding \(=28\) must be less than the view's side \(=28\)"):
-    TrainView(28, 'random_crop', crop_padding=28)
-
-
 @pytest.mark.parametrize('mirror', [0.2, 0.8])
 @pytest.mark.parametrize('angle', [0.0, 0.3, 0.999])
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG'])

@@ -151,6 +151,26 @@ def test_runs_at_which_another_process_is_come_last(tmp_path, monkeypatch):
   assert [one['seed'] for one in found] == [one['seed'] for one in runs.read_records(results)] == [0, 1, 2]
 
 
+@pytest.mark.parametrize('name', CLAIMS)
+def test_every_claim_without_a_file_of_results(name, tmp_path, monkeypatch):
+  """As with --quick: all arms, and two seeds."""
+  monkeypatch.setattr(runs, '_run', lambda *_, **__: [Point(10, 0.2, 0.25)])
+  claim = CLAIMS[name]
+  found = runs.reproduce(claim, tmp_path, None, seeds=2, others=runs.QUICK)
+  assert {(one['arm'], one['seed']) for one in found} == {
+    (arm, seed) for arm in claim.arms for seed in (0, 1)
+  }
+  draw(claim, found, tmp_path / 'figure.svg')
+
+
+@pytest.mark.parametrize('curve', [[], [[1, 2]], [['a', 0.5, 0.5]], [3]])
+def test_records_of_broken_curves(curve, tmp_path):
+  about = {'arm': '80sec', 'seed': 0, 'config': {}, 'versions': {}, 'hours': 1.0}
+  (tmp_path / '80sec.json').write_text(json.dumps({'runs': [about | {'curve': curve}]}))
+  with pytest.raises(UsageError, match='holds no records of runs'):
+    runs.read_records(tmp_path / '80sec.json')
+
+
 def test_two_processes_add_to_one_file(tmp_path):
   def one(seed, arm='80sec', hours=1.0):
     about = {'config': {}, 'versions': {}, 'hours': hours, 'curve': [[1, 0.5, 0.5]]}
@@ -173,6 +193,7 @@ def test_what_may_go_wrong(tmp_path, monkeypatch, capsys):
     (['reproduce', '80secs'], "did you mean '80sec'"),
     (['reproduce'], 'name a published result: 80sec'),
     (['reproduce', '80sec', '--seeds', '0'], 'must be at least 1'),
+    (['reproduce', '80sec', '--workdir', __file__], 'cannot write to --workdir'),
     (['reproduce', '80sec', '--data_dir', str(tmp_path)], 'alexnet-flax prepare cifar10'),
   ):
     assert main(words) == 2

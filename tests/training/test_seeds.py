@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from alexnet_flax import checkpoint, steps
+from alexnet_flax.cli.main import main as cli
 from alexnet_flax.cli.train import main
 from alexnet_flax.errors import DivergedError, PreemptedError, UsageError
 from alexnet_flax.training import callbacks, seeds, train
@@ -56,7 +57,7 @@ def test_one_program_for_all_seeds_makes_the_same_steps(tiny, tmp_path, monkeypa
   config = replace(tiny, num_seeds=3, model={'variant': 'batchnorm'}, total_steps=3)
   train.train(config, tmp_path / 'each')
   shapes = []
-  monkeypatch.setattr(train, 'steps_maker', seeds.joint_steps)
+  monkeypatch.setattr(train, 'steps_maker', lambda experiment, count: seeds.joint_steps(experiment))
   original = jax.vmap
   monkeypatch.setattr(jax, 'vmap', lambda function: original(lambda *a: shapes.append(1) or function(*a)))
   train.train(config, tmp_path / 'together')
@@ -132,7 +133,48 @@ def test_what_does_not_go_together(tiny, tmp_path, monkeypatch):
     train.train(replace(tiny, num_seeds=2, mesh={'model': 2}), tmp_path / 'three')
   with pytest.raises(UsageError, match=r'num_seeds \(=2\) from seed=4294967295 on go beyond'):
     train.train(replace(tiny, num_seeds=2, seed=2**32 - 1), tmp_path / 'three')
+  with pytest.raises(UsageError, match=r'profile_steps \(=2\) traces one run; train it with num_seeds=1'):
+    train.train(replace(tiny, num_seeds=2, profile_steps=2), tmp_path / 'three')
   assert not (tmp_path / 'three').exists()
+
+
+@pytest.mark.parametrize(
+  'maker', [seeds.steps_maker, lambda experiment, count: seeds.joint_steps(experiment)]
+)
+def test_linear_probes(tiny, tmp_path, monkeypatch, maker):
+  monkeypatch.setattr(train, 'steps_maker', maker)
+  transfer = {'source': 'random', 'mode': 'linear_probe'}
+  config = replace(tiny, num_seeds=2, transfer=transfer, total_steps=2, optimizer={'schedule': 'constant'})
+  assert set(train.train(config, tmp_path)) == {'loss', 'top1', 'top5'}
+  assert measured(tmp_path / 'seed-0') != measured(tmp_path / 'seed-1')
+
+
+def test_a_finished_seed_without_its_log(tiny, tmp_path, capsys):
+  config = replace(tiny, num_seeds=2)
+  train.train(config, tmp_path)
+  (tmp_path / 'seed-1' / 'metrics.jsonl').unlink()
+  capsys.readouterr()
+  assert set(train.train(config, tmp_path)) == {'loss', 'top1', 'top5'}
+  assert 'nan' not in capsys.readouterr().out
+
+
+def test_a_stopped_run_is_asked_to_go_on_although_a_seed_diverged(capsys):
+  experiments = [
+    type('Of', (), {'config': replace(TINY, seed=seed), 'eval_split': 'test'}) for seed in (5, 6)
+  ]
+  ended = [DivergedError('the loss is nan'), PreemptedError('ended at step 2 of 4')]
+  with pytest.raises(PreemptedError):
+    train._summary(experiments, ended, 'runs')
+  assert capsys.readouterr().out == 'seed 5: the loss is nan\nseed 6: ended at step 2 of 4\n'
+
+
+def test_the_folder_of_all_seeds_is_no_run(tiny, tmp_path, capsys):
+  train.train(replace(tiny, num_seeds=2, total_steps=1), tmp_path / 'two')
+  capsys.readouterr()
+  for words in (['evaluate', str(tmp_path / 'two')], ['report', str(tmp_path / 'two')]):
+    assert cli(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f'holds the runs of several seeds; name them: {tmp_path}/two/seed-0 {tmp_path}/two/seed-1' in line
 
 
 def test_the_command(data_dir, tmp_path, capsys):
