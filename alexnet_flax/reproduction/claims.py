@@ -194,6 +194,7 @@ _ALL = (
     arms={'relu': {'model.activation': 'relu'}, 'tanh': {'model.activation': 'tanh'}},
     score=_tanh_to_relu,
     lower_is_better=False,
+    minutes=40,
     until=_FIGURE_1,
     rates=(0.003, 0.01, 0.001, 0.03),
     departures=(

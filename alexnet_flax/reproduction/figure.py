@@ -68,7 +68,8 @@ def _draw_errors(axes: Any, claim: Claim, seeds: Sequence[Mapping[str, Curve]]) 
     mark, label = claim.published, f'published: {100 * claim.published:g} % test error'
   axes.axhline(mark, color='0.5', linewidth=0.8)
   axes.annotate(label, (0.01, mark), xycoords=('axes fraction', 'data'), va='top', color='0.4')
-  axes.set(xlabel='epoch', ylabel='error', xlim=(0, None), ylim=(0, None))
+  of_what = 'error' if claim.until is None else 'training error'
+  axes.set(xlabel='epoch', ylabel=of_what, xlim=(0, None), ylim=(0, None))
   axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
   if seeds:
     axes.legend(frameon=False)
