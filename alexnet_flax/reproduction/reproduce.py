@@ -66,9 +66,11 @@ def reproduce(
   Raises:
     UsageError: A run in the folder, or a record, is of another commit or configuration; or the data are not
       prepared.
+    DivergedError: A run diverged; all others are finished.
   """
   runs: dict[tuple[str, int], dict[str, Any]] = {}
   waiting, told = [(arm, seed) for seed in range(seeds) for arm in claim.arms], False
+  diverged: list[DivergedError] = []
   while waiting:
     busy = []
     for arm, seed in waiting:
@@ -81,6 +83,10 @@ def reproduce(
       except BusyError:
         busy.append((arm, seed))
         continue
+      except DivergedError as error:  # the others are still worth their time
+        print(f'{arm}, seed {seed}: {error}', flush=True)
+        diverged.append(error)
+        continue
       if results:
         add_records(results, claim.name, [runs[arm, seed]])
     if busy and len(busy) == len(waiting):
@@ -89,6 +95,8 @@ def reproduce(
       told = True
       time.sleep(_WAIT)
     waiting = busy
+  if diverged:
+    raise diverged[0]
   return [runs[key] for key in sorted(runs)]
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from alexnet_flax.cli.main import main
-from alexnet_flax.errors import BusyError, UsageError
+from alexnet_flax.errors import BusyError, DivergedError, UsageError
 from alexnet_flax.reproduction import reproduce as runs
 from alexnet_flax.reproduction.claims import CLAIMS, Point
 from alexnet_flax.reproduction.figure import draw
@@ -169,6 +169,19 @@ def test_records_of_broken_curves(curve, tmp_path):
   (tmp_path / '80sec.json').write_text(json.dumps({'runs': [about | {'curve': curve}]}))
   with pytest.raises(UsageError, match='holds no records of runs'):
     runs.read_records(tmp_path / '80sec.json')
+
+
+def test_a_run_that_diverges_does_not_end_the_others(tmp_path, monkeypatch, capsys):
+  def trained(claim, values, place, give_up=False):
+    if values['seed'] == 1:
+      raise DivergedError('the loss is nan')
+    return [Point(10, 0.2, 0.25)]
+
+  monkeypatch.setattr(runs, '_run', trained)
+  with pytest.raises(DivergedError):
+    runs.reproduce(CLAIMS['80sec'], tmp_path, tmp_path / 'results.json', seeds=3, others={})
+  assert [one['seed'] for one in runs.read_records(tmp_path / 'results.json')] == [0, 2]
+  assert capsys.readouterr().out == '80sec, seed 1: the loss is nan\n'
 
 
 def test_two_processes_add_to_one_file(tmp_path):
