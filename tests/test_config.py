@@ -152,7 +152,7 @@ ABLATIONS = {
   'batch_norm=none': (('none',), ('BatchNorm',)),
   'dropout_rate': ((0.0, 0.2, 0.5), ('Dropout',)),
   'pool_size': ((2, 3), ('Pool',)),
-  'pool_padding': ((0, 1), ('Pool',)),
+  'pool_padding': ((1, 2), ('Pool',)),
   'pooling': (('max', 'avg', 'max+avg'), ('Pool',)),
 }
 
@@ -162,10 +162,12 @@ ABLATIONS = {
 def test_every_ablation_of_every_variant(variant, ablation):
   """It builds a network that computes logits; or one line says which layer the variant lacks."""
   (values, needed), key = ABLATIONS[ablation], ablation.partition('=')[0]
+  if (variant, ablation) == ('cifar10_alexnet', 'pool_padding'):
+    values = (0, 1)  # its windows are of 2x2
   kinds = {type(layer).__name__ for layer in VARIANTS[variant].layers}
   found = []
   for value in values:
-    size = 57 if variant == 'cifar10_alexnet' else None  # its pools of 2x2 leave no room for others
+    size = 57 if variant == 'cifar10_alexnet' else None  # windows of 2x2 leave no room for others
     changes = {'variant': variant, 'width': 1 / 16, 'image_size': size, key: value}
     config = with_values(Config(), {f'model.{name}': changed for name, changed in changes.items()})
     line = f'model.{key} (={value}) does nothing: {variant} has no {needed[0]}'
