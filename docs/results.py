@@ -118,6 +118,8 @@ def _about(claim: Claim, runs: Sequence[dict[str, Any]]) -> Iterator[str]:
     rates = ', '.join(f'{rate:g}' for rate in claim.rates)
     best = ', '.join(f'{rate:g} for {arm}' for arm, rate in chosen.items())
     yield f'Of the learning rates {rates} the one with the fewest epochs, by seed 0: {best}.\n'
+  if remark := (read_json(_RESULTS / f'{claim.name}.json') or {}).get('remark'):
+    yield f'{remark}\n'
   yield f'![Errors by epoch]({_image(claim).relative_to(_HERE)})\n'
   yield '| arm | seed | epochs | training error | test error | hours | commit |'
   yield '|---|---|---|---|---|---|---|'

@@ -31,6 +31,11 @@ def other_bits(experiment: Experiment, state: TrainState, batch: Batch, times: i
   return different
 
 
+def what_differed(different: int, times: int = TIMES) -> str:
+  """Says how often the bits differed."""
+  return f'the same step gave other bits in {different} of {times} repetitions'
+
+
 def advice() -> str:
   """Returns what to do where steps do not repeat."""
   if jax.default_backend() == 'cpu':
@@ -53,5 +58,5 @@ def line_if_other_bits(config: Config, times: int = TIMES) -> str | None:
   different = other_bits(experiment, experiment.steps.init(), batch, times)
   if not different:
     return None
-  what = f'the same step gave other bits in {different} of {times} repetitions'
+  what = what_differed(different, times)
   return f'{what}: on this machine a run that resumes need not end with the same bits; {advice()}'

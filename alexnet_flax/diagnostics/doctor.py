@@ -169,8 +169,8 @@ def repeats(experiment: Experiment, state: TrainState, batch: Batch) -> Finding:
   """Checks whether a step has the same bits each time, with all threads."""
   different = determinism.other_bits(experiment, state, batch)
   if different:
-    what = f'the same step gave other bits in {different} of {determinism.TIMES} repetitions'
-    return Finding('look', f'{what}: runs do not repeat here', determinism.advice())
+    what = f'{determinism.what_differed(different)}: runs do not repeat here'
+    return Finding('look', what, determinism.advice())
   return Finding('ok', f'the same step gave the same bits, {determinism.TIMES} times')
 
 

@@ -184,7 +184,8 @@ def add_records(path: pathlib.Path, name: str, runs: list[dict[str, Any]]) -> No
   lock = filelock.FileLock(path.with_name(f'.{path.name}.lock'))
   with lock:
     kept = {(one['arm'], one['seed']): one for one in [*read_records(path), *runs]}
-    write_json(path, {'claim': name, 'runs': [kept[key] for key in sorted(kept)]})
+    before = read_json(path) or {}  # with a remark, perhaps
+    write_json(path, before | {'claim': name, 'runs': [kept[key] for key in sorted(kept)]})
 
 
 def curves_by_seed(claim: Claim, runs: list[dict[str, Any]]) -> dict[int, dict[str, Curve]]:

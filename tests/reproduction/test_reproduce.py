@@ -190,11 +190,14 @@ def test_two_processes_add_to_one_file(tmp_path):
     return {'arm': arm, 'seed': seed, **about}
 
   path = tmp_path / 'new' / '80sec.json'
+  runs.add_records(path, '80sec', [])
+  runs.write_json(path, runs.read_json(path) | {'remark': 'by hand'})
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     list(pool.map(lambda seed: runs.add_records(path, '80sec', [one(seed)]), range(20)))
   runs.add_records(path, '80sec', [one(3, hours=2.0), one(3, 'other')])
   found = {(line['arm'], line['seed']): line['hours'] for line in runs.read_records(path)}
   assert found == {('80sec', seed): 1.0 for seed in range(20)} | {('80sec', 3): 2.0, ('other', 3): 1.0}
+  assert runs.read_json(path)['remark'] == 'by hand'
 
 
 def test_what_may_go_wrong(tmp_path, monkeypatch, capsys):
