@@ -80,6 +80,9 @@ class DataConfig:
   examples_per_class: int | None = _field(None, at_least=1)  # of train_split, drawn by the seed
   corruption: Corruption = 'none'  # of labels or pixels (Zhang et al. 2017), by the seed
   num_threads: int | None = _field(None, at_least=1)  # for decoding; one per core
+  num_processes: int = 0  # that decode, each in one thread; 0: threads of the run itself
+  crop_on: Literal['host', 'device'] = 'host'  # device: of raw images of one size
+  on_device: bool = False  # all images to train on, of one size, on the devices
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,10 @@
 
 All programs load 224x224 views of the same images (JPEG files in DIR, or pieces of scikit-learn's two
 photographs), each in its own process, in turn; the figures are medians of the rounds. Ours has a
-deterministic order and deterministic views. Then come ours by number of threads, and its memory over 10,000
-batches. The last line is one JSON object of images/s; a peer that is not installed is null.
+deterministic order and deterministic views. 'cropped_on_device' are whole raw images with their windows,
+which the device cuts out; 'tiny' are images of 16x16, the price of Python an image. Then come ours by number
+of threads and processes, and its memory over 10,000 batches. The last line is one JSON object of images/s; a
+peer that is not installed is null.
 """
 
 import argparse
@@ -92,12 +94,10 @@ def torchvision(data_dir: str, folder: str):
   return _pull(forever())
 
 
-def ours(
-  data_dir: str, folder: str, form: str = '', crop: str = 'random_resized_crop', threads: int | None = None
-):
+def ours(data_dir: str, folder: str, form: str = '', crop: str = 'random_resized_crop', **options):
   """This package's batches for training, from the originals or from a prepared form."""
   del folder
-  return _pull(_our_batches(data_dir, form, crop, BATCH, threads))
+  return _pull(_our_batches(data_dir, form, crop, BATCH, **options))
 
 
 def jpeg_decode_limit(data_dir: str, folder: str):
@@ -129,20 +129,38 @@ def memory(data_dir: str, form: str, batches: int) -> list[int]:
   return [*seen, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10]
 
 
-def _our_batches(data_dir: str, form: str, crop: str, batch_size: int, threads: int | None):
+def _our_batches(
+  data_dir: str,
+  form: str,
+  crop: str,
+  batch_size: int,
+  threads: int | None = None,
+  size: int = SIZE,
+  processes: int = 0,
+  crop_on: str = 'host',
+):
   from alexnet_flax.data import loader as pipeline
+  from alexnet_flax.data.bad_images import BadImages
+  from alexnet_flax.data.processes import TrainingExamples, process_batches
+  from alexnet_flax.data.raw import RawImages
   from alexnet_flax.data.tfds_source import open_dataset
   from alexnet_flax.data.views import TrainView
 
-  source = open_dataset('_'.join([NAME, *filter(None, [form])]), 'train', data_dir)
+  name, view = '_'.join([NAME, *filter(None, [form])]), TrainView(size, crop, resize_side=round(size * 8 / 7))
+  source = open_dataset(name, 'train', data_dir)
+  if processes:
+    plan = pipeline.train_plan(source.num_examples, 0, batch_size)
+    examples = TrainingExamples(name, 'train', data_dir, True, None, 'none', 0, BadImages())
+    return process_batches(examples, view, plan, range(1 << 30), processes)
   return pipeline.train_batches(
     source,
-    TrainView(SIZE, crop),
+    view,
     seed=0,
     batch_size=batch_size,
     first_step=0,
     last_step=1 << 30,
     num_threads=threads,
+    raw=RawImages.of(source, view) if crop_on == 'device' else None,
   )
 
 
@@ -161,6 +179,9 @@ PEERS = {
   'prepared_jpeg_resized_crop': ours,
   'prepared_jpeg': ours,
   'raw': ours,
+  'raw_cropped_on_device': ours,
+  'tiny_raw': ours,
+  'tiny_raw_cropped_on_device': ours,
   'jpeg_decode_limit': jpeg_decode_limit,
 }
 FORMS = {
@@ -168,6 +189,14 @@ FORMS = {
   'prepared_jpeg_resized_crop': {'form': '256_q90'},
   'prepared_jpeg': {'form': '256_q90', 'crop': 'random_crop'},
   'raw': {'form': '256_center_raw', 'crop': 'random_crop'},
+  'raw_cropped_on_device': {'form': '256_center_raw', 'crop': 'random_crop', 'crop_on': 'device'},
+  'tiny_raw': {'form': '16_center_raw', 'crop': 'random_crop', 'size': 14},
+  'tiny_raw_cropped_on_device': {
+    'form': '16_center_raw',
+    'crop': 'random_crop',
+    'size': 14,
+    'crop_on': 'device',
+  },
 }
 
 
@@ -201,7 +230,7 @@ def pack(images: list[bytes], root: pathlib.Path) -> None:
     check_data=False,
     supervised_keys=('image', 'label'),
   )
-  for form in (ImageFormat(256), ImageFormat(256, 'raw', crop='center')):
+  for form in (ImageFormat(256), *(ImageFormat(side, 'raw', crop='center') for side in (256, 16))):
     prepare_smaller(NAME, form, data_dir=str(root))
 
 
@@ -244,9 +273,11 @@ def main() -> None:
     arguments = {'data_dir': str(root), 'folder': str(root / 'folder')}
     file = pathlib.Path(__file__).name
 
-    def worker(name: str, **more: object) -> Worker:
+    def worker(name: str, label: str | None = None, **more: object) -> Worker:
       python = options.torch_python if name == 'torchvision' else sys.executable
-      return Worker(file, name, python, **arguments, **FORMS.get(name, {}), **more)
+      made = Worker(file, name, python, **arguments, **FORMS.get(name, {}), **more)
+      made.name = label or name
+      return made
 
     made = options.batches * BATCH
     seconds = compare([worker(name) for name in PEERS], options.batches, options.rounds)
@@ -256,12 +287,14 @@ def main() -> None:
         f'{name:28} '
         + ('absent' if rate is None else f'{rate:7,} images/s  {rate / rates["usual_jax"]:5.2f}')
       )
-    for name in ('originals', 'prepared_jpeg', 'raw'):
-      by_threads = []
-      for threads in (1, 2):
-        (value,) = compare([worker(name, threads=threads)], options.batches, 3).values()
-        by_threads.append(f'{threads}: {round(made / (value or 1)):,}')
-      print(f'{name}, images/s by threads: {", ".join(by_threads)}')
+    for name in ('originals', 'prepared_jpeg', 'raw', 'raw_cropped_on_device'):
+      ways = {'1 thread': {'threads': 1}, '2 threads': {'threads': 2}}
+      if name in ('originals', 'prepared_jpeg'):
+        ways |= {'1 process': {'processes': 1}, '2 processes': {'processes': 2}}
+      workers = [worker(name, label=label, **way) for label, way in ways.items()]
+      by_way = compare(workers, options.batches, 3)
+      shown = ', '.join(f'{label} {round(made / (value or 1)):,}' for label, value in by_way.items())
+      print(f'{name}, images/s: {shown}')
     if options.memory_batches:
       with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as alone:
         *seen, most = alone.submit(memory, str(root), '256_q90', options.memory_batches).result()

@@ -25,10 +25,13 @@ LONGEST = 65_500  # pixels, libjpeg's limit
 _REST = 'extraneous bytes before marker'  # libjpeg's warning about data after the last row
 
 
-def decode_train(view: TrainView, encoded: Sequence[Encoded], numbers: np.ndarray) -> dict[str, np.ndarray]:
+def decode_train(
+  view: TrainView, encoded: Sequence[Encoded], numbers: np.ndarray, *, out: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
   """Decodes B images into {'image': uint8 [B, S, S, 3]}; raises UnreadableError if one is damaged.
 
-  `numbers` are the random numbers of the views, float32 [B, VIEW_NUMBERS] in [0, 1).
+  `numbers` are the random numbers of the views, float32 [B, VIEW_NUMBERS] in [0, 1). The images are
+  written to the first rows of `out`, if given.
   """
   size = view.image_size
   sizes = np.array([(image.height, image.width) for image in encoded], np.int64)
@@ -48,7 +51,7 @@ def decode_train(view: TrainView, encoded: Sequence[Encoded], numbers: np.ndarra
   shapes = np.minimum(-(-boxes[:, 2:] // by), -(-sizes // by) - corners)
   scaled = np.concatenate([corners, np.maximum(shapes, 1)], axis=1)
   chosen = zip(encoded, scaled.tolist(), ratios.tolist(), strict=True)
-  images = np.empty((len(encoded), size, size, 3), np.uint8)
+  images = np.empty((len(encoded), size, size, 3), np.uint8) if out is None else out[: len(encoded)]
   for row, (image, box, ratio) in enumerate(chosen):
     crop = _crop(image, box, ratio, fast=maps is None)
     if borders is not None:

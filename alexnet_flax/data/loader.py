@@ -23,6 +23,7 @@ from alexnet_flax.data.bad_images import BadImages
 from alexnet_flax.data.decode import decode_eval, decode_train
 from alexnet_flax.data.image_header import Encoded, Stored, convert_to_png, read_header
 from alexnet_flax.data.images import UnreadableError
+from alexnet_flax.data.raw import RawImages
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.views import VIEW_NUMBERS, EvalView, TrainView
 from alexnet_flax.errors import UsageError
@@ -51,6 +52,7 @@ def train_batches(
   num_processes: int = 1,
   num_threads: int | None = None,
   bad: BadImages | None = None,
+  raw: RawImages | None = None,
 ) -> Iterator[HostBatch]:
   """Yields this process's share of the batches of steps `first_step` ... `last_step` - 1.
 
@@ -65,21 +67,31 @@ def train_batches(
     process, num_processes: The share.
     num_threads: Decoding threads; one per core if None.
     bad: Handles images that cannot be decoded; UsageError if None.
+    raw: The source's images, to be yielded whole with the windows of the view ('box', 'mirrored').
 
   Yields:
     {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'weight': float32 [b], 'index': int64 [b]} with b =
     batch_size / num_processes and 'index' the examples' indices. The weight is 0 where an image was skipped;
     the next example takes its place, so that BatchNorm sees a normal image.
   """
+  decode = raw.decode if raw else functools.partial(decode_train, view)
+  reader = Reader(source, decode, bad or BadImages(), raw=raw)
+  plan = train_plan(source.num_examples, seed, batch_size, process, num_processes)
+  return reader.batches(plan, range(first_step, last_step), num_threads)
+
+
+def train_plan(
+  num_examples: int, seed: int, batch_size: int, process: int = 0, num_processes: int = 1
+) -> Callable[[int], 'Plan']:
+  """Returns what this process's share of a step's batch contains; arguments as of `train_batches`."""
 
   def plan(step: int) -> Plan:
-    indices = sampling.batch_indices(seed, step, batch_size, source.num_examples)
+    indices = sampling.batch_indices(seed, step, batch_size, num_examples)
     numbers = sampling.view_numbers(seed, step, batch_size, VIEW_NUMBERS)
     indices, numbers = (np.split(array, num_processes)[process] for array in (indices, numbers))
     return Plan(indices, np.ones(len(indices), np.float32), numbers)
 
-  reader = Reader(source, functools.partial(decode_train, view), bad or BadImages())
-  return reader.batches(plan, range(first_step, last_step), num_threads)
+  return plan
 
 
 def eval_batches(
@@ -149,6 +161,7 @@ class Reader:
   first_label: int = 0  # -1 where examples need no label
   turn: bool = True  # images as their metadata say
   suspects: set[int] = dataclasses.field(default_factory=set)
+  raw: RawImages | None = None  # which need no reading once they were read
 
   def batches(
     self, plan: Callable[[int], Plan], steps: range, num_threads: int | None
@@ -156,13 +169,9 @@ class Reader:
     """Yields the batches of steps, all of one size."""
     if not steps:
       return
-    num_parts = -(-len(plan(steps[0]).indices) // _PART)
-    plans = (
-      Plan(*part)
-      for step in steps
-      for part in zip(*(np.array_split(array, num_parts) for array in plan(step)), strict=True)
-    )
-    built = _in_order(self._build, plans, num_threads or os.cpu_count() or 1)
+    num_parts = len(in_parts(plan(steps[0])))
+    plans = (part for step in steps for part in in_parts(plan(step)))
+    built = _in_order(self.build, plans, num_threads or os.cpu_count() or 1)
     for _ in steps:
       parts = []
       for part, skipped in itertools.islice(built, num_parts):
@@ -172,12 +181,18 @@ class Reader:
       joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if num_parts > 1}
       yield joined or parts[0]
 
-  def _build(self, plan: Plan) -> _Built:
+  def build(self, plan: Plan) -> _Built:
+    """Reads and decodes the images of a plan; also returns the name and the reason of each skipped one."""
+    if self.raw and (gathered := self.raw.gather(plan.indices, plan.numbers)):
+      return gathered | {'index': plan.indices, 'weight': plan.weights}, []
     while True:
       known = frozenset(self.suspects)  # other threads add to them
       images, batch, skipped = self._read(plan)
       try:
-        return self.decode(images, plan.numbers) | batch, skipped
+        built = self.decode(images, plan.numbers) | batch
+        if self.raw:
+          self.raw.remember(plan.indices, images, built)
+        return built, skipped
       except UnreadableError:
         rows = zip(plan.indices.tolist(), images, plan.numbers, strict=True)
         found = {number for number, *image in rows if not self._decodes(*image)} - known
@@ -237,6 +252,12 @@ class Reader:
       self.decode([encoded], numbers[None])
       return True
     return False
+
+
+def in_parts(plan: Plan) -> list[Plan]:
+  """Returns the parts of a plan that are decoded one at a time."""
+  count = -(-len(plan.indices) // _PART)
+  return [Plan(*part) for part in zip(*(np.array_split(array, count) for array in plan), strict=True)]
 
 
 def _in_order(function: Callable[[Plan], _Built], plans: Iterable[Plan], threads: int) -> Iterator[_Built]:

@@ -79,6 +79,12 @@ class TrainView:
     degrees = (2 * numbers[:, _ANGLE] - 1) * np.float32(self.rotation)
     return Windows(boxes, (numbers[:, _FLIP] < 0.5) & self.flip, degrees)
 
+  def copies_pixels(self, height: int, width: int) -> bool:
+    """Whether the views of images of this size are windows of them, neither resized, rotated nor bordered."""
+    (side,) = _squares(np.array([[height, width]]), self.image_size, self.resize_side)[0]
+    is_square = self.crop != 'random_resized_crop' and side == self.image_size
+    return is_square and not self.crop_padding and not self.rotation
+
 
 def rotated(
   windows: Windows, sizes: np.ndarray, image_size: int, ratios: np.ndarray

@@ -10,6 +10,10 @@ import jax
 import numpy as np
 
 from alexnet_flax.data import loader, sampling
+from alexnet_flax.data.device_views import view_maker
+from alexnet_flax.data.processes import TrainingExamples, process_batches
+from alexnet_flax.data.raw import RawImages
+from alexnet_flax.data.resident import ResidentImages
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.files import read_lines, rewrite_lines
@@ -37,21 +41,43 @@ def train_batches(
 
   The indices of their examples are recorded in `folder`, if the configuration asks for it.
   """
-  config, data, reading = experiment.config, experiment.data, _reading(experiment)
-  seed, size = config.seed, config.data.batch_size
   end = experiment.schedule.total_steps if last_step is None else last_step
-  batches: Iterator[loader.HostBatch]
-  if data.features:
-    features, steps = data.features[0], range(first_step, end)
-    chosen = (sampling.batch_indices(seed, step, size, len(features.labels)) for step in steps)
-    batches = map(features.batch, chosen)
-  else:
-    batches = loader.train_batches(
-      data.train, data.train_view, seed=seed, batch_size=size, first_step=first_step, last_step=end, **reading
-    )
-  if folder is not None and config.record_examples:
+  batches, finish = _host_batches(experiment, range(first_step, end))
+  if folder is not None and experiment.config.record_examples:
     batches = _recorded(batches, folder / f'examples-{jax.process_index()}.jsonl', first_step)
-  return loader.to_devices(batches, experiment.steps.sharding)
+  placed = loader.to_devices(batches, experiment.steps.sharding)
+  return map(finish, placed) if finish else placed
+
+
+def _host_batches(
+  experiment: Experiment, steps: range
+) -> tuple[Iterator[loader.HostBatch], Callable[[Batch], Batch] | None]:
+  """Returns what the host sends for each step, and what the devices make of it."""
+  config, data, reading = experiment.config, experiment.data, _reading(experiment)
+  seed, size, sharding = config.seed, config.data.batch_size, experiment.steps.sharding
+  if data.features:
+    features = data.features[0]
+    chosen = (sampling.batch_indices(seed, step, size, len(features.labels)) for step in steps)
+    return map(features.batch, chosen), None
+  share = reading['process'], reading['num_processes']
+  plan = loader.train_plan(data.train.num_examples, seed, size, *share)
+  if config.data.on_device:
+    resident = ResidentImages.load(data.train, data.train_view, sharding, **reading)
+    return resident.batches(plan, steps), resident.maker(sharding)
+  if config.data.num_processes:
+    shared = {field.name for field in dataclasses.fields(TrainingExamples)} - {'seed', 'bad'}
+    keys = {name: getattr(config.data, name) for name in shared}
+    examples = TrainingExamples(**keys, seed=seed, bad=data.bad)
+    return process_batches(examples, data.train_view, plan, steps, config.data.num_processes), None
+  raw = RawImages.of(data.train, data.train_view) if config.data.crop_on == 'device' else None
+  where: dict[str, Any] = {
+    'seed': seed,
+    'batch_size': size,
+    'first_step': steps.start,
+    'last_step': steps.stop,
+  }
+  batches = loader.train_batches(data.train, data.train_view, raw=raw, **where, **reading)
+  return batches, view_maker(raw.view, raw.height, raw.width) if raw else None
 
 
 def eval_batches(experiment: Experiment) -> Iterator[Batch]:

@@ -278,6 +278,12 @@ def _resolve(config: Config, source: Source, devices: int) -> Config:
   num_classes, theirs = model.num_classes or len(source.class_names), f'{len(source.class_names)} classes'
   if num_classes < len(source.class_names):
     raise UsageError(f'model.num_classes (={num_classes}) is less than the {theirs} of {source.name}')
+  ways = ['crop_on'] * (data.crop_on == 'device') + ['on_device'] * data.on_device
+  others = ['rotation'] * bool(ways and data.train_view.rotation) + ['num_processes'] * bool(
+    data.num_processes
+  )
+  if len(ways + others) > 1:
+    raise UsageError(f'data.{" and data.".join(ways + others)} exclude one another: set one of them')
   if devices % split:
     possible = ', '.join(str(count) for count in range(1, devices + 1) if devices % count == 0)
     raise UsageError(f'mesh.model (={split}) must divide the number of devices (={devices}): {possible}')

@@ -1,0 +1,204 @@
+"""Batches built by several processes: where one interpreter's lock limits how many images are decoded.
+
+Each process opens the data set itself and decodes into memory that all share. Tasks and answers, without
+images, go through sockets. The memory has no name, and a process ends when its socket is closed: nothing is
+left behind, whoever is killed.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import itertools
+import mmap
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from alexnet_flax.data.bad_images import BadImages
+from alexnet_flax.data.corruption import Corruption, corrupted
+from alexnet_flax.data.decode import decode_train
+from alexnet_flax.data.loader import HostBatch, Plan, Reader, in_parts
+from alexnet_flax.data.source import Source, few_per_class
+from alexnet_flax.data.tfds_source import open_dataset
+from alexnet_flax.data.views import TrainView
+from alexnet_flax.errors import PreemptedError
+
+_BATCHES = 6  # in the shared memory: those being built, those on their way to the devices
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingExamples:
+  """How a process opens the examples to train on. The fields are keys of the configuration."""
+
+  dataset: str
+  train_split: str
+  data_dir: str | None
+  verify_records: bool
+  examples_per_class: int | None
+  corruption: Corruption
+  seed: int
+  bad: BadImages
+
+  def open(self) -> Source:
+    """Opens them; raises UsageError as `open_dataset` does."""
+    source = open_dataset(self.dataset, self.train_split, self.data_dir, self.verify_records)
+    if self.examples_per_class is not None:
+      source = few_per_class(source, self.examples_per_class, self.seed)
+    return corrupted(source, self.corruption, self.seed, training=True, max_pixels=self.bad.max_pixels)
+
+
+def process_batches(
+  examples: TrainingExamples, view: TrainView, plan: Callable[[int], Plan], steps: range, processes: int
+) -> Iterator[HostBatch]:
+  """Yields the batches of steps, all of one size, as `Reader.batches` does.
+
+  Args:
+    examples: The examples, which each process opens.
+    view: Their random views.
+    plan: What a step's batch contains.
+    steps: The steps.
+    processes: How many processes decode, each in one thread.
+
+  Raises:
+    UsageError: An image cannot be decoded, and is not to be skipped.
+    PreemptedError: A process was killed.
+  """
+  if not steps:
+    return
+  rows = len(plan(steps[0]).indices)
+  shape = rows, view.image_size, view.image_size, 3
+  memory = _SharedBatches(shape, _BATCHES)
+  with contextlib.ExitStack() as stack:
+    workers = [stack.enter_context(_worker(examples, view, memory)) for _ in range(processes)]
+    turns = itertools.cycle(workers)
+    ahead: collections.deque[tuple[int, list[Connection]]] = collections.deque()
+    waiting = iter(steps)
+    while True:
+      while not memory.free.empty() and (step := next(waiting, None)) is not None:
+        place, asked, first = memory.free.get(), [], 0
+        for part in in_parts(plan(step)):
+          asked.append(next(turns))
+          with _alive():
+            asked[-1].send((place, first, part))
+          first += len(part.indices)
+        ahead.append((place, asked))
+      if not ahead:
+        return
+      place, asked = ahead.popleft()
+      with _alive():
+        answers = [connection.recv() for connection in asked]
+      for answer in answers:
+        if isinstance(answer, Exception):
+          raise answer
+        for name, reason in answer[1]:
+          examples.bad.report(name, reason)
+      others = [others for others, _ in answers]
+      batch = {name: np.concatenate([part[name] for part in others]) for name in others[0]}
+      # If the caller keeps all batches, it gets copies, or there would be no place for the next one.
+      is_last = memory.free.empty() and not ahead
+      yield {'image': memory.take(place, copy=is_last), **batch}
+
+
+class _SharedBatches:
+  """Memory for the images of some batches. A place is free again when nobody has its array any more."""
+
+  def __init__(self, shape: tuple[int, ...], count: int):
+    self.shape, self.size, self.count = shape, int(np.prod(shape)), count
+    self.file = os.memfd_create('batches')
+    os.ftruncate(self.file, max(self.size * count, 1))
+    self._map = mmap.mmap(self.file, 0)
+    self.free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for place in range(count):
+      self.free.put(place)
+    weakref.finalize(self, os.close, self.file)
+
+  def array(self, place: int) -> np.ndarray:
+    """Returns a batch's images, uint8 `shape`."""
+    return np.frombuffer(self._map, np.uint8, self.size, self.size * place).reshape(self.shape)
+
+  def take(self, place: int, *, copy: bool) -> np.ndarray:
+    """Returns a batch's images, and frees their place once nobody has them."""
+    array = np.frombuffer(self._map, np.uint8, self.size, self.size * place)
+    if copy:
+      self.free.put(place)
+      return array.reshape(self.shape).copy()
+    weakref.finalize(array, self.free.put, place)
+    return array.reshape(self.shape)
+
+
+@contextlib.contextmanager
+def _worker(examples: TrainingExamples, view: TrainView, memory: _SharedBatches) -> Iterator[Connection]:
+  """A process that decodes; it ends with the block, and if this process does."""
+  ours, theirs = socket.socketpair()
+  environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path), 'JAX_PLATFORMS': 'cpu'}
+  process = subprocess.Popen(
+    [sys.executable, '-m', __name__, str(theirs.fileno()), str(memory.file)],
+    pass_fds=(theirs.fileno(), memory.file),
+    stdin=subprocess.DEVNULL,
+    env=environment,
+  )
+  theirs.close()
+  try:
+    with Connection(ours.detach()) as connection:
+      quiet = dataclasses.replace(examples, bad=dataclasses.replace(examples.bad, say=_nothing))
+      with _alive():
+        connection.send((quiet, view, memory.shape))
+      yield connection
+  finally:
+    process.wait()
+
+
+@contextlib.contextmanager
+def _alive() -> Iterator[None]:
+  try:
+    yield
+  except (EOFError, ConnectionError):
+    reason = 'a process that decodes images was killed (out of memory?)'
+    raise PreemptedError(f'{reason}; run the same command again') from None
+
+
+def _nothing(line: str) -> None:
+  del line
+
+
+def _work(connection: Connection, file: int) -> None:
+  """Builds what is asked for until the socket is closed."""
+  examples, view, shape = connection.recv()
+  memory = mmap.mmap(file, 0)
+  size, suspects = int(np.prod(shape)), set[int]()
+  source: Source | None = None
+  while True:
+    place, first, plan = connection.recv()
+    images = np.frombuffer(memory, np.uint8, size, size * place).reshape(shape)[
+      first : first + len(plan.indices)
+    ]
+    try:
+      source = source or examples.open()
+      decode = functools.partial(decode_train, view, out=images)
+      built, skipped = Reader(source, decode, examples.bad, suspects=suspects).build(plan)
+      del built['image']  # which is `images`
+      answer: Any = built, skipped
+    except Exception as error:
+      answer = error
+    connection.send(answer)
+
+
+def _main() -> None:
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # meant for the run, which ends its processes
+    signal.signal(number, signal.SIG_IGN)
+  with Connection(int(sys.argv[1])) as connection, contextlib.suppress(EOFError, ConnectionError):
+    _work(connection, int(sys.argv[2]))
+
+
+if __name__ == '__main__':
+  _main()
