@@ -136,6 +136,7 @@ class Config:
   keep_checkpoints: int = _field(3, at_least=1)  # the latest; the best by top-1 is kept besides
   log_every_steps: int = _field(50, at_least=1)
   on_nonfinite: NonfinitePolicy = 'stop'  # at a loss or an update that is not finite
+  hang_seconds: float = 1800.0  # without a step or a batch, after which the run ends with 75; 0: never
   on_save_error: Literal['stop', 'continue'] = 'stop'  # when a checkpoint cannot be written
   compilation_cache: bool = True  # in the user's cache folder: a second start compiles nothing
   deterministic: bool = False  # on GPUs, by slower operations; CPUs and TPUs always are

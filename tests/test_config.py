@@ -62,6 +62,7 @@ def test_an_old_configuration_is_read():
   feeds = ('num_processes', 'crop_on', 'on_device')
   assert [written['data'].pop(name) for name in feeds] == [0, 'host', False]
   assert [written.pop(name) for name in ('compilation_cache', 'mesh', 'num_seeds')] == [True, {'model': 1}, 1]
+  assert written.pop('hang_seconds') == 1800.0
   newer = ('pool_size', 'pool_padding', 'lrn', 'batch_norm')
   assert [written['model'].pop(name) for name in newer] == [None] * 4
   assert written == json.loads(OLD)

@@ -93,10 +93,12 @@ def train_and_report(config: Config, workdir: str) -> None:
   from alexnet_flax.training.logger import steady_output
   from alexnet_flax.training.seeds import run_folders
   from alexnet_flax.training.train import train
+  from alexnet_flax.training.watchdog import ends_if_it_hangs
 
   folder = expanded(workdir)
   with steady_output(folder):
-    train(config, folder)
+    with ends_if_it_hangs(config.hang_seconds, folder):
+      train(config, folder)
     if not config.report or jax.process_index():
       return
     if jax.process_count() > 1:  # the others would wait for this one, and take it for lost

@@ -26,7 +26,7 @@ from alexnet_flax.training.workdir import CONFIG, environment, read_environment
 QUICK = {'data.dataset': 'digits', 'total_epochs': 6.0, 'data.eval_batch_size': 128}
 
 # Keys that do not change what a run measures.
-_FREE = ('data.data_dir', 'data.num_threads')
+_FREE = ('data.data_dir', 'data.num_threads', 'data.num_processes')
 
 _WAIT = 10.0  # seconds, for other processes
 _PATIENCE = 5  # epochs without a lower training error, after which a rate is given up

@@ -20,6 +20,7 @@ from alexnet_flax.files import read_lines, rewrite_lines
 from alexnet_flax.steps import Batch, TrainState
 from alexnet_flax.training import linear_probe
 from alexnet_flax.training.experiment import Experiment
+from alexnet_flax.training.watchdog import heard
 
 
 def with_features(experiment: Experiment, state: TrainState) -> Experiment:
@@ -46,7 +47,7 @@ def train_batches(
   if folder is not None and experiment.config.record_examples:
     batches = _recorded(batches, folder / f'examples-{jax.process_index()}.jsonl', first_step)
   placed = loader.to_devices(batches, experiment.steps.sharding)
-  return map(finish, placed) if finish else placed
+  return heard(map(finish, placed) if finish else placed, 'step', first_step + 1)
 
 
 def _host_batches(
@@ -93,7 +94,7 @@ def eval_batches(experiment: Experiment) -> Iterator[Batch]:
 def _images_once(experiment: Experiment, source: Source, view: EvalView) -> Iterator[Batch]:
   size = _eval_batch_size(experiment)
   batches = loader.eval_batches(source, view, batch_size=size, **_reading(experiment))
-  return loader.to_devices(batches, experiment.steps.sharding)
+  return heard(loader.to_devices(batches, experiment.steps.sharding), 'evaluation, batch', 1)
 
 
 def _eval_batch_size(experiment: Experiment) -> int:

@@ -15,7 +15,7 @@ from alexnet_flax import checkpoint
 from alexnet_flax.checkpoint import SaveError
 from alexnet_flax.data import sampling
 from alexnet_flax.data.images import printable
-from alexnet_flax.errors import DivergedError, UsageError
+from alexnet_flax.errors import DivergedError, PreemptedError, UsageError
 from alexnet_flax.files import write_json
 from alexnet_flax.metrics import Metrics
 from alexnet_flax.steps import TrainState
@@ -246,6 +246,8 @@ def _save_errors(experiment: Experiment, logger: Logger) -> Iterator[None]:
   try:
     yield
   except SaveError as error:
+    if 'timed out' in str(error):  # by the clock of the system, which may jump
+      raise PreemptedError(f'{error}; the same command goes on from the checkpoint before it') from None
     # Of several processes the others would wait for a save that never ends.
     if experiment.config.on_save_error == 'stop' or jax.process_count() > 1:
       message = f'{error}; make room and start again: the checkpoints before it are whole'

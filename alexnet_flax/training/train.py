@@ -32,7 +32,8 @@ from alexnet_flax.training.preemption import GracefulShutdown
 from alexnet_flax.training.seeds import build_experiments, run_folders, steps_maker
 from alexnet_flax.training.workdir import changed_keys, make_folder, sole_writer, versions, write_records
 
-_OF_ONE_PROCESS = ('data.data_dir', 'data.num_threads')  # keys that may differ from machine to machine
+# Keys that may differ from machine to machine.
+_OF_ONE_PROCESS = ('data.data_dir', 'data.num_threads', 'data.num_processes')
 _CLASSES = 20  # that are listed
 
 
@@ -95,12 +96,30 @@ def train(
         label = f'seed {of_seed.config.seed}' if len(folders) > 1 else ''
         runs.append(_train(of_seed, place, callbacks, shutdown, compiled, label))
       return _summary(experiments, drive(runs, make), folder)
+  except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+      raise _out_of_memory(config, error) from None
+    raise
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       raise UsageError(f'no room in {folder}: {error.strerror}; make some, and start again') from None
     if str(error.filename).startswith(str(folder)):  # of another owner, read-only, a file for a folder
       raise UsageError(f'cannot write {error.filename}: {error.strerror}') from None
     raise
+
+
+def _out_of_memory(config: Config, error: Exception) -> UsageError:
+  data, optimizer = config.data, config.optimizer
+  micro = f'raise optimizer.accumulate_steps (={optimizer.accumulate_steps})'
+  lower = [f'lower data.batch_size (={data.batch_size})', f'or {micro}']
+  if data.eval_batch_size and data.eval_batch_size > data.batch_size:
+    lower.insert(0, f'lower data.eval_batch_size (={data.eval_batch_size})')
+  if data.on_device:
+    lower.insert(0, 'leave out data.on_device')
+  what = (
+    ' '.join(str(error).removeprefix('RESOURCE_EXHAUSTED: ').split())[:200].rstrip('.') or 'no more was given'
+  )
+  return UsageError(f'out of memory: {what}; {", ".join(lower)}; the last checkpoint is whole')
 
 
 def _placed(experiment: Experiment) -> TrainState:

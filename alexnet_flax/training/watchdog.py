@@ -1,0 +1,79 @@
+"""Ends a command that hangs: a step, a read or a write that never returns is found and named.
+
+What waits inside a library cannot be interrupted, so the process ends at once, with the exit code at which
+schedulers start the command again. It goes on from the last checkpoint, as after a kill.
+"""
+
+import contextlib
+import faulthandler
+import itertools
+import os
+import pathlib
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TypeVar
+
+from alexnet_flax.errors import PreemptedError
+from alexnet_flax.training.distributed import tell_parent
+
+Item = TypeVar('Item')
+
+
+class _Sign(NamedTuple):
+  """A sign of life: what the process began to do, and when."""
+
+  what: str  # a clause
+  at: float
+
+
+_last = _Sign('the run began', time.monotonic())
+
+
+def heard(items: Iterable[Item], what: str, first: int) -> Iterator[Item]:
+  """Yields the items, each of which is a sign of life; they are called `what` and their number."""
+  waiting = iter(items)
+  for number in itertools.count(first):
+    _note(f'the images of {what} {number} were asked for')
+    try:
+      item = next(waiting)
+    except StopIteration:
+      return
+    _note(f'{what} {number} began')
+    yield item
+
+
+@contextlib.contextmanager
+def ends_if_it_hangs(seconds: float, folder: pathlib.Path) -> Iterator[None]:
+  """A block in which the process ends when it has given no sign of life for `seconds`; 0: never.
+
+  What its threads wait for is written to `folder`/hang.txt.
+  """
+  over = threading.Event()
+  _note('the run began')
+  if seconds:
+    threading.Thread(target=_watch, args=(seconds, folder, over), daemon=True).start()
+  try:
+    yield
+  finally:
+    over.set()
+
+
+def _note(what: str) -> None:
+  global _last
+  _last = _Sign(what, time.monotonic())
+
+
+def _watch(seconds: float, folder: pathlib.Path, over: threading.Event) -> None:
+  while (waited := time.monotonic() - _last.at) <= seconds:
+    if over.wait(min(1.0, seconds / 4)):
+      return
+  place = folder / 'hang.txt'
+  with contextlib.suppress(OSError), place.open('w', encoding='utf-8') as file:
+    faulthandler.dump_traceback(file, all_threads=True)
+  reason = f'nothing has happened for {waited:.0f} s (hang_seconds), since {_last.what}'
+  error = PreemptedError(f'{reason}; {place} shows what waits; the same command goes on')
+  with contextlib.suppress(OSError):
+    print(error, file=sys.stderr, flush=True)
+  os._exit(tell_parent(error.exit_code))
