@@ -98,7 +98,7 @@ def test_what_never_ends_is_found_and_named(tiny, tmp_path, monkeypatch, capsys,
     calls.append(1)
     if len(calls) == (4 if place is seeds else 4 * 16):
       hour.set()
-      assert free.wait(60)
+      assert free.wait(300)
     return real(*arguments, **options)
 
   def end(code):
