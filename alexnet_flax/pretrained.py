@@ -159,6 +159,13 @@ def find_run(source: str | os.PathLike[str]) -> tuple[pathlib.Path, str | None] 
   return path, which
 
 
+def seed_runs(source: str | os.PathLike[str]) -> list[str]:
+  """Returns the runs of several seeds in FOLDER, FOLDER@best or FOLDER@STEP, as RUN or RUN@..., if any."""
+  folder, which = find_run(source) or (pathlib.Path(source), None)
+  found = [] if (folder / 'config.json').exists() else folder.glob('seed-*/config.json')
+  return sorted(f'{one.parent}@{which}' if which else str(one.parent) for one in found)
+
+
 def is_network(text: str) -> bool:
   """Whether a word of a command line names a trained network and not a file or folder of images."""
   if run := find_run(text):
@@ -175,7 +182,7 @@ def run_config(source: str | os.PathLike[str]) -> 'Config':
   folder, _ = find_run(source) or (pathlib.Path(source), None)
   stored = read_json(folder / 'config.json')
   if stored is None:
-    if runs := sorted(str(one.parent) for one in folder.glob('seed-*/config.json')):
+    if runs := seed_runs(source):
       raise UsageError(f'{source} holds the runs of several seeds; name them: {" ".join(runs)}')
     raise UsageError(f"{source} is not a run's folder: it has no config.json")
   return from_dict(stored)

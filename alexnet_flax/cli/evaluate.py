@@ -28,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="turn images as their metadata say (default), or not (default for TFDS's own sets, as published)",
   )
   parser.add_argument('--size', type=int, help="side of the crops, such as 227 (default: the network's own)")
+  parser.add_argument(
+    '--calibrate',
+    metavar='SPLIT',
+    help='fit a temperature on another split or DATASET:SPLIT; or halves: on the other half of the images',
+  )
   parser.add_argument('--batch_size', type=int, default=128)
   parser.add_argument('--on_bad_image', choices=['error', 'skip'], help="(default: error; or the run's own)")
   parser.add_argument('--any_count', action='store_true', help='score a published set that is not whole')
@@ -38,9 +43,17 @@ def run(arguments: argparse.Namespace) -> None:
   from alexnet_flax.data.bad_images import BadImages
   from alexnet_flax.evaluation.summary import evaluate, write_json
   from alexnet_flax.files import check_writable, expanded
-  from alexnet_flax.pretrained import find_run, load_pretrained, run_config, run_data
+  from alexnet_flax.pretrained import (
+    PretrainedModel,
+    find_run,
+    load_pretrained,
+    run_config,
+    run_data,
+    seed_runs,
+  )
+  from alexnet_flax.weights import open_weights
 
-  sources = [*arguments.networks, *arguments.weights]
+  sources = [run for one in [*arguments.networks, *arguments.weights] for run in seed_runs(one) or [one]]
   if not sources:
     raise UsageError("name what to evaluate: a run's folder, or a weights file with --variant NAME")
   check_batch_size(arguments)
@@ -60,13 +73,21 @@ def run(arguments: argparse.Namespace) -> None:
     if run_config(one).data.corruption == 'shuffled_pixels':
       advice = f'its own evaluations are in {one}/metrics.jsonl'
       raise UsageError(f'{one} was trained on shuffled pixels, and these images are not; {advice}')
-  options = network_options(arguments)  # of weights files: a run says itself what it is
-  alone = len(sources) == 1
-  networks = [load_pretrained(one, **({} if find_run(one) and not alone else options)) for one in sources]
+  options = network_options(arguments)
+
+  def load(source: str) -> PretrainedModel:
+    if len(sources) == 1:
+      return load_pretrained(source, **options)
+    if find_run(source):
+      return load_pretrained(source)
+    file = open_weights(source)  # of several, the options are for those that do not describe themselves
+    return load_pretrained(file, **({} if file.spec else options))
+
+  networks = [load(one) for one in sources]
   run = next(filter(find_run, sources), None)
   if run is not None and dataset.partition(':')[0] == run_config(run).data.dataset:
     arguments.data_dir = run_data(run, arguments.data_dir).data_dir
-  names = ('data_dir', 'protocol', 'resize', 'size', 'batch_size', 'any_count', 'orientation')
+  names = ('data_dir', 'protocol', 'resize', 'size', 'batch_size', 'any_count', 'orientation', 'calibrate')
   options = {name: getattr(arguments, name) for name in names}
   figures = evaluate(networks, dataset, **options, bad=bad, quiet=arguments.json == '-')
   if arguments.json is not None:

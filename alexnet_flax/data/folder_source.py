@@ -11,7 +11,8 @@ import os
 import random
 import sys
 import unicodedata
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -49,19 +50,20 @@ def open_folder(split: str, data_dir: str | None) -> Source:
     name: tfds.core.SplitInfo(name=name, shard_lengths=[len(splits[name])], num_bytes=0) for name in splits
   }
   try:
-    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    parts = split_parts(split, infos)
   except (KeyError, ValueError, NotImplementedError):  # the last is TFDS's of 'all[:50%]'
     hint = '' if split not in splits else "; in TFDS, split names consist of letters, digits, '_' and '-'"
     if os.path.isdir(os.path.join(folder.root, split)) and split not in splits:
       hint = f'; the folder {split} holds no CLASS/image'
     raise UsageError(f'{data_dir}: {unknown_name("split", split, sorted(splits))}{hint}') from None
-  chosen = [image for part in parts for image in splits[part.splitname][part.from_ : part.to]]
+  chosen = [image for name, start, end in parts for image in splits[name][start:end]]
   if not chosen:
     raise UsageError(f'{data_dir}: the split {split!r} has no images')
-  names = _class_names(folder, {part.splitname for part in parts})
+  opened = {name for name, _, _ in parts}
+  names = _class_names(folder, opened)
   if len(names) < 2:
     raise UsageError(f'{data_dir} has one class ({names[0]!r}); a classifier needs at least two')
-  _report(folder, f'{data_dir}:{split}', {part.splitname for part in parts}, chosen, names)
+  _report(folder, f'{data_dir}:{split}', opened, chosen, names)
 
   number_of = {name: number for number, name in enumerate(names)}
   paths, labels = zip(*((path, number_of[name]) for path, name in chosen), strict=True)
@@ -75,7 +77,19 @@ def open_folder(split: str, data_dir: str | None) -> Source:
 
   inside = (os.fsencode(path.removeprefix(os.path.join(folder.root, ''))) for path in paths)
   digest, name = hashlib.sha256(b'\0'.join(inside)).hexdigest(), printable(f'{public(str(data_dir))}:{split}')
-  return Source(name, len(paths), names, read, scan, str(data_dir), digest)
+  return Source(name, len(paths), names, read, scan, str(data_dir), digest, parts)
+
+
+def split_parts(split: str, splits: Mapping[str, Any]) -> tuple[tuple[str, int, int], ...]:
+  """Returns what a slice in TFDS's notation consists of: (split, first example, end).
+
+  Raises TFDS's errors for a split that there is not.
+  """
+  absolute = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
+  return tuple(
+    (part.splitname, part.from_ or 0, splits[part.splitname].num_examples if part.to is None else part.to)
+    for part in absolute
+  )
 
 
 def folder_splits(data_dir: str | None) -> list[str]:

@@ -38,6 +38,7 @@ class Source:
   scan: Callable[[np.ndarray], list[Example]]  # the same, but images may be missing, and nothing is verified
   folder: str  # of the data set
   identity: str = ''  # of the examples: name and version, or a digest
+  parts: tuple[tuple[str, int, int], ...] = ()  # the splits it is of, with the first example and the end
   is_published: bool = False  # by TFDS: figures over it are over images as they are stored, never turned
 
   def scan_all(self) -> Iterator[Example]:

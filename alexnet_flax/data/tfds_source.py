@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from alexnet_flax.data import digits, tfrecord
-from alexnet_flax.data.folder_source import folder_splits, open_folder
+from alexnet_flax.data.folder_source import folder_splits, open_folder, split_parts
 from alexnet_flax.data.image_header import Encoded
 from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.data.source import Example, Source
@@ -65,6 +65,7 @@ def open_dataset(name: str, split: str, data_dir: str | None = None, verify: boo
     scan=lambda numbers: [parse(record) for record in scan(numbers)],
     folder=str(builder.data_dir),
     identity=f'{info.full_name}:{split}',
+    parts=split_parts(split, info.splits),
     is_published=re.match(r'tensorflow_datasets\.(?!core\.)', type(builder).__module__) is not None,
   )
 

@@ -1,5 +1,6 @@
 """Runs trained networks on a data set, and collects their predictions."""
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ def predict_dataset(
   batch_size: int = 128,
   num_threads: int | None = None,
   bad: BadImages | None = None,
+  keep_all: bool = False,
 ) -> Predictions:
   """Predicts every labelled image of a data set, on all devices.
 
@@ -52,6 +54,7 @@ def predict_dataset(
     batch_size: Images per batch; rounded up to a multiple of the number of devices.
     num_threads: Decoding threads; one per core if None.
     bad: Handles images that cannot be decoded; skipped ones are not counted. An error if None.
+    keep_all: Keep the log probabilities of all classes, 4 bytes each.
 
   Raises:
     UsageError: The data set's classes differ from the networks', or an image cannot be decoded.
@@ -66,17 +69,18 @@ def predict_dataset(
   if not counted.any():
     raise UsageError(f'{source.name}: no image has a label')
 
-  top, probabilities, losses, decoded = [], [], [], []
+  top, probabilities, losses, decoded, kept = [], [], [], [], []
   labels = iter(classes[0] if classes else 0 for classes in correct)
-  for batch, weights in _probabilities(networks, source, protocol, batch_size, num_threads, bad):
-    if not np.isfinite(batch).all():
+  for batch, weights in _log_probabilities(networks, source, protocol, batch_size, num_threads, bad):
+    if np.isnan(batch).any():
       raise UsageError(f'{" and ".join(sizes)}: the predictions are not finite')
     order = np.argsort(-batch, axis=1, kind='stable')[:, :_TOP]
     top.append(order)
     decoded.append(weights > 0)
-    probabilities.append(np.take_along_axis(batch, order, 1))
-    at_label = batch[np.arange(len(batch)), [next(labels) for _ in batch]]
-    losses.append(-np.log(np.maximum(at_label, np.finfo(np.float32).tiny)))  # float32 may underflow to 0
+    probabilities.append(np.exp(np.take_along_axis(batch, order, 1)))
+    losses.append(-batch[np.arange(len(batch)), [next(labels) for _ in batch]])
+    if keep_all:
+      kept.append(batch)
   counted &= np.concatenate(decoded)
   return Predictions(
     np.concatenate(top)[counted],
@@ -84,10 +88,11 @@ def predict_dataset(
     np.concatenate(losses)[counted],
     [classes for classes, counts in zip(correct, counted, strict=True) if counts],
     np.nonzero(counted)[0],
+    np.concatenate(kept)[counted] if keep_all else None,
   )
 
 
-def _probabilities(
+def _log_probabilities(
   networks: Sequence[PretrainedModel],
   source: Source,
   protocol: Protocol,
@@ -95,7 +100,7 @@ def _probabilities(
   num_threads: int | None,
   bad: BadImages | None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields float32 [B, C] and weights [B], 0 for skipped ones, for the images of the data set in order."""
+  """Yields log probabilities, float32 [B, C], and weights [B], 0 for skipped images, for all in order."""
   from alexnet_flax.data import loader
 
   mesh = jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
@@ -105,46 +110,57 @@ def _probabilities(
   allowed, classes = protocol.allowed, np.arange(len(networks[0].class_names))
   mean = jax.jit(
     functools.partial(
-      mean_probabilities,
+      log_mean_probabilities,
       [network.model for network in networks],
       allowed=None if allowed is None else np.isin(classes, allowed),
     ),
     out_shardings=replicated,
   )
-  batches = loader.eval_batches(
-    source, protocol.view, batch_size=batch_size, num_threads=num_threads, bad=bad
-  )
+  views = list(dict.fromkeys(protocol.views))  # networks that see the same crops share them
+  bads = [bad, *(bad and dataclasses.replace(bad) for _ in views[1:])]  # only the first view's are counted
+  batches = [
+    loader.to_devices(
+      loader.eval_batches(source, view, batch_size=batch_size, num_threads=num_threads, bad=one), sharding
+    )
+    for view, one in zip(views, bads, strict=True)
+  ]
   total = source.num_examples
   with tqdm(total=total, unit='image', desc=source.name, disable=not sys.stderr.isatty()) as bar:
-    for start, batch in enumerate(loader.to_devices(batches, sharding)):
+    for start, by_view in enumerate(zip(*batches, strict=True)):
       count = min(batch_size, total - start * batch_size)
-      yield np.asarray(mean(variables, batch['image']))[:count], np.asarray(batch['weight'])[:count]
+      images = [by_view[views.index(view)]['image'] for view in protocol.views]
+      weights = np.min([np.asarray(batch['weight']) for batch in by_view], axis=0)
+      yield np.asarray(mean(variables, images))[:count], weights[:count]
       bar.update(count)
 
 
-def mean_probabilities(
-  models: Sequence[Any], variables: Sequence[Any], images: jax.Array, allowed: np.ndarray | None = None
+def log_mean_probabilities(
+  models: Sequence[Any],
+  variables: Sequence[Any],
+  images: Sequence[jax.Array],
+  allowed: np.ndarray | None = None,
 ) -> jax.Array:
-  """The softmax averaged over networks and crops.
+  """The logarithm of the softmax averaged over networks and crops; it does not underflow.
 
   Args:
     models: Networks with C classes each.
     variables: Their variables.
-    images: uint8 RGB [B, S, S, 3], or [B, V, S, S, 3] with V crops each.
+    images: What each network sees, uint8 RGB [B, S, S, 3], or [B, V, S, S, 3] with V crops each.
     allowed: bool [C], the classes that can be predicted; all if None.
 
   Returns:
-    float32 [B, C].
+    float32 [B, C]; -inf for classes that cannot be predicted.
   """
-  flat, total = images.reshape(-1, *images.shape[-3:]), jnp.zeros(())
-  for model, one in zip(models, variables, strict=True):
-    batch = normalize({'image': flat}, preprocessing=model.spec.preprocessing)
-    logits = model.apply(one, batch['image'], train=False)
+  each = []
+  for model, one, views in zip(models, variables, images, strict=True):
+    flat = {'image': views.reshape(-1, *views.shape[-3:])}
+    inputs = normalize(flat, preprocessing=model.spec.preprocessing)['image']
+    logits = model.apply(one, inputs, train=False)
     if allowed is not None:
       logits = jnp.where(allowed[None], logits, -jnp.inf)
-    crops = jax.nn.softmax(logits).reshape(images.shape[0], -1, logits.shape[-1])
-    total = crops.mean(1) + total
-  return total / len(models)
+    each.append(jax.nn.log_softmax(logits).reshape(views.shape[0], -1, logits.shape[-1]))
+  crops = jnp.concatenate(each, axis=1)  # of all networks, as many of each
+  return jax.nn.logsumexp(crops, axis=1) - np.log(np.float32(crops.shape[1]))
 
 
 def _check_classes(network: PretrainedModel, source: Source) -> None:

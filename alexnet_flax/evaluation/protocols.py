@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.tfds_source import open_dataset, split_names
@@ -16,15 +17,25 @@ PROTOCOLS = {'1-crop': False, 'ten-crop': True}
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-  """How images are cropped, and which classes can be predicted (all if None)."""
+  """How images are cropped for each network, and which classes can be predicted (all if None)."""
 
-  view: EvalView
+  views: tuple[EvalView, ...]
   allowed: tuple[int, ...] | None = None
+
+  @property
+  def view(self) -> EvalView:
+    """The view of the first network; others differ at most in their sides."""
+    return self.views[0]
+
+  def with_views(self, **changes: Any) -> 'Protocol':
+    """Returns the protocol with the same changes in every view."""
+    return dataclasses.replace(self, views=tuple(dataclasses.replace(view, **changes) for view in self.views))
 
   def __str__(self) -> str:
     view = self.view
-    crops, side = '10 crops' if view.ten_crop else '1 crop', view.image_size
-    text = f'{crops} of {side}x{side}, short side {view.resize_side}, resized by {view.resize}'
+    sides = dict.fromkeys(f'{x.image_size}x{x.image_size}, short side {x.resize_side}' for x in self.views)
+    crops = '10 crops' if view.ten_crop else '1 crop'
+    text = f'{crops} of {" and of ".join(sides)}, resized by {view.resize}'
     text += {True: ', upright', False: ', as stored', None: ''}[view.turn]
     return text if self.allowed is None else f'{text}, restricted to {len(self.allowed)} classes'
 
@@ -36,22 +47,21 @@ def protocol_of(
   size: int | None = None,
   allowed: tuple[int, ...] | None = None,
 ) -> Protocol:
-  """Returns a protocol by name, for networks that are evaluated on the same crops.
+  """Returns a protocol by name; each network sees crops of its own size, unless `size` says another.
 
   Args:
-    networks: The networks. They determine the short side and, if `size` is None, the side of the crops.
+    networks: The networks. Each determines its short side and, if `size` is None, the side of its crops.
     name: One of `PROTOCOLS`.
     resize: 'pil' or 'tf'; see `EvalView`.
     size: The side of the crops, such as 224 or 227.
     allowed: See `Protocol`.
 
   Raises:
-    UsageError: There is no such protocol, crops of that side do not fit a network, or the networks need
-      different crops.
+    UsageError: There is no such protocol, or crops of that side do not fit a network.
   """
   if name not in PROTOCOLS:
     raise unknown_name('protocol', name, PROTOCOLS)
-  views = {}
+  views = []
   for network in networks:
     spec = network.spec
     side = spec.image_size if size is None else size
@@ -62,12 +72,9 @@ def protocol_of(
         f'crops of {side}x{side} do not fit {network.source}: its last pooling gives {final}x{final}, but its'
         f' weights need {needed}x{needed}; its own crop size is {spec.image_size}'
       )
-    views[EvalView(side, round(spec.image_size / spec.preprocessing.center_crop_share), resize)] = network
-  if len(views) > 1:
-    seen = '; '.join(f'{one.source}: {view.image_size} of {view.resize_side}' for view, one in views.items())
-    raise UsageError(f'averaged networks must use the same crops ({seen}); give --size')
-  (view,) = views
-  return Protocol(dataclasses.replace(view, ten_crop=PROTOCOLS[name]), allowed)
+    short = round(spec.image_size / spec.preprocessing.center_crop_share)
+    views.append(EvalView(side, short, resize, ten_crop=PROTOCOLS[name]))
+  return Protocol(tuple(views), allowed)
 
 
 def open_evaluated(dataset: str, data_dir: str | None = None, any_count: bool = True) -> Source:

@@ -1,4 +1,4 @@
-"""Metrics of predictions: accuracy with its interval, calibration error, confusion matrix. NumPy only."""
+"""Metrics of predictions: accuracy with its interval, calibration error, confusion matrix."""
 
 import dataclasses
 import functools
@@ -29,6 +29,7 @@ class Predictions:
     losses: float [N], negative log probability of the label, in nats.
     correct_classes: The classes that count as correct for each image. The first one is its label.
     indices: int [N], the images' indices in the data set. Images without a label are not included.
+    log_probabilities: float [N, C], of all classes, if they were kept.
   """
 
   top_classes: np.ndarray
@@ -36,6 +37,7 @@ class Predictions:
   losses: np.ndarray
   correct_classes: Sequence[tuple[int, ...]]
   indices: np.ndarray
+  log_probabilities: np.ndarray | None = None
 
   @functools.cached_property
   def labels(self) -> np.ndarray:

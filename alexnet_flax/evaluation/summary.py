@@ -1,8 +1,10 @@
 """`alexnet-flax evaluate`: evaluates networks, prints a summary and writes JSON."""
 
 import dataclasses
+import functools
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal, TextIO
@@ -13,6 +15,7 @@ from alexnet_flax.data.bad_images import BadImages
 from alexnet_flax.data.source import Source
 from alexnet_flax.data.views import Resize
 from alexnet_flax.errors import UsageError, one_line
+from alexnet_flax.evaluation.calibration import HALVES, require_other_images, scale_by, scale_by_halves
 from alexnet_flax.evaluation.evaluate import correct_classes, predict_dataset
 from alexnet_flax.evaluation.imagenet import (
   ALEXNET_ERRORS,
@@ -42,6 +45,7 @@ def evaluate(
   batch_size: int = 128,
   any_count: bool = False,
   orientation: Orientation | None = None,
+  calibrate: str | None = None,
   bad: BadImages | None = None,
   quiet: bool = False,
 ) -> dict[str, Any]:
@@ -56,11 +60,14 @@ def evaluate(
     any_count: Accept a published data set that does not have all of its images.
     orientation: Whether images are turned as their metadata say; None leaves those of TFDS's own sets as they
       are stored, as published figures do, and turns all others.
+    calibrate: The split that a temperature is fitted on, or NAME:SPLIT, or 'halves': each half of the images
+      is scaled by the temperature of the other. Loss and calibration error are given before and after.
     bad: Handles images that cannot be decoded; skipped ones are not counted. An error if None.
     quiet: Print to the standard error.
 
   Raises:
-    UsageError: The data set or the protocol does not fit the networks, or the data set is missing.
+    UsageError: The data set or the protocol does not fit the networks, the data set is missing, or a
+      temperature cannot be fitted, or would be fitted on images that are evaluated.
   """
   out = sys.stderr if quiet else sys.stdout
   name, _ = split_name(dataset)
@@ -69,18 +76,33 @@ def evaluate(
     whole = open_evaluated(f'{name}:{known.split}', data_dir, any_count)
     allowed = tuple(sorted({label for classes in correct_classes(whole) for label in classes}))
   chosen, bad = protocol_of(networks, protocol, resize, size, allowed), bad or BadImages()
-  view = dataclasses.replace(chosen.view, turn=orientation == 'upright')
+  chosen = chosen.with_views(turn=orientation == 'upright')
   if known and known.is_cropped:
-    view = dataclasses.replace(view, resize_side=view.image_size)
-  chosen = dataclasses.replace(chosen, view=view)
+    views = (dataclasses.replace(view, resize_side=view.image_size) for view in chosen.views)
+    chosen = dataclasses.replace(chosen, views=tuple(views))
   if name == CORRUPTED:
+    if calibrate is not None:
+      raise UsageError(f'--calibrate is for one data set; name a part of this one, such as {name}/fog_3')
     return _evaluate_corrupted(networks, data_dir, chosen, batch_size, any_count, bad, out)
   source = open_evaluated(dataset, data_dir, any_count)
   if orientation is None:
-    chosen = dataclasses.replace(chosen, view=dataclasses.replace(view, turn=not source.is_published))
-  predictions = predict_dataset(networks, source, chosen, batch_size=batch_size, bad=bad)
+    chosen = chosen.with_views(turn=not source.is_published)
+  predict = functools.partial(
+    predict_dataset, networks, protocol=chosen, batch_size=batch_size, keep_all=calibrate is not None
+  )
+  fit_on = None
+  if calibrate not in (None, HALVES):
+    other = calibrate if re.match(r'[^\[]+:', calibrate) else f'{name}:{calibrate}'
+    fit_on = open_evaluated(other, data_dir, any_count=True)
+    require_other_images(fit_on, source)
+  predictions = predict(source, bad=bad)
   confusion = predictions.confusion(len(networks[0].class_names))
   results = _results(networks, source, chosen, predictions, confusion, bad.skipped)
+  if fit_on is not None:
+    fitted = predict(fit_on, bad=dataclasses.replace(bad, reasons={}))
+    results['temperature_scaling'] = scale_by(fitted, fit_on.name, predictions)
+  elif calibrate is not None:
+    results['temperature_scaling'] = scale_by_halves(predictions, source.name)
   print(_table(results, chosen, confusion, networks[0].readable_names), bad.summary(), sep='\n', file=out)
   return results
 
@@ -132,15 +154,21 @@ def _evaluate_corrupted(
 
 
 def _conditions(networks: Sequence[PretrainedModel], protocol: Protocol) -> dict[str, Any]:
-  view = protocol.view
+  view, sides = protocol.view, [(view.image_size, view.resize_side) for view in protocol.views]
+  crop_side, short_side = sides[0] if len(set(sides)) == 1 else (None, None)  # networks then have their own
   return {
     'networks': [
-      {'source': pathlib.PurePath(network.source).name, 'variant': network.spec.name} for network in networks
+      {
+        'source': pathlib.PurePath(network.source).name,
+        'variant': network.spec.name,
+        **({} if crop_side else {'crop_side': one, 'short_side': other}),
+      }
+      for network, (one, other) in zip(networks, sides, strict=True)
     ],
     'protocol': {
       'crops': 10 if view.ten_crop else 1,
-      'crop_side': view.image_size,
-      'short_side': view.resize_side,
+      'crop_side': crop_side,
+      'short_side': short_side,
       'resize': view.resize,
       'orientation': 'upright' if view.turn else 'stored',
       'allowed_classes': None if protocol.allowed is None else len(protocol.allowed),
@@ -190,8 +218,17 @@ def _table(results: dict[str, Any], protocol: Protocol, confusion: np.ndarray, n
     f'top-1        {top1[0]:7.2f} %   {top1[1]:.2f} ... {top1[2]:.2f}',
     *([f'top-5        {top5[0]:7.2f} %   {top5[1]:.2f} ... {top5[2]:.2f}'] if len(names) > 5 else []),
     f'loss         {loss:7.4f}     {low:.4f} ... {high:.4f}',
-    f'calibration  {100 * results["calibration_error"]:7.2f} %   expected error, 15 bins\n',
+    f'calibration  {100 * results["calibration_error"]:7.2f} %   expected error, 15 bins',
   ]
+  if scaling := results.get('temperature_scaling'):
+    loss, low, high = scaling['loss'].values()
+    temperatures = ' and '.join(f'{one:.4f}' for one in scaling['temperatures'])
+    lines += [
+      f'\nat temperature {temperatures}, fitted on {scaling["fitted_on"]}',
+      f'loss         {loss:7.4f}     {low:.4f} ... {high:.4f}',
+      f'calibration  {100 * scaling["calibration_error"]:7.2f} %',
+    ]
+  lines.append('')
   if len(names) <= _FEW_CLASSES:
     return '\n'.join(lines + _confusion_table(confusion, names))
   counts = confusion.sum(1)

@@ -7,13 +7,16 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import scipy.special
+import sklearn.metrics
 import tensorflow_datasets as tfds
 
-from alexnet_flax import VARIANTS, save_weights
+from alexnet_flax import VARIANTS, pretrained, save_weights
 from alexnet_flax.cli.main import main
+from alexnet_flax.data.source import Example
 from alexnet_flax.errors import UsageError
+from alexnet_flax.evaluation import calibration, imagenet, protocols, summary
 from alexnet_flax.evaluation import evaluate as evaluation
-from alexnet_flax.evaluation import imagenet, protocols, summary
 from alexnet_flax.models.alexnet import AlexNet
 from alexnet_flax.pretrained import PretrainedModel, load_pretrained
 from alexnet_flax.training.logger import read_metrics
@@ -63,9 +66,7 @@ def test_several_networks_are_averaged(run, data_dir, tmp_path, capsys):
   other = digits_run(data_dir, seed=1)
   networks = [load_pretrained(str(folder)) for folder in (run, other)]
   source = protocols.open_evaluated('digits:test[:50]', data_dir)
-  protocol = protocols.protocol_of(networks)
-  each = [_all_probabilities([network], source, protocol) for network in networks]
-  both = _all_probabilities(networks, source, protocol)
+  each, both = _each_and_both(networks, source)
   np.testing.assert_allclose(both, np.mean(each, axis=0), atol=1e-6)
   assert np.abs(each[0] - each[1]).max() > 0.01
   figures, _ = evaluated(
@@ -76,9 +77,99 @@ def test_several_networks_are_averaged(run, data_dir, tmp_path, capsys):
   assert [one['source'] for one in figures['networks']] == ['digits-0', 'digits-1']
 
 
+def _each_and_both(networks, source):
+  each = [_all_probabilities([one], source, protocols.protocol_of([one])) for one in networks]
+  return each, _all_probabilities(networks, source, protocols.protocol_of(networks))
+
+
+def test_weights_files_of_several_variants_see_crops_of_their_own(data_dir, tmp_path, capsys):
+  specs = [VARIANTS['torchvision'].scaled(1 / 16, 67), VARIANTS['cifar10_small_alexnet'].scaled(1 / 16)]
+  paths = [tmp_path / 'a.pth', tmp_path / 'b.safetensors']
+  for path, spec in zip(paths, specs, strict=True):
+    save_weights(path, spec, random_variables(spec, 10))
+  source = protocols.open_evaluated('digits:test[:20]', data_dir)
+  networks = [load_pretrained(paths[0], spec=specs[0]), load_pretrained(paths[1])]
+  each, both = _each_and_both(networks, source)
+  np.testing.assert_allclose(both, np.mean(each, axis=0), atol=1e-6)
+  assert np.abs(each[0] - each[1]).max() > 0.01
+  # The options are for the file that does not describe itself.
+  options = ['--variant', 'torchvision', '--image_size', '67', '--dataset', 'digits:test[:20]']
+  figures, table = evaluated(capsys, tmp_path, *paths, *options, '--data_dir', data_dir)
+  labels = [label for (label,) in evaluation.correct_classes(source)]
+  assert figures['top1']['value'] == pytest.approx(np.mean(both.argmax(1) == labels))
+  assert [(one['crop_side'], one['short_side']) for one in figures['networks']] == [(67, 77), (28, 32)]
+  assert figures['protocol']['crop_side'] is None
+  assert '1 crop of 67x67, short side 77 and of 28x28, short side 32, resized by pil' in table
+
+
+def test_a_folder_of_seeds_is_all_of_its_runs(run, data_dir, tmp_path, capsys):
+  runs = tmp_path / 'seeds [1]'
+  runs.mkdir()
+  for seed, folder in enumerate((run, digits_run(data_dir, seed=1))):
+    (runs / f'seed-{seed}').symlink_to(folder)
+  assert pretrained.seed_runs(f'{runs}@best') == [f'{runs}/seed-{seed}@best' for seed in (0, 1)]
+  assert pretrained.seed_runs(run) == []
+  figures, _ = evaluated(capsys, tmp_path, runs)
+  assert [one['source'] for one in figures['networks']] == ['seed-0', 'seed-1']
+  assert figures['images'] == 37
+
+
+def test_temperature_scaling(run, data_dir, tmp_path, capsys):
+  common = [run, '--data_dir', data_dir, '--dataset', 'digits:test[:50%]']
+  plain, _ = evaluated(capsys, tmp_path, *common)
+  figures, table = evaluated(capsys, tmp_path, *common, '--calibrate', 'test[50%:]')
+  network, scaling = load_pretrained(str(run)), figures.pop('temperature_scaling')
+  assert figures == plain  # before scaling, and accuracy in any case
+  parts = {}
+  for part in ('test[:50%]', 'test[50%:]'):
+    source = protocols.open_evaluated(f'digits:{part}', data_dir)
+    log_probabilities = np.log(_all_probabilities([network], source, protocols.protocol_of([network])))
+    parts[part] = log_probabilities, [label for (label,) in evaluation.correct_classes(source)]
+  (temperature,) = scaling['temperatures']
+  assert temperature == pytest.approx(calibration.fit_temperature(*map(np.array, parts['test[50%:]'])))
+  rows, labels = parts['test[:50%]']
+  expected = sklearn.metrics.log_loss(labels, scipy.special.softmax(rows / temperature, axis=1))
+  assert scaling['loss']['value'] == pytest.approx(expected, rel=1e-5)
+  assert scaling['loss']['value'] != plain['loss']['value']
+  assert (scaling['fitted_on'], scaling['images']) == ('digits:test[50%:]', 182)
+  assert f'at temperature {temperature:.4f}, fitted on digits:test[50%:]' in table
+
+  halves, _ = evaluated(capsys, tmp_path, *common, '--calibrate', 'halves')
+  fits = [calibration.fit_temperature(rows[half::2], np.array(labels)[half::2]) for half in (0, 1)]
+  scaling = halves['temperature_scaling']
+  assert scaling['temperatures'] == pytest.approx(fits)
+  swapped = np.where(np.arange(len(rows)) % 2, fits[0], fits[1])
+  expected = sklearn.metrics.log_loss(labels, scipy.special.softmax(rows / swapped[:, None], axis=1))
+  assert scaling['loss']['value'] == pytest.approx(expected, rel=1e-5)
+
+
+def test_no_temperature_is_fitted_on_what_is_evaluated(run, data_dir, capsys):
+  common = ['evaluate', str(run), '--data_dir', data_dir, '--dataset', 'digits:test[:50%]', '--calibrate']
+  for split, message in [
+    ('test', 'digits:test has 182 of the images that are evaluated, digits:test[:50%]'),
+    ('digits:test[100:200]', 'digits:test[100:200] has 82 of the images'),
+    ('tset', "unknown split 'tset'; did you mean 'test'"),
+    ('train[:1]', 'no temperature can be fitted to digits:train[:1]: none from 0.01 to 100 is best'),
+  ]:
+    assert main([*common, split]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count('\n') == 1
+  folders = [dataclasses.replace(protocols.open_evaluated('digits:test', data_dir), folder=f) for f in 'ab']
+
+  def named(prefix):
+    return lambda numbers: [Example(b'', 0, f'{prefix}{number}') for number in numbers.tolist()]
+
+  same, other = (dataclasses.replace(folders[1], scan=named(prefix)) for prefix in 'xy')
+  first = dataclasses.replace(folders[0], scan=named('x'))
+  calibration.require_other_images(first, other)
+  with pytest.raises(UsageError, match='has 364 of the images'):  # of another data set, by their names
+    calibration.require_other_images(first, same)
+
+
 def _all_probabilities(networks, source, protocol):
-  batches = evaluation._probabilities(networks, source, protocol, 16, 1, None)
-  return np.concatenate([probabilities for probabilities, _ in batches])
+  batches = evaluation._log_probabilities(networks, source, protocol, 16, 1, None)
+  return np.exp(np.concatenate([log_probabilities for log_probabilities, _ in batches]))
 
 
 def test_ten_crops_and_resizing_change_the_views(run, data_dir, tmp_path, capsys):

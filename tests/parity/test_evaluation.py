@@ -64,9 +64,10 @@ def test_ten_crops(photos, tmp_path, agree):
   network = load_pretrained(weights, variant='torchvision')
   source = protocols.open_evaluated('image_folder:test', str(photos))
   protocol = protocols.protocol_of([network], 'ten-crop')
-  ours = np.concatenate(list(evaluate._probabilities([network], source, protocol.view, None, 8, 1)))
+  batches = evaluate._log_probabilities([network], source, protocol, 8, 1, None)
+  ours = np.exp(np.concatenate([log_probabilities for log_probabilities, _ in batches]))
   names = [example.name for example in source.read(np.arange(source.num_examples))]
-  labels = [label for (label,) in evaluate.right_classes(source)]
+  labels = [label for (label,) in evaluate.correct_classes(source)]
   expected = []
   for name in names:
     with torch.no_grad():
