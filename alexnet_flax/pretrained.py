@@ -171,7 +171,7 @@ def is_network(text: str) -> bool:
   if run := find_run(text):
     return (run[0] / 'config.json').exists()
   if os.path.exists(expanded(text)):
-    return text.endswith((*WRITABLE_ENDINGS, '.pt', '.h5'))
+    return text.endswith((*WRITABLE_ENDINGS, '.pt', '.pth.tar', '.h5'))
   return text in PUBLISHED or text.startswith(('http://', 'https://'))
 
 
@@ -222,10 +222,12 @@ def _load_run(source: str, folder: pathlib.Path, which: str | None) -> Pretraine
 
 
 def _model(source: str, spec: Spec, variables: dict[str, Any], names: tuple[str, ...]) -> PretrainedModel:
-  """Completes the class names; 1000 classes without names are taken for ImageNet's."""
+  """Completes class names: of 1000 classes ImageNet's, of 365 those of Places365 if the file is called so."""
   num_classes = variables['params'][spec.head]['bias'].shape[0]
   if not names and num_classes == 1000:
     names = imagenet_synsets()
+  if not names and num_classes == 365 and 'places365' in pathlib.PurePath(source).name.lower():
+    names = _listed_in_tfds('image_classification/categories_places365.txt')
   if len(names) > num_classes:
     raise UsageError(f'{source}: names of {len(names)} classes for a network of {num_classes}')
   names = (*names, *unnamed(num_classes)[len(names) :])
@@ -283,11 +285,14 @@ def _unquoted(line: str) -> str:
 
 def imagenet_synsets() -> tuple[str, ...]:
   """Returns ImageNet's 1,000 synsets ('n01440764', ...) by label, as TFDS lists them; () without TFDS."""
+  return _listed_in_tfds('datasets/imagenet2012/labels.txt')
+
+
+def _listed_in_tfds(path: str) -> tuple[str, ...]:
   found = importlib.util.find_spec('tensorflow_datasets')  # does not import it
   if found is None or found.origin is None:
     return ()
-  listed = pathlib.Path(found.origin).parent / 'datasets' / 'imagenet2012' / 'labels.txt'
-  return tuple(listed.read_text(encoding='utf-8').split())
+  return tuple((pathlib.Path(found.origin).parent / path).read_text(encoding='utf-8').split())
 
 
 def readable(names: Sequence[str]) -> tuple[str, ...]:

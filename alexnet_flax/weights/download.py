@@ -13,8 +13,9 @@ from typing import Any
 from alexnet_flax.errors import UsageError, needs_extra, unknown_name
 from alexnet_flax.files import cache_folder, expanded, without_credentials
 
-# Name -> URL and digest. The digests are published with the files: in torchvision's file name, in
-# BVLC/caffe's models/*/readme.md, and in cvjena/cnn-models' AlexNet_cvgj/model_download_link.txt.
+# Name -> URL and digest. The digests are published with the files: in the file names of torchvision and of
+# Geirhos et al. (2019), whose URL is in Brain-Score's model alexnet_trained_on_SIN, in BVLC/caffe's
+# models/*/readme.md, and in cvjena/cnn-models' AlexNet_cvgj/model_download_link.txt.
 _BVLC = 'http://dl.caffe.berkeleyvision.org'
 PUBLISHED: dict[str, tuple[str, str]] = {
   'torchvision': ('https://download.pytorch.org/models/alexnet-owt-7be5be79.pth', '7be5be79'),
@@ -23,6 +24,11 @@ PUBLISHED: dict[str, tuple[str, str]] = {
   'batchnorm_grouped': (
     'https://upload.uni-jena.de/data/58492f883382d6.05749656/alexnet_cvgj_iter_320000.caffemodel',
     'd907ac9b2b3427367b2d7a8ca9bd697b14a38a95f29c1a52fae06f45db3a6369',
+  ),
+  'stylized_imagenet': (
+    'https://bitbucket.org/robert_geirhos/texture-vs-shape-pretrained-models/raw/'
+    '0008049cd10f74a944c6d5e90d4639927f8620ae/alexnet_train_60_epochs_lr0.001-b4aa5238.pth.tar',
+    'b4aa5238',
   ),
 }
 
@@ -80,7 +86,7 @@ def check_digests(content: bytes, digests: list[str], source: str) -> None:
 
 def _digests_in_name(name: str) -> list[str]:
   """The digest in 'alexnet-owt-7be5be79.pth', as PyTorch's hub writes it; not a date or another number."""
-  return re.findall(r'-(?!\d+\.)([0-9a-f]{8,64})\.pth?$', name)
+  return re.findall(r'-(?!\d+\.)([0-9a-f]{8,64})\.pth?(?:\.tar)?$', name)
 
 
 def _downloaded(url: str, digest: str | None) -> pathlib.Path:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alexnet_flax.errors import UsageError
-from alexnet_flax.models.spec import Conv, Dense, Layer, Spec
+from alexnet_flax.models.spec import Conv, Dense, Layer, Preprocessing, Spec
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.weights.layout import Tensors, variables_of
 
@@ -35,6 +35,7 @@ class Parsed(NamedTuple):
   class_names: tuple[str, ...] = ()
   layers: Sequence[tuple[str, Any]] | None = None  # that compute, (name, description) in order
   image_size: int | None = None  # the side of the network's images
+  preprocessing: Preprocessing | None = None  # if the file says that it is not its variant's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,7 @@ class WeightsFile:
   class_names: tuple[str, ...]
   layers: Sequence[tuple[str, Any]] | None
   image_size: int | None
+  preprocessing: Preprocessing | None
 
   def find_spec(self) -> Spec | None:
     """Returns the network that the file contains, or the variant whose layers it has."""
@@ -104,7 +106,7 @@ class WeightsFile:
     return None
 
   def scaled(self, spec: Spec, width: float = 1.0, image_size: int | None = None) -> Spec:
-    """Returns `spec.scaled(width, image_size)`; what is not given, as the file has it.
+    """Returns `spec.scaled(width, image_size)`; what is not given, and preprocessing, as the file has it.
 
     Raises UsageError for images that are too small for the network.
     """
@@ -116,6 +118,7 @@ class WeightsFile:
       with contextlib.suppress(LookupError, ValueError, TypeError, UsageError):  # of another network
         width = self.format.outputs(self, spec, widest) / features or 1.0
     scaled = spec.scaled(width, self.image_size if image_size is None else image_size)
+    scaled = dataclasses.replace(scaled, preprocessing=self.preprocessing or spec.preprocessing)
     try:
       scaled.check_image_size(scaled.image_size, scaled.image_size)
     except ValueError as error:

@@ -17,6 +17,7 @@ from alexnet_flax.weights import layout
 from alexnet_flax.weights.format import Activations, Format, Inputs, Parsed, WeightsFile, lacks_layer
 from alexnet_flax.weights.layout import Tensors, check, from_channels_first, match_input, pick, weight_layers
 from alexnet_flax.weights.native import is_safetensors, parse_safetensors
+from alexnet_flax.weights.others import refuse_others
 from alexnet_flax.weights.pth import dump_state_dict, parse_state_dict
 
 PREPROCESSING = Preprocessing()  # torchvision's weights are all for its ImageNet mean and std
@@ -115,6 +116,7 @@ def _unwrapped(state_dict: Mapping[str, np.ndarray]) -> Parsed:
   for name, inner in names.items():
     if by_inner[inner] != name:
       raise UsageError(f'holds two networks: {name} and {by_inner[inner]}; save one of them')
+  refuse_others(by_inner)
   return Parsed({inner: state_dict[name] for name, inner in names.items()})
 
 
@@ -136,7 +138,7 @@ PTH: Format = dataclasses.replace(
   ending='.pth',
   # PyTorch writes a zip archive, formerly a pickle.
   recognize=lambda content, path: (
-    content.startswith((b'PK\x03\x04', b'\x80')) or path.suffix in ('.pth', '.pt')
+    content.startswith((b'PK\x03\x04', b'\x80')) or path.name.endswith(('.pth', '.pt', '.pth.tar'))
   ),
   nature='written by PyTorch',
   parse=lambda content: _unwrapped(parse_state_dict(content)),

@@ -34,6 +34,8 @@ def test_digests(tmp_path):
     UsageError, match=f'wrong digest: its sha256 is {digest[:8]}, not 0123abcd; .* another name'
   ):
     load_weights(bad, SPEC)
+  with pytest.raises(UsageError, match='wrong digest'):
+    load_weights(bad.rename(tmp_path / 'a-lr0.001-0123abcd.pth.tar'), SPEC)
   beside = tmp_path / 'a.safetensors.sha256'
   beside.write_text(f'{digest}  a.safetensors\n')
   load_weights(tmp_path / 'a.safetensors', SPEC)

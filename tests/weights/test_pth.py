@@ -3,6 +3,7 @@
 import argparse
 import collections
 import io
+import json
 import pickle
 import sys
 import zipfile
@@ -14,9 +15,10 @@ import pytest
 from alexnet_flax import VARIANTS, load_weights, save_weights
 from alexnet_flax.cli.main import main
 from alexnet_flax.errors import UsageError
+from alexnet_flax.pretrained import load_pretrained
 from alexnet_flax.weights import open_weights, pth, torchvision
 from alexnet_flax.weights.layout import tensors_of
-from tests.helpers import random_variables
+from tests.helpers import encode, random_variables, smooth_image
 
 SPEC = VARIANTS['torchvision'].scaled(1 / 16, 67)
 MAGIC, PROTOCOL, SYSTEM = 0x1950A86A20F9469CFC6C, 1001, {'protocol_version': 1001, 'little_endian': True}
@@ -158,6 +160,32 @@ def test_checkpoints_as_people_have_them(arrays, tmp_path):
   ):
     same(archive_of(value), arrays, path)
     same(pickles_of(value), arrays, path)
+
+
+def test_places365_by_command(tmp_path, capsys):
+  """As alexnet_places365.pth.tar: PyTorch 0.2's format, `features` in DataParallel, 365 classes."""
+  spec = VARIANTS['torchvision'].scaled(1 / 16)
+  variables = random_variables(spec, 365)
+  arrays = torchvision.to_state_dict(tensors_of(variables), spec)
+  state = renamed(arrays, 'features.', 'features.module.')
+  content = {'epoch': 90, 'arch': 'alexnet', 'state_dict': state, 'best_prec1': tensor(np.float32([50.0]))}
+  path, image, out = (tmp_path / name for name in ('alexnet_places365.pth.tar', 'a.png', 'a.safetensors'))
+  path.write_bytes(pickles_of(content))
+  pixels = smooth_image(230, 250, 0)
+  image.write_bytes(encode(pixels, 'PNG'))
+  own = tmp_path / 'ours.safetensors'
+  save_weights(own, spec, variables)
+  assert main(['convert', str(path), str(out)]) == 0  # keeps the names
+  capsys.readouterr()
+  ((expected,),) = load_pretrained(own).classify([pixels], top=1)
+  network = load_pretrained(path)
+  assert network.class_names[:2] == ('airfield', 'airplane_cabin')
+  assert expected.name == f'class {expected.label}'
+  for arguments in ([str(image), str(path)], [str(image), '--weights', str(out)]):
+    assert main(['predict', *arguments, '--json']) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found['best'][0]['name'] == network.readable_names[expected.label]
+  assert load_pretrained(path.rename(tmp_path / 'other.pth.tar')).class_names[0] == 'class 0'
 
 
 def test_other_types_strides_and_shared_storages(arrays, tmp_path):

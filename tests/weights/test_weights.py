@@ -151,6 +151,25 @@ def test_a_caffe_file_says_what_it_subtracts(tmp_path):
     load_weights(path, spec)
 
 
+def test_the_mean_of_places365_in_a_caffe_file(tmp_path):
+  """As alexnet_places365.caffemodel has it, whose data layer names a mean image."""
+  spec, path = tiny('caffenet'), tmp_path / 'alexnet_places365.caffemodel'
+  save_weights(path, spec, variables := random_variables(spec, 365))
+  net = net_parameter().FromString(path.read_bytes())
+  net.layer[0].transform_param.ClearField('mean_value')
+  net.layer[0].transform_param.mean_file = 'data/places2CNN365_mean.binaryproto'
+  path.write_bytes(net.SerializeToString())
+  network = load_pretrained(path)
+  assert network.spec.preprocessing.mean == (104.051, 112.514, 116.676)
+  assert network.spec.preprocessing.channel_order == 'BGR'
+  assert (network.spec.name, network.class_names[-1]) == ('caffenet', 'zen_garden')
+  np.testing.assert_array_equal(
+    network.variables['params']['fc8']['kernel'], variables['params']['fc8']['kernel']
+  )
+  with pytest.raises(UsageError, match=r'mean \(104.051, 112.514, 116.676\), caffenet with'):
+    load_weights(path, spec)
+
+
 def test_our_own_file_holds_the_spec(tmp_path):
   spec = tiny('paper').replace(Activation, kind='tanh')
   save_weights(tmp_path / 'a.safetensors', spec, random_variables(spec))

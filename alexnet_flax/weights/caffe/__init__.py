@@ -26,6 +26,13 @@ _DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
   'Eltwise': ('eltwise_param', {'operation': 1, 'coeff': []}),
   'BatchNorm': ('batch_norm_param', {'eps': 1e-5}),
 }
+# Mean images whose channel means are not ImageNet's, by the name that a network's data layer has for them.
+# CSAILVision/places365, train_val_alexnet.prototxt; the means are of its places365CNN_mean.binaryproto.
+_MEAN_FILES = {
+  'places2CNN365_mean.binaryproto': Preprocessing(
+    1.0, (104.051, 112.514, 116.676), (1.0, 1.0, 1.0), 'BGR', center_crop_share=227 / 256
+  )
+}
 _WITH_WEIGHTS = ('Convolution', 'InnerProduct', 'BatchNorm', 'Scale')
 _NEUTRAL = ('Input', 'Dropout', 'Split', 'Flatten', 'Softmax', 'Accuracy', 'ArgMax', 'Silence')
 
@@ -37,7 +44,8 @@ def parse(content: bytes) -> Parsed:
   if not any(layer.blobs for layer in layers):
     advice = "if it dates from 2013, run Caffe's upgrade_net_proto_binary on it"
     raise UsageError(f'no layers with weights; {advice}')
-  return Parsed(layers, layers=_described(layers), image_size=_image_size(layers))
+  known = next(filter(None, map(_of_mean_file, layers)), None)
+  return Parsed(layers, layers=_described(layers), image_size=_image_size(layers), preprocessing=known)
 
 
 def read(file: WeightsFile, spec: Spec) -> Tensors:
@@ -151,6 +159,10 @@ def _image_size(layers: Iterable[Any]) -> int | None:
   return None
 
 
+def _of_mean_file(layer: Any) -> Preprocessing | None:
+  return _MEAN_FILES.get(layer.transform_param.mean_file.rpartition('/')[2])
+
+
 def _array(blob: Any, what: str) -> np.ndarray:
   shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
   content, kind = (blob.data, '<f4') if blob.data else (blob.double_data, '<f8')
@@ -171,6 +183,8 @@ def _stored_input(layers: list[Any], spec: Spec, source: str) -> Preprocessing:
     if transform.mean_value:
       blue, green, red = (list(transform.mean_value) * 3)[:3]
       mean = (blue * scale, green * scale, red * scale)
+    elif known := _of_mean_file(layer):
+      mean = known.mean
     elif transform.mean_file and not any(theirs.mean):
       what = f'its network subtracts {transform.mean_file}'
       raise UsageError(f'{source}: {what}; {spec.name} subtracts nothing')
