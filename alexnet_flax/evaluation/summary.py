@@ -13,6 +13,7 @@ import numpy as np
 
 from alexnet_flax.data.bad_images import BadImages
 from alexnet_flax.data.source import Source
+from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.data.views import Resize
 from alexnet_flax.errors import UsageError, one_line
 from alexnet_flax.evaluation.calibration import HALVES, require_other_images, scale_by, scale_by_halves
@@ -92,8 +93,8 @@ def evaluate(
   )
   fit_on = None
   if calibrate not in (None, HALVES):
-    other = calibrate if re.match(r'[^\[]+:', calibrate) else f'{name}:{calibrate}'
-    fit_on = open_evaluated(other, data_dir, any_count=True)
+    other = re.match(r'[^\[]+:', calibrate)  # a slice, test[:50%], has its colon in brackets
+    fit_on = open_evaluated(calibrate, data_dir) if other else open_dataset(name, calibrate, data_dir)
     require_other_images(fit_on, source)
   predictions = predict(source, bad=bad)
   confusion = predictions.confusion(len(networks[0].class_names))

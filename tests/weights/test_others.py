@@ -45,16 +45,7 @@ def test_a_file_is_refused_by_the_name_of_its_network(tensors, message, tmp_path
   for command in (
     ['predict', str(tmp_path), str(files[0])],
     ['predict', str(tmp_path), '--weights', str(files[1])],
-    [
-      'features',
-      str(tmp_path),
-      '--weights',
-      str(files[0]),
-      '--layers',
-      'fc7',
-      '--out',
-      str(tmp_path / 'f.npz'),
-    ],
+    ['features', str(tmp_path), '--weights', str(files[0]), *features],
     ['convert', str(files[0]), str(tmp_path / 'a.safetensors')],
     ['evaluate', str(files[0]), '--dataset', 'digits'],
   ):
