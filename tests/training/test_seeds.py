@@ -171,7 +171,7 @@ def test_a_stopped_run_is_asked_to_go_on_although_a_seed_diverged(capsys):
 def test_the_folder_of_all_seeds_is_no_run(tiny, tmp_path, capsys):
   train.train(replace(tiny, num_seeds=2, total_steps=1), tmp_path / 'two')
   capsys.readouterr()
-  for words in (['evaluate', str(tmp_path / 'two')], ['report', str(tmp_path / 'two')]):
+  for words in (['convert', str(tmp_path / 'two'), 'a.safetensors'], ['report', str(tmp_path / 'two')]):
     assert cli(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f'holds the runs of several seeds; name them: {tmp_path}/two/seed-0 {tmp_path}/two/seed-1' in line
