@@ -20,6 +20,7 @@ from alexnet_flax.cli import (
   report,
   reproduce,
   start,
+  units,
   verify_resume,
 )
 from alexnet_flax.cli.compilation_cache import use_compilation_cache
@@ -34,6 +35,7 @@ _MODULES = (
   report,
   demo,
   features,
+  units,
   compare,
   convert,
   verify_resume,

@@ -57,7 +57,7 @@ def normalize(batch: Batch, key: jax.Array | None = None, *, preprocessing: Prep
   Raises TypeError for images that are not uint8, as they may have been preprocessed already.
   """
   del key
-  return batch | {'image': _standardize(_as_float(batch), preprocessing)}
+  return batch | {'image': standardize(_as_float(batch), preprocessing)}
 
 
 def augment(
@@ -84,7 +84,7 @@ def augment(
       images = operation(images, factors)
   if augmentation.pca_noise:
     images += _pca_noise(pca_key, len(images), augmentation.pca_noise, augmentation.components)
-  images = _standardize(images * 255.0, preprocessing)
+  images = standardize(images * 255.0, preprocessing)
   if augmentation.erasing:
     images = _erase(images, erasing_key, augmentation.erasing)
   batch = batch | {'image': images}
@@ -99,7 +99,8 @@ def _as_float(batch: Batch) -> jax.Array:
   return batch['image'].astype(jnp.float32)
 
 
-def _standardize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
+def standardize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
+  """Converts RGB in 0 ... 255, float [..., 3], to the network's input."""
   if preprocessing.channel_order == 'BGR':
     images = images[..., ::-1]
   mean, std = (jnp.array(x) for x in (preprocessing.mean, preprocessing.std))
