@@ -15,6 +15,7 @@ EXPECTED = {
   'new_loss': r'focal loss: (1\.\d{4} ?){5}',
   'seeds': r'4 seeds: loss 2\.\d{4} ± 0\.\d{4}',
   'transfer': r'new: fc8\nloss [01]\.\d+; changed: fc6, fc7, fc8',
+  'units': r'see 51 pixels, every 8, the first from -18\nunit 0: [2-9]\.\d\d by .*, 1\.\d\d by temple',
 }
 
 
