@@ -8,6 +8,7 @@ from .config import Config
 from .errors import UsageError
 from .inference.features import features
 from .inference.grad_cam import grad_cam
+from .inference.lpips import lpips
 from .losses import cross_entropy, mean_squared_error
 from .metrics import Metrics
 from .models.alexnet import AlexNet
@@ -41,7 +42,8 @@ __all__ = [
   'LocalResponseNorm', 'Metrics', 'Multipliers', 'Normal', 'Pool', 'Preprocessing', 'SpatialResponseNorm',
   'Spec', 'TrainState', 'UniformFanIn', 'UsageError', 'VARIANTS', 'VarianceScaling', '__version__',
   'create_train_state', 'cross_entropy', 'eval_step', 'features', 'grad_cam', 'learning_rate_schedule',
-  'load_pretrained', 'load_weights', 'mean_squared_error', 'save_weights', 'sgd', 'train', 'train_step',
+  'load_pretrained', 'load_weights', 'lpips', 'mean_squared_error', 'save_weights', 'sgd', 'train',
+  'train_step',
 ]  # fmt: skip
 
 def train(

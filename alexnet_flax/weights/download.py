@@ -46,9 +46,9 @@ def local_path(source: str | os.PathLike[str]) -> pathlib.Path:
   if os.path.isfile(path):  # pathlib's raises for a name that is too long, as a signed URL is
     return path
   if text in PUBLISHED:
-    return _downloaded(*PUBLISHED[text])
+    return downloaded(*PUBLISHED[text])
   if re.match(r'https?://', text):
-    return _downloaded(text, None)
+    return downloaded(text, None)
   if path.suffix or os.sep in text:
     try:
       what = 'a folder, not a weights file' if stat.S_ISDIR(path.stat().st_mode) else 'not a regular file'
@@ -89,8 +89,12 @@ def _digests_in_name(name: str) -> list[str]:
   return re.findall(r'-(?!\d+\.)([0-9a-f]{8,64})\.pth?(?:\.tar)?$', name)
 
 
-def _downloaded(url: str, digest: str | None) -> pathlib.Path:
-  """The file in the cache; pooch moves it there when all of it has come and the digest is right."""
+def downloaded(url: str, digest: str | None) -> pathlib.Path:
+  """Returns the file of a URL in the cache, where pooch moves it when all has come and the digest is right.
+
+  If `digest` is None, that in the file's name counts, if there is one. Raises UsageError if the file cannot
+  be downloaded, or has another digest.
+  """
   cache = cache_folder()
   folder = cache / hashlib.sha256(url.encode()).hexdigest()[:8]  # two hosts may have files of one name
   shown = without_credentials(url)

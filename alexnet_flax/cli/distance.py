@@ -1,0 +1,45 @@
+"""`alexnet-flax distance`."""
+
+import argparse
+import json
+
+from alexnet_flax.cli.options import add_weights, load
+from alexnet_flax.errors import one_line
+
+HELP = 'how different images look: LPIPS (Zhang et al. 2018)'
+DESCRIPTION = (
+  'LPIPS, version 0.1, of two images, or of the images of the same names in two folders, and the mean. The'
+  " network is torchvision's AlexNet; other weights of it give another distance than the published one."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('first', metavar='A', help='an image or a folder')
+  parser.add_argument('second', metavar='B', help='the same')
+  add_weights(parser, classes=False)
+  parser.add_argument(
+    '--heads', metavar='FILE', help="weights of the layers' channels (default: the authors', v0.1/alex.pth)"
+  )
+  parser.add_argument('--json', action='store_true', help='one JSON object')
+
+
+def run(arguments: argparse.Namespace) -> None:
+  from alexnet_flax.inference.lpips import distances, image_pairs, load_heads
+
+  pairs = image_pairs(arguments.first, arguments.second)
+  network = load(arguments)
+  heads = load_heads(arguments.heads, network.spec)
+  found = []
+  for pair, distance in zip(pairs, distances(network, heads, pairs), strict=True):
+    found.append(distance)
+    if not arguments.json:
+      print(f'{distance:.6f}  {one_line(pair[0])}  {one_line(pair[1])}', flush=True)
+  mean = sum(found) / len(found)
+  if arguments.json:
+    listed = [
+      {'first': first, 'second': second, 'lpips': distance}
+      for (first, second), distance in zip(pairs, found, strict=True)
+    ]
+    print(json.dumps({'pairs': listed, 'mean': mean}))
+  elif len(pairs) > 1:
+    print(f'{mean:.6f}  mean of {len(pairs)} pairs')
