@@ -152,8 +152,10 @@ def distances(
   for pair in pairs:
     first, second = (_read(file, smallest) for file in pair)
     if first.shape != second.shape:
-      sizes = f'{pair[0]} has {_size(first)} pixels and {pair[1]} {_size(second)}'
-      raise UsageError(f'{sizes}; LPIPS compares images of one size: resize one of them')
+      sizes = ' and '.join(f'{image.shape[2]}x{image.shape[1]}' for image in (first, second))
+      raise UsageError(
+        f'{" and ".join(pair)} have {sizes} pixels; LPIPS is of images of one size: resize one'
+      )
     yield _compiled(network.model, network.variables, tuple(heads), first, second).item()
 
 
@@ -163,13 +165,10 @@ def _read(file: str, smallest: int) -> np.ndarray:
     image = read_image(file)
   except UnreadableError as error:
     raise UsageError(f'cannot read {file}: {error}') from None
-  if min(image.shape[:2]) < smallest:
-    raise UsageError(f'{file} has {_size(image)} pixels; LPIPS needs at least {smallest}x{smallest}')
+  height, width = image.shape[:2]
+  if min(height, width) < smallest:
+    raise UsageError(f'{file} has {width}x{height} pixels; LPIPS needs at least {smallest}x{smallest}')
   return image[None].astype(np.float32) / 255
-
-
-def _size(image: np.ndarray) -> str:
-  return f'{image.shape[-2]}x{image.shape[-3]}'
 
 
 _compiled = jax.jit(lpips, static_argnums=0)

@@ -148,7 +148,10 @@ def test_two_images_and_two_folders(place, capsys):
     ('absent.png b/x+y.png', 'cannot read absent.png: No such file or directory'),
     ('broken.png b/x+y.png', 'cannot read broken.png: not an image'),
     ('tiny.png tiny.png', 'tiny.png has 48x30 pixels; LPIPS needs at least 31x31'),
-    ('large.png b/x+y.png', 'large.png has 50x40 pixels and b/x y.png 48x40; LPIPS compares images of one'),
+    (
+      'large.png b/x+y.png',
+      'large.png and b/x y.png have 50x40 and 48x40 pixels; LPIPS is of images of one size',
+    ),
     ('b b --heads absent.pth', 'absent.pth: no such file'),
     ('b b --heads broken.png', 'broken.png: not a weights file'),
     (
