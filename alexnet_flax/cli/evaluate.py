@@ -3,15 +3,23 @@
 import argparse
 import functools
 import sys
+from typing import TYPE_CHECKING, Any
 
 from alexnet_flax.cli.options import NETWORK, add_data_dir, add_network, check_batch_size, network_options
 from alexnet_flax.errors import UsageError
+
+if TYPE_CHECKING:
+  from alexnet_flax.evaluation.adversarial import Attack
 
 HELP = 'score trained networks on a data set'
 DESCRIPTION = (
   'Accuracy with 95 % intervals, loss, calibration, per class, confusion. The probabilities'
   ' of several networks are averaged. The data set imagenet2012_corrupted is the whole of ImageNet-C.'
 )
+
+
+# Bounds of the change, for pixels in 0 ... 1; l2 is of all values of an image together.
+_EPSILONS = {'linf': '0,1/255,2/255,4/255,8/255', 'l2': '0,0.25,0.5,1,2'}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='fit a temperature on another split or DATASET:SPLIT; or halves: on the other half of the images',
   )
   parser.add_argument('--batch_size', type=int, default=128)
+  parser.add_argument('--attack', choices=['fgsm', 'pgd'], help='evaluate on adversarial images instead')
+  parser.add_argument('--norm', choices=['linf', 'l2'], help="of the attack's change (default: linf)")
+  parser.add_argument(
+    '--epsilons', metavar='E,...', help=f'its bounds, for values in 0 ... 1 (default: {_EPSILONS["linf"]})'
+  )
+  parser.add_argument('--steps', type=int, help='of pgd (default: 20)')
   parser.add_argument('--on_bad_image', choices=['error', 'skip'], help="(default: error; or the run's own)")
   parser.add_argument('--any_count', action='store_true', help='score a published set that is not whole')
   parser.add_argument('--json', metavar='FILE', help='file for all figures; - is the standard output')
@@ -59,6 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
   check_batch_size(arguments)
   if arguments.json not in (None, '-'):
     check_writable(expanded(arguments.json))
+  attacks = _attacks(arguments)
   say = functools.partial(print, file=sys.stderr)
   bad = BadImages(arguments.on_bad_image or 'error', say, '--on_bad_image=skip')
   dataset = arguments.dataset
@@ -89,6 +104,27 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.data_dir = run_data(run, arguments.data_dir).data_dir
   names = ('data_dir', 'protocol', 'resize', 'size', 'batch_size', 'any_count', 'orientation', 'calibrate')
   options = {name: getattr(arguments, name) for name in names}
-  figures = evaluate(networks, dataset, **options, bad=bad, quiet=arguments.json == '-')
+  figures = evaluate(networks, dataset, **options, bad=bad, attacks=attacks, quiet=arguments.json == '-')
   if arguments.json is not None:
     write_json(arguments.json, figures)
+
+
+def _attacks(arguments: argparse.Namespace) -> 'list[Attack]':
+  """Returns the attacks of the options, one for each epsilon; none without `--attack`."""
+  from alexnet_flax.evaluation.adversarial import Attack
+
+  method, steps = arguments.attack, arguments.steps
+  norm: Any = arguments.norm or 'linf'
+  if method is None and (arguments.norm or arguments.epsilons or steps is not None):
+    raise UsageError('--norm, --epsilons and --steps are for --attack=fgsm or pgd')
+  if method == 'fgsm' and steps is not None:
+    raise UsageError('--steps is for --attack=pgd; fgsm is one step')
+  attacks = []
+  for text in (arguments.epsilons or _EPSILONS[norm]).split(',') if method else ():
+    above, _, below = text.partition('/')
+    try:
+      epsilon = float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+      raise UsageError(f'--epsilons: {text!r} is no number; write them as in 0,1/255,0.03') from None
+    attacks.append(Attack(method, norm, epsilon, 20 if steps is None else steps))
+  return attacks

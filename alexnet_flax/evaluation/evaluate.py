@@ -12,10 +12,11 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from alexnet_flax.data.augment import normalize
+from alexnet_flax.data.augment import standardize
 from alexnet_flax.data.bad_images import BadImages
 from alexnet_flax.data.source import Example, Source
 from alexnet_flax.errors import UsageError
+from alexnet_flax.evaluation.adversarial import Attack
 from alexnet_flax.evaluation.protocols import Protocol
 from alexnet_flax.evaluation.scores import Predictions
 from alexnet_flax.pretrained import PretrainedModel, unnamed
@@ -41,6 +42,7 @@ def predict_dataset(
   num_threads: int | None = None,
   bad: BadImages | None = None,
   keep_all: bool = False,
+  attack: Attack | None = None,
 ) -> Predictions:
   """Predicts every labelled image of a data set, on all devices.
 
@@ -55,6 +57,8 @@ def predict_dataset(
     num_threads: Decoding threads; one per core if None.
     bad: Handles images that cannot be decoded; skipped ones are not counted. An error if None.
     keep_all: Keep the log probabilities of all classes, 4 bytes each.
+    attack: Changes the crops before they are predicted, so that the loss of the averaged probabilities grows;
+      its random starts are the same in every call.
 
   Raises:
     UsageError: The data set's classes differ from the networks', or an image cannot be decoded.
@@ -70,8 +74,10 @@ def predict_dataset(
     raise UsageError(f'{source.name}: no image has a label')
 
   top, probabilities, losses, decoded, kept = [], [], [], [], []
-  labels = iter(classes[0] if classes else 0 for classes in correct)
-  for batch, weights in _log_probabilities(networks, source, protocol, batch_size, num_threads, bad):
+  first = np.array([classes[0] if classes else 0 for classes in correct], np.int32)
+  labels = iter(first.tolist())
+  data = source, protocol, batch_size, num_threads, bad
+  for batch, weights in _log_probabilities(networks, *data, attack, first):
     if np.isnan(batch).any():
       raise UsageError(f'{" and ".join(sizes)}: the predictions are not finite')
     order = np.argsort(-batch, axis=1, kind='stable')[:, :_TOP]
@@ -99,6 +105,8 @@ def _log_probabilities(
   batch_size: int,
   num_threads: int | None,
   bad: BadImages | None,
+  attack: Attack | None = None,
+  labels: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields log probabilities, float32 [B, C], and weights [B], 0 for skipped images, for all in order."""
   from alexnet_flax.data import loader
@@ -108,14 +116,12 @@ def _log_probabilities(
   variables = jax.device_put([network.variables for network in networks], replicated)
   batch_size = -(-min(batch_size, source.num_examples) // jax.device_count()) * jax.device_count()
   allowed, classes = protocol.allowed, np.arange(len(networks[0].class_names))
-  mean = jax.jit(
-    functools.partial(
-      log_mean_probabilities,
-      [network.model for network in networks],
-      allowed=None if allowed is None else np.isin(classes, allowed),
-    ),
-    out_shardings=replicated,
-  )
+  models = [network.model for network in networks]
+  mask = None if allowed is None else np.isin(classes, allowed)
+  mean = jax.jit(functools.partial(log_mean_probabilities, models, allowed=mask), out_shardings=replicated)
+  changed = None
+  if attack is not None:
+    changed = jax.jit(functools.partial(_changed, attack, models, allowed=mask), out_shardings=sharding)
   views = list(dict.fromkeys(protocol.views))  # networks that see the same crops share them
   bads = [bad, *(bad and dataclasses.replace(bad) for _ in views[1:])]  # only the first view's are counted
   batches = [
@@ -130,6 +136,12 @@ def _log_probabilities(
       count = min(batch_size, total - start * batch_size)
       images = [by_view[views.index(view)]['image'] for view in protocol.views]
       weights = np.min([np.asarray(batch['weight']) for batch in by_view], axis=0)
+      if changed is not None and attack is not None and labels is not None:
+        theirs = np.resize(labels[start * batch_size :][:count], batch_size)  # repeated for the padding
+        key = jax.random.fold_in(jax.random.key(0), start)
+        (shared,) = (batch['image'] for batch in by_view)
+        attacked = changed(variables, shared, jax.device_put(theirs, sharding), np.float32(attack.epsilon), key)
+        images = [attacked] * len(models)
       yield np.asarray(mean(variables, images))[:count], weights[:count]
       bar.update(count)
 
@@ -139,28 +151,48 @@ def log_mean_probabilities(
   variables: Sequence[Any],
   images: Sequence[jax.Array],
   allowed: np.ndarray | None = None,
+  least: float = -np.inf,
 ) -> jax.Array:
   """The logarithm of the softmax averaged over networks and crops; it does not underflow.
 
   Args:
     models: Networks with C classes each.
     variables: Their variables.
-    images: What each network sees, uint8 RGB [B, S, S, 3], or [B, V, S, S, 3] with V crops each.
+    images: What each network sees, RGB in 0 ... 255, uint8 or float, [B, S, S, 3], or [B, V, S, S, 3] with V
+      crops each.
     allowed: bool [C], the classes that can be predicted; all if None.
+    least: The logit of the others.
 
   Returns:
-    float32 [B, C]; -inf for classes that cannot be predicted.
+    float32 [B, C].
   """
   each = []
   for model, one, views in zip(models, variables, images, strict=True):
-    flat = {'image': views.reshape(-1, *views.shape[-3:])}
-    inputs = normalize(flat, preprocessing=model.spec.preprocessing)['image']
-    logits = model.apply(one, inputs, train=False)
+    flat = views.reshape(-1, *views.shape[-3:]).astype(jnp.float32)
+    logits = model.apply(one, standardize(flat, model.spec.preprocessing), train=False)
     if allowed is not None:
-      logits = jnp.where(allowed[None], logits, -jnp.inf)
+      logits = jnp.where(allowed[None], logits, least)
     each.append(jax.nn.log_softmax(logits).reshape(views.shape[0], -1, logits.shape[-1]))
   crops = jnp.concatenate(each, axis=1)  # of all networks, as many of each
   return jax.nn.logsumexp(crops, axis=1) - np.log(np.float32(crops.shape[1]))
+
+
+def _changed(
+  attack: Attack,
+  models: Sequence[Any],
+  variables: Sequence[Any],
+  images: jax.Array,
+  labels: jax.Array,
+  epsilon: jax.Array,
+  key: jax.Array,
+  allowed: np.ndarray | None,
+) -> jax.Array:
+  """Returns images, uint8 [B, S, S, 3], after an attack on the averaged probabilities: float, 0 ... 255."""
+
+  def log_probabilities(x: jax.Array) -> jax.Array:  # a loss of 0 * inf would be NaN
+    return log_mean_probabilities(models, variables, [255.0 * x] * len(models), allowed, least=-1e9)
+
+  return 255.0 * attack(log_probabilities, images.astype(jnp.float32) / 255.0, labels, epsilon, key)
 
 
 def _check_classes(network: PretrainedModel, source: Source) -> None:

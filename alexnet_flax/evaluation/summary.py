@@ -16,6 +16,7 @@ from alexnet_flax.data.source import Source
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.data.views import Resize
 from alexnet_flax.errors import UsageError, one_line
+from alexnet_flax.evaluation.adversarial import Attack
 from alexnet_flax.evaluation.calibration import HALVES, require_other_images, scale_by, scale_by_halves
 from alexnet_flax.evaluation.evaluate import correct_classes, predict_dataset
 from alexnet_flax.evaluation.imagenet import (
@@ -48,6 +49,7 @@ def evaluate(
   orientation: Orientation | None = None,
   calibrate: str | None = None,
   bad: BadImages | None = None,
+  attacks: Sequence[Attack] = (),
   quiet: bool = False,
 ) -> dict[str, Any]:
   """Evaluates networks, averaging the predictions of several; prints a summary and returns JSON values.
@@ -64,6 +66,7 @@ def evaluate(
     calibrate: The split that a temperature is fitted on, or NAME:SPLIT, or 'halves': each half of the images
       is scaled by the temperature of the other. Loss and calibration error are given before and after.
     bad: Handles images that cannot be decoded; skipped ones are not counted. An error if None.
+    attacks: Instead of on the images themselves, evaluate on adversarial images of each of these.
     quiet: Print to the standard error.
 
   Raises:
@@ -78,6 +81,9 @@ def evaluate(
     allowed = tuple(sorted({label for classes in correct_classes(whole) for label in classes}))
   chosen, bad = protocol_of(networks, protocol, resize, size, allowed), bad or BadImages()
   chosen = chosen.with_views(turn=orientation == 'upright')
+  if attacks and (chosen.view.ten_crop or len(set(chosen.views)) > 1 or name == CORRUPTED or calibrate):
+    what = f'{protocol} of {len(networks)} networks on {name}' + ' with --calibrate' * bool(calibrate)
+    raise UsageError(f'an attack is on one crop that all networks see, of one data set: not {what}')
   if known and known.is_cropped:
     views = (dataclasses.replace(view, resize_side=view.image_size) for view in chosen.views)
     chosen = dataclasses.replace(chosen, views=tuple(views))
@@ -88,6 +94,8 @@ def evaluate(
   source = open_evaluated(dataset, data_dir, any_count)
   if orientation is None:
     chosen = chosen.with_views(turn=not source.is_published)
+  if attacks:
+    return _evaluate_attacked(networks, source, chosen, attacks, batch_size, bad, out)
   predict = functools.partial(
     predict_dataset, networks, protocol=chosen, batch_size=batch_size, keep_all=calibrate is not None
   )
@@ -154,6 +162,31 @@ def _evaluate_corrupted(
   return {'dataset': CORRUPTED, **_conditions(networks, protocol), 'errors': errors, **means}
 
 
+def _evaluate_attacked(
+  networks: Sequence[PretrainedModel],
+  source: Source,
+  protocol: Protocol,
+  attacks: Sequence[Attack],
+  batch_size: int,
+  bad: BadImages,
+  out: TextIO,
+) -> dict[str, Any]:
+  conditions, rows = _conditions(networks, protocol), []
+  print(f'{source.name}, predicted by {_names(conditions)}\n{protocol}\n{attacks[0]}\n', file=out)
+  print('epsilon      top-1     95 % interval      top-5      loss', file=out, flush=True)
+  for attack in attacks:
+    found = predict_dataset(networks, source, protocol, batch_size=batch_size, bad=bad, attack=attack)
+    top1, top5, loss = found.top_k(1), found.top_k(5), found.mean_loss()
+    shown = f'{255 * attack.epsilon:g}/255' if attack.norm == 'linf' else f'{attack.epsilon:g}'
+    value, low, high, both = (100 * x for x in (*top1, top5.value))
+    line = f'{shown:9} {value:7.2f} %  {low:6.2f} ... {high:6.2f}  {both:7.2f} %  {loss.value:8.4f}'
+    print(line, file=out, flush=True)
+    figures = {'top1': top1._asdict(), 'top5': top5._asdict(), 'loss': loss._asdict()}
+    rows.append({**dataclasses.asdict(attack), 'images': len(found.labels), **figures})
+  print(bad.summary(), file=out)
+  return {'dataset': source.name, **conditions, 'attacks': rows}
+
+
 def _conditions(networks: Sequence[PretrainedModel], protocol: Protocol) -> dict[str, Any]:
   view, sides = protocol.view, [(view.image_size, view.resize_side) for view in protocol.views]
   crop_side, short_side = sides[0] if len(set(sides)) == 1 else (None, None)  # networks then have their own
@@ -207,8 +240,12 @@ def _results(
   }
 
 
+def _names(results: dict[str, Any]) -> str:
+  return ' and '.join(one_line(f'{one["source"]} ({one["variant"]})') for one in results['networks'])
+
+
 def _table(results: dict[str, Any], protocol: Protocol, confusion: np.ndarray, names: Sequence[str]) -> str:
-  networks = ' and '.join(one_line(f'{one["source"]} ({one["variant"]})') for one in results['networks'])
+  networks = _names(results)
   names = [*map(one_line, names)]
   top1, top5 = ([100 * x for x in results[name].values()] for name in ('top1', 'top5'))
   loss, low, high = results['loss'].values()
