@@ -20,6 +20,7 @@ from alexnet_flax.cli import (
   prepare,
   report,
   reproduce,
+  shape_bias,
   start,
   units,
   verify_resume,
@@ -32,6 +33,7 @@ from alexnet_flax.errors import DivergedError, PreemptedError, UsageError, needs
 _MODULES = (
   prepare,
   evaluate,
+  shape_bias,
   predict,
   report,
   demo,
