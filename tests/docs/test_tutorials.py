@@ -13,6 +13,7 @@ EXPECTED = {
   'activations': r'fc7: temple 0\.00, temple, mirrored 0\.\d\d',
   'first_network': r'297 held-out images: loss .*, top1 [5-9]\d\.\d%',
   'new_loss': r'focal loss: (1\.\d{4} ?){5}',
+  'robustness': r'no attack: top1 [5-9]\d\.\d%, LPIPS to the original 0\.0000\n.*\nPGD: top1 [0-4]?\d\.\d%',
   'seeds': r'4 seeds: loss 2\.\d{4} ± 0\.\d{4}',
   'transfer': r'new: fc8\nloss [01]\.\d+; changed: fc6, fc7, fc8',
   'units': r'see 51 pixels, every 8, the first from -18\nunit 0: [2-9]\.\d\d by .*, 1\.\d\d by temple',
