@@ -14,7 +14,7 @@ train: $(VENV)/.ready  ## trains on the embedded digits
 test: $(VENV)/.ready check  ## the checks, and the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# PyTorch and torchvision (some 5 GB), Keras, OpenCV, rsatoolbox, lpips and Foolbox in an environment of their own.
+# PyTorch and torchvision (some 5 GB), Keras, OpenCV, rsatoolbox, lpips, Foolbox and captum: an environment of their own.
 test-peers:  ## the tests against other people's programs, none of them skipped
 	$(MAKE) VENV=.venv-peers LOCK=peers .venv-peers/.ready
 	PARITY_AT_FULL_SIZE=1 XLA_FLAGS='--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true' .venv-peers/bin/python -m pytest tests/parity tests/weights tests/export/test_convert.py

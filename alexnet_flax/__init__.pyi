@@ -6,6 +6,14 @@ import alexnet_flax.training.callbacks
 
 from .config import Config
 from .errors import UsageError
+from .inference.attributions import (
+  deconvnet,
+  gradient,
+  guided_backprop,
+  integrated_gradients,
+  occlusion,
+  smoothgrad,
+)
 from .inference.features import features
 from .inference.grad_cam import grad_cam
 from .inference.lpips import lpips
@@ -41,9 +49,9 @@ __all__ = [
   'Activation', 'AlexNet', 'BatchNorm', 'Config', 'Constant', 'Conv', 'Dense', 'Dropout', 'Flatten',
   'LocalResponseNorm', 'Metrics', 'Multipliers', 'Normal', 'Pool', 'Preprocessing', 'SpatialResponseNorm',
   'Spec', 'TrainState', 'UniformFanIn', 'UsageError', 'VARIANTS', 'VarianceScaling', '__version__',
-  'create_train_state', 'cross_entropy', 'eval_step', 'features', 'grad_cam', 'learning_rate_schedule',
-  'load_pretrained', 'load_weights', 'lpips', 'mean_squared_error', 'save_weights', 'sgd', 'train',
-  'train_step',
+  'create_train_state', 'cross_entropy', 'deconvnet', 'eval_step', 'features', 'grad_cam', 'gradient',
+  'guided_backprop', 'integrated_gradients', 'learning_rate_schedule', 'load_pretrained', 'load_weights',
+  'lpips', 'mean_squared_error', 'occlusion', 'save_weights', 'sgd', 'smoothgrad', 'train', 'train_step',
 ]  # fmt: skip
 
 def train(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import importlib.util
 import json
@@ -78,6 +79,21 @@ class PretrainedModel:
   def readable_names(self) -> tuple[str, ...]:
     """The names of the classes in words."""
     return readable(self.class_names)
+
+  def label_of(self, text: str) -> int:
+    """Returns the class of a name or a number; raises UsageError for none, or a name that several have."""
+    names = [
+      {one.lower(), words.lower()} for one, words in zip(self.class_names, self.readable_names, strict=True)
+    ]
+    found = [label for label, both in enumerate(names) if text.lower() in both]
+    found = found or [label for label in range(len(names)) if str(label) == text]
+    if len(found) == 1:
+      return found[0]
+    if found:
+      raise UsageError(f'{text!r} is the name of the classes {", ".join(map(str, found))}; give a number')
+    near = difflib.get_close_matches(text.lower(), sorted(set().union(*names)), cutoff=0.5)
+    meant = f'did you mean {" or ".join(map(repr, near))}? ' if near else ''
+    raise UsageError(f'there is no class {text!r}; {meant}give a name, or a number in 0 ... {len(names) - 1}')
 
   def logits(self, views: np.ndarray) -> np.ndarray:
     """Returns float32 logits [N, C] of images that have the network's size, uint8 RGB [N, S, S, 3]."""

@@ -1,1 +1,1 @@
-"""What a trained network computes of images: classes, activations, Grad-CAM."""
+"""What a trained network computes of images: classes, activations, attributions."""

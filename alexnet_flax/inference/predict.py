@@ -16,25 +16,28 @@ from alexnet_flax.errors import UsageError, one_line
 from alexnet_flax.files import atomic_path, expanded
 from alexnet_flax.pretrained import Classification, PretrainedModel
 
-_LONGEST = 230  # bytes of an image's name that its map's name, of at most 255, can repeat
+_LONGEST = 230  # bytes of an image's name that the name of its map or figure, of at most 255, can repeat
 
 
 class Prediction(NamedTuple):
   """The prediction for one image, or why it cannot be read."""
 
   file: str
-  best: list[Classification]  # the five most probable classes; none of an image that cannot be read
+  best: list[Classification]  # the most probable classes; none of an image that cannot be read
   view: np.ndarray | None = None  # uint8 [S, S, 3], the image as the network sees it
   error: str | None = None
 
 
-def predict(network: PretrainedModel, files: Sequence[str], batch_size: int = 32) -> Iterator[Prediction]:
-  """Predicts the five most probable classes of each image, in the order given.
+def predict(
+  network: PretrainedModel, files: Sequence[str], batch_size: int = 32, top: int = 5
+) -> Iterator[Prediction]:
+  """Predicts the most probable classes of each image, in the order given.
 
   Args:
     network: The network. It sees the central crop of the images.
     files: Their paths.
     batch_size: Images at a time.
+    top: How many classes.
   """
   size = min(batch_size, len(files))  # of every batch, so that the network is compiled once
   blank = np.zeros((network.spec.image_size, network.spec.image_size, 3), np.uint8)
@@ -42,7 +45,7 @@ def predict(network: PretrainedModel, files: Sequence[str], batch_size: int = 32
   for seen in views_of_files(files, network.spec, size):
     views = [blank if isinstance(view, str) else view for view in seen]
     some = not all(isinstance(view, str) for view in seen)
-    best = network.classify(views + [blank] * (size - len(views))) if some else [[]] * len(views)
+    best = network.classify(views + [blank] * (size - len(views)), top) if some else [[]] * len(views)
     for view, classes, file in zip(seen, best, rest, strict=False):
       yield Prediction(file, [], None, view) if isinstance(view, str) else Prediction(file, classes, view)
 
@@ -65,7 +68,7 @@ def write_predictions(
     UsageError: There are no images, or the folder cannot be written.
   """
   files = image_files(images)
-  maps = _map_paths(files, saliency) if saliency else {}
+  maps = output_paths(files, saliency, '-gradcam.png', '--saliency') if saliency else {}
   failed = 0
   bar = tqdm(predict(network, files), total=len(files), unit='image', disable=not sys.stderr.isatty())
   for prediction in bar:
@@ -99,20 +102,26 @@ def _as_json(prediction: Prediction, place: pathlib.Path | None) -> dict[str, An
   return {'file': prediction.file, 'best': best} | ({'saliency': str(place)} if place else {})
 
 
-def _map_paths(files: Sequence[str], folder: str) -> dict[str, pathlib.Path]:
-  """A path for the map of each image; a number tells images of one name in several folders apart."""
+def output_paths(files: Sequence[str], folder: str, ending: str, option: str) -> dict[str, pathlib.Path]:
+  """Makes a folder, and names a file in it for each image; a number tells images of one name apart.
+
+  Raises:
+    UsageError: The folder cannot be made or written; `option` says which it is.
+  """
   place = expanded(folder)
   try:
     place.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise UsageError(f'cannot write to --saliency={folder}: {error.strerror}') from None
+    raise UsageError(f'cannot write to {option}={folder}: {error.strerror}') from None
+  if not os.access(place, os.W_OK):
+    raise UsageError(f'cannot write to {option}={folder}: it is not writable')
   places: dict[pathlib.Path, str] = {}
   for file in dict.fromkeys(files):
     stem = pathlib.PurePath(file).stem
     if len(raw := os.fsencode(stem)) > _LONGEST:
       stem = raw[:_LONGEST].decode(errors='ignore')
     names = itertools.chain([stem], (f'{stem}-{count}' for count in itertools.count(2)))
-    paths = (place / f'{name}-gradcam.png' for name in names)
+    paths = (place / f'{name}{ending}' for name in names)
     places[next(path for path in paths if path not in places)] = file
   return {file: path for path, file in places.items()}
 

@@ -15,8 +15,7 @@ from alexnet_flax.models.batch_norm import BatchNorm
 from alexnet_flax.models.spec import Spec, window_padding
 from alexnet_flax.models.variants import VARIANTS
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-  'relu': layers.relu,
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {  # but 'relu', which the module has
   'tanh': nn.tanh,
   'sigmoid': nn.sigmoid,
   'leaky_relu': nn.leaky_relu,
@@ -40,6 +39,8 @@ class AlexNet(nn.Module):
     fixed_norms: BatchNorm layers that also use their running statistics in training, without updating them.
     dense_input_sharding: Under `jax.jit`, where the inputs [B, F] of the fully connected layers are to be, if
       their parameters are divided over devices; None leaves it to XLA.
+    relu: What the activations 'relu' compute: ReLU, or the same with a derivative of another kind, by which
+      guided backpropagation differs from the gradient.
 
   >>> import jax, jax.numpy as jnp
   >>> from alexnet_flax import AlexNet, VARIANTS
@@ -57,6 +58,7 @@ class AlexNet(nn.Module):
   axis_name: str | None = None
   fixed_norms: tuple[str, ...] = ()
   dense_input_sharding: NamedSharding | None = None
+  relu: Callable[[jax.Array], jax.Array] = layers.relu
 
   def __post_init__(self) -> None:
     """Raises TypeError for the name of a variant in place of its spec."""
@@ -114,7 +116,8 @@ class AlexNet(nn.Module):
       raise unknown_name('BatchNorm to fix', name, norms)
     x = images.astype(self.dtype)
     taps = {}
-    groups = [[one] for one in layers_by_name.items()] if perturbations else _with_pools(layers_by_name)
+    one_by_one = perturbations or self.relu is not layers.relu
+    groups = [[one] for one in layers_by_name.items()] if one_by_one else _with_pools(layers_by_name)
     for group in groups:
       for (name, _), output in zip(group, self._apply_group(group, x, train), strict=True):
         added = perturbations.get(name) if perturbations else None
@@ -173,7 +176,7 @@ class AlexNet(nn.Module):
       case specs.Dropout():
         return layers.Dropout(layer.rate, name=name)(x, train=train)
       case specs.Activation():
-        return ACTIVATIONS[layer.kind](x)
+        return self.relu(x) if layer.kind == 'relu' else ACTIVATIONS[layer.kind](x)
       case specs.Pool():
         return layers.pool(x, layer)
       case specs.LocalResponseNorm():

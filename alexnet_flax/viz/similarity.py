@@ -15,12 +15,13 @@ from alexnet_flax.files import atomic_path, check_writable, expanded
 from alexnet_flax.inference.compare import Result
 from alexnet_flax.inference.representations import BetweenRuns
 
-_STYLE: Any = {
+STYLE: Any = {
   'svg.hashsalt': 'alexnet_flax',
   'svg.fonttype': 'none',
   'text.parse_math': False,  # a name may contain a dollar sign
   'font.size': 9,
 }
+_NO_TIME: Any = {'.svg': {'Date': None, 'Creator': None}, '.pdf': {'CreationDate': None}}
 _MOST = 12  # layers of a file up to which cells show their values
 _LONGEST = 40  # characters of a file's name
 
@@ -48,21 +49,21 @@ def draw_comparisons(result: Result, path: pathlib.Path) -> None:
   columns = [len(one.second_layers) for one in panels]
   rows = len(panels[0].first_layers)
   lowest = min(0.0, *(float(one.similarity.min()) for one in panels))
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.rc_context(STYLE):
     figure = Figure(figsize=(2 + 0.5 * sum(columns) + len(panels), 1.8 + 0.4 * rows), layout='constrained')
     grid = figure.subplots(1, len(panels), squeeze=False, width_ratios=columns)[0]
     for axes, one in zip(grid, panels, strict=True):
       image = axes.imshow(one.similarity, vmin=lowest, vmax=1)
       axes.set_xticks(range(len(one.second_layers)), [*map(one_line, one.second_layers)], rotation=90)
       axes.set_yticks(range(rows), [*map(one_line, one.first_layers)])
-      axes.set(xlabel=_short(one.second.path), ylabel=_short(one.first.path))
+      axes.set(xlabel=short_name(one.second.path), ylabel=short_name(one.first.path))
       for (row, column), value in np.ndenumerate(one.similarity):
         if max(rows, *columns) <= _MOST:
           color = 'white' if value < (lowest + 1) / 2 else 'black'
           axes.text(column, row, f'{value:.2f}', color=color, ha='center', va='center', fontsize=7)
     figure.colorbar(image, ax=grid, label=result.measure)
     figure.suptitle(str(result), fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_between_runs(measures: Mapping[str, Mapping[str, BetweenRuns]], path: pathlib.Path) -> None:
@@ -76,7 +77,7 @@ def draw_between_runs(measures: Mapping[str, Mapping[str, BetweenRuns]], path: p
     UsageError: The file cannot be written.
   """
   layers = list(dict.fromkeys(layer for found in measures.values() for layer in found))
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.rc_context(STYLE):
     figure = Figure(figsize=(2 + 0.4 * len(layers), 3), layout='constrained')
     axes = figure.subplots()
     for number, (measure, found) in enumerate(measures.items()):
@@ -91,18 +92,20 @@ def draw_between_runs(measures: Mapping[str, Mapping[str, BetweenRuns]], path: p
     axes.set(ylabel='similarity between runs', ylim=(None, 1.02))
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _short(path: str) -> str:
+def short_name(path: str) -> str:
+  """Returns a file's name, of at most 40 characters, without its folder."""
   name = one_line(os.path.basename(path))
   return name if len(name) <= _LONGEST else f'{name[: _LONGEST - 3]}...'
 
 
-def _save(figure: Figure, path: pathlib.Path) -> None:
-  metadata = {'Date': None, 'Creator': None} if path.suffix == '.svg' else {}
+def save_figure(figure: Figure, path: pathlib.Path) -> None:
+  """Writes a figure as its ending says, without the time; raises UsageError if it cannot be written."""
+  metadata = _NO_TIME.get(path.suffix.lower(), {})
   try:
     with warnings.catch_warnings(action='ignore'), atomic_path(path) as partial:  # of letters the font lacks
-      figure.savefig(partial, format=path.suffix[1:], dpi=150, metadata=metadata)
+      figure.savefig(partial, format=path.suffix[1:].lower(), dpi=150, metadata=metadata)
   except OSError as error:
     raise UsageError(f'cannot write {path}: {error.strerror or error}') from None

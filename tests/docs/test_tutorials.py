@@ -11,6 +11,7 @@ TUTORIALS = pathlib.Path('docs/tutorials')
 EXPECTED = {
   'ablation': r'tanh instead of ReLU.*pool5 \(1, 1, 16\)',
   'activations': r'fc7: temple 0\.00, temple, mirrored 0\.\d\d',
+  'attributions': r'integrated_gradients: [5-9]\d% of the attribution lies in the square',
   'first_network': r'297 held-out images: loss .*, top1 [5-9]\d\.\d%',
   'new_loss': r'focal loss: (1\.\d{4} ?){5}',
   'robustness': r'no attack: top1 [5-9]\d\.\d%, LPIPS to the original 0\.0000\n.*\nPGD: top1 [0-4]?\d\.\d%',

@@ -150,7 +150,7 @@ def test_several_networks(data_dir, tmp_path, capsys):
       '--attack pgd --protocol ten-crop',
       'an attack is on one crop that all networks see, of one data set: not ten-crop of 1 networks on digits',
     ),
-    ('--attack pgd --dataset imagenet2012_corrupted', 'not 1-crop and imagenet2012_corrupted'),
+    ('--attack pgd --dataset imagenet2012_corrupted', 'not 1-crop of 1 networks on imagenet2012_corrupted'),
   ],
 )
 def test_mistakes(tmp_path, data_dir, capsys, arguments, message):

@@ -18,7 +18,7 @@ from alexnet_flax.data.augment import normalize
 from alexnet_flax.data.images import evaluation_view
 from alexnet_flax.errors import UsageError
 from alexnet_flax.inference.grad_cam import default_layer, overlay
-from alexnet_flax.inference.predict import _map_paths
+from alexnet_flax.inference.predict import output_paths
 from tests.helpers import digits_run, encode, random_variables, smooth_image
 
 SPEC = VARIANTS['torchvision'].scaled(1 / 16, 67)
@@ -163,7 +163,7 @@ def test_mistakes(photos, weights, tmp_path, arguments, message, capsys):
 
 def test_the_map_of_an_image_with_the_longest_name(tmp_path):
   files = [f'{folder}/{"ü" * 125}.png' for folder in 'ab']
-  paths = _map_paths(files, str(tmp_path))
+  paths = output_paths(files, str(tmp_path), '-gradcam.png', '--saliency')
   for path in paths.values():
     path.touch()
   assert [path.name[-15:] for path in paths.values()] == ['üüü-gradcam.png', 'ü-2-gradcam.png']
