@@ -232,7 +232,7 @@ def _evaluate(
 ) -> Iterator[np.ndarray]:
   """Yields the logits [C] of each input; with labels, the gradients [H, W, 3] of theirs."""
   stream = zip(inputs, itertools.repeat(0) if labels is None else labels, strict=False)
-  program = _compiled(model, labels is not None)
+  program, variables = _compiled(model, labels is not None), jax.device_put(variables)
   while rows := list(itertools.islice(stream, _BATCH)):
     batch = zip(*rows, *rows[:1] * (_BATCH - len(rows)), strict=True)
     yield from np.asarray(program(variables, *map(np.stack, batch)))[: len(rows)]

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ from alexnet_flax.viz.similarity import STYLE, save_figure, short_name
 
 MOST = 40  # images in one figure
 _AT_ONCE = 16  # images
+_LONGEST = 28  # characters of a name over a panel
 _COLUMNS = 4  # at most, where the figure has one image
 _KEY = 'white: the greatest gradients; red: for the class; blue: against it; each map has its own scale'
 
@@ -83,7 +85,8 @@ def explain(
   chosen = [next(found for found in one.best if label in (None, found.label)) for one in images]
   classes = np.array([found.label for found in chosen])
   order = -1 if network.spec.preprocessing.channel_order == 'BGR' else 1
-  maps = {name: METHODS[name](network.model, network.variables, views, classes) for name in methods}
+  variables = jax.device_put(network.variables)  # once
+  maps = {name: METHODS[name](network.model, variables, views, classes) for name in methods}
   maps = {name: x[..., ::order] if x.ndim == 4 else x for name, x in maps.items()}
   changes = network.logits(views) - network.logits(np.zeros_like(views))
   return [
@@ -94,7 +97,7 @@ def explain(
 
 def draw_explanations(rows: Sequence[Explanation], path: pathlib.Path) -> None:
   """Draws a row of panels for each image; for one alone, larger panels. Raises UsageError if it cannot."""
-  height, width, side = len(rows), 1 + len(rows[0].maps), 2.4
+  height, width, side = len(rows), 1 + len(rows[0].maps), 2.0
   if len(rows) == 1:
     height, side = -(-width // _COLUMNS), 3.2
     width = -(-width // height)
@@ -105,8 +108,8 @@ def draw_explanations(rows: Sequence[Explanation], path: pathlib.Path) -> None:
       for axes in line:
         axes.set_axis_off()
       line[0].imshow(row.view)
-      chosen = f'{one_line(row.chosen.name)}  {row.chosen.probability:.1%}'
-      line[0].set_title(f'{short_name(row.file)}\n{chosen}', fontsize=9)
+      chosen = f'{one_line(row.chosen.name)[:_LONGEST]}  {row.chosen.probability:.1%}'
+      line[0].set_title(f'{short_name(row.file, _LONGEST)}\n{chosen}', fontsize=8)
       for axes, (method, values) in zip(line[1:], row.maps.items(), strict=False):
         _draw(axes, method, row.view, values)
         axes.set_title('' if row is not rows[0] else method.replace('_', ' '))

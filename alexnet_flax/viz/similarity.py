@@ -23,7 +23,6 @@ STYLE: Any = {
 }
 _NO_TIME: Any = {'.svg': {'Date': None, 'Creator': None}, '.pdf': {'CreationDate': None}}
 _MOST = 12  # layers of a file up to which cells show their values
-_LONGEST = 40  # characters of a file's name
 
 
 def figure_path(path: str) -> pathlib.Path:
@@ -95,10 +94,10 @@ def draw_between_runs(measures: Mapping[str, Mapping[str, BetweenRuns]], path: p
     save_figure(figure, path)
 
 
-def short_name(path: str) -> str:
-  """Returns a file's name, of at most 40 characters, without its folder."""
+def short_name(path: str, longest: int = 40) -> str:
+  """Returns a file's name without its folder, of at most `longest` characters."""
   name = one_line(os.path.basename(path))
-  return name if len(name) <= _LONGEST else f'{name[: _LONGEST - 3]}...'
+  return name if len(name) <= longest else f'{name[: longest - 3]}...'
 
 
 def save_figure(figure: Figure, path: pathlib.Path) -> None:
