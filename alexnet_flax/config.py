@@ -97,7 +97,9 @@ class LossConfig:
 class TransferConfig:
   """Transfer learning. Layers are given by name or pattern: 'conv1,norm*'."""
 
-  source: str | None = None  # a run's folder, a weights file, a URL, a published name, or 'random'
+  source: str | None = (
+    None  # a run's folder, a weights file, a URL, a published name, hf:OWNER/NAME, or 'random'
+  )
   mode: Literal['fine_tune', 'linear_probe'] = 'fine_tune'  # linear_probe: features once, then the head alone
   layer: str | None = None  # put the head on this layer; the variant's own place if None
   new_head: bool = True
@@ -142,6 +144,7 @@ class Config:
   deterministic: bool = False  # on GPUs, by slower operations; CPUs and TPUs always are
   record_examples: bool = False  # the indices of each step's examples, in examples-PROCESS.jsonl
   report: bool = True  # report.html when the run has ended
+  tracker: Literal['none', 'trackio', 'wandb', 'mlflow', 'aim'] = 'none'  # beside TensorBoard
   profile_steps: int = 0  # trace so many steps, from the tenth after the start
 
 

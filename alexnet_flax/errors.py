@@ -72,6 +72,11 @@ _EXTRAS = {
   'keras': 'keras',
   'hdf5': 'h5py',
   'caffe': 'google',
+  'hub': 'huggingface_hub',
+  'trackio': 'trackio',
+  'wandb': 'wandb',
+  'mlflow': 'mlflow',
+  'aim': 'aim',
 }
 
 

@@ -13,8 +13,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'alexnet_flax'
 MODULES = sorted(PACKAGE.rglob('*.py'))
 HEAVY = """
-  cv2 google h5py jinja2 keras matplotlib ml_collections onnx orbax PIL pooch requests simplejpeg sklearn
-  starlette tensorboardX tensorflow tensorflow_datasets torch tqdm
+  aim cv2 google h5py huggingface_hub jinja2 keras matplotlib ml_collections mlflow onnx orbax PIL pooch
+  requests simplejpeg sklearn starlette tensorboardX tensorflow tensorflow_datasets torch tqdm trackio wandb
 """
 PUBLIC = """
   VARIANTS AlexNet Spec Conv Dense Activation Pool LocalResponseNorm SpatialResponseNorm BatchNorm Flatten

@@ -18,6 +18,7 @@ import pytest
 import alexnet_flax
 from alexnet_flax import errors
 from alexnet_flax.models.variants import VARIANTS
+from alexnet_flax.training.trackers import TRACKERS
 from alexnet_flax.weights.layout import variable_shapes, variables_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -50,6 +51,7 @@ def distribution(requirement):
   return re.sub(r'[-_.]+', '-', re.match(r'[\w.-]+', requirement)[0]).lower()
 
 
+OF_CHOICE = {'torch', *TRACKERS}  # not in `all`
 CORE = {distribution(line) for line in PROJECT['dependencies']}
 EXTRAS = {
   extra: {distribution(line) for line in lines} for extra, lines in PROJECT['optional-dependencies'].items()
@@ -83,10 +85,10 @@ def test_every_import_is_declared():
         assert providers(module) & CORE or module in known, f'{path} imports {module}'
 
 
-def test_all_is_all_but_torch_and_accelerators():
+def test_all_is_all_but_torch_trackers_and_accelerators():
   (line,) = PROJECT['optional-dependencies']['all']
   included = set(re.search(r'\[(.*)\]', line)[1].split(','))
-  assert included == set(MODULES) - {'torch'}
+  assert included == set(MODULES) - OF_CHOICE
   assert set(PROJECT['optional-dependencies']) == {*(*MODULES, 'all', 'cuda', 'tpu', 'dev', 'docs', 'peers')}
 
 
@@ -99,7 +101,7 @@ def test_locks_hold_hashes_and_no_address(lock):
   assert {distribution(pin) for pin in pins} >= CORE
   if lock.stem != 'docs':
     names = {distribution(pin) for pin in pins}
-    assert all(EXTRAS[extra] - {'tensorflow-cpu'} <= names for extra in MODULES if extra != 'torch')
+    assert all(EXTRAS[extra] - {'tensorflow-cpu'} <= names for extra in MODULES if extra not in OF_CHOICE)
 
 
 def test_the_version_is_one():

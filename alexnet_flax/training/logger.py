@@ -1,4 +1,4 @@
-"""Logs a run: metrics.jsonl, TensorBoard events, and a progress bar or plain lines."""
+"""Logs a run: metrics.jsonl, TensorBoard events, a tracker, and a progress bar or plain lines."""
 
 import contextlib
 import json
@@ -14,6 +14,7 @@ from alexnet_flax.data.tfrecord import framed
 from alexnet_flax.errors import one_line
 from alexnet_flax.files import read_lines, rewrite_lines
 from alexnet_flax.metrics import Metrics
+from alexnet_flax.training.trackers import Tracking
 
 
 class Logger:
@@ -31,11 +32,12 @@ class Logger:
     steps_per_epoch: float,
     is_writer: bool,
     label: str = '',
+    tracker: str = 'none',
   ):
     """Continues the folder's log after `first_step`; later lines are removed.
 
     Of several processes one `is_writer`; the others write and print nothing. The lines of one of several runs
-    begin with its `label`; there is no progress bar then.
+    begin with its `label`; there is no progress bar then. A `tracker` gets all of it too.
     """
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tqdm import tqdm
@@ -62,6 +64,12 @@ class Logger:
       version = Event(wall_time=time.time(), file_version='brain.Event:2')
       purge = Event(wall_time=time.time(), step=first_step + 1, session_log=start)
       self._events.write(framed(version.SerializeToString()) + framed(purge.SerializeToString()))
+    self._tracking = None
+    if is_writer and tracker != 'none':
+      name = '-'.join(
+        folder.resolve().parts[-2 if label else -1 :]
+      )  # of a seed, with the folder of all seeds
+      self._tracking = Tracking(tracker, folder, name, lines, self.say)
 
   def write(self, step: int, split: str, metrics: Metrics, **others: float) -> dict[str, float]:
     """Logs the means of `metrics` and `others` at a step; returns them all."""
@@ -78,6 +86,8 @@ class Logger:
     scalars = [{'tag': f'{split}/{name}', 'simple_value': value} for name, value in values.items()]
     event = Event(wall_time=time.time(), step=step, summary={'value': scalars})
     self._events.write(framed(event.SerializeToString()))
+    if self._tracking:
+      self._tracking.log(step, split, values)
     return values
 
   def advance(self, step: int) -> None:
@@ -108,6 +118,8 @@ class Logger:
 
   def close(self) -> None:
     """Closes the progress bar and the files."""
+    if self._tracking:
+      self._tracking.close(self._total_steps)
     self._bar.close()
     if self._is_writer:
       self._metrics.close()

@@ -21,7 +21,7 @@ from alexnet_flax.errors import PreemptedError, UsageError
 from alexnet_flax.files import expanded
 from alexnet_flax.steps import GuardedStep, TrainState
 from alexnet_flax.training import callbacks as builtin
-from alexnet_flax.training import distributed
+from alexnet_flax.training import distributed, trackers
 from alexnet_flax.training.batches import train_batches, with_features
 from alexnet_flax.training.callbacks import Callback
 from alexnet_flax.training.experiment import Experiment, check_devices, compile_train_step
@@ -72,6 +72,8 @@ def train(
       with distributed.together():
         for line in idle_keys(config).values():
           raise UsageError(f'{line}; leave it as it is by default')
+        if jax.process_index() == 0:
+          trackers.check_installed(config.tracker)
         experiments = build_experiments(config)
         folders = run_folders(folder, config)
         for one in folders:
@@ -180,7 +182,8 @@ def _train(
   first = list(itertools.islice(batches, 1))  # before the folder's files are touched
   if is_writer:
     write_records(folder, config, experiment.data.train.class_names, first_step, _images(experiment))
-  logger = Logger(folder, first_step, last, experiment.schedule.steps_per_epoch, is_writer, label)
+  per_epoch = experiment.schedule.steps_per_epoch
+  logger = Logger(folder, first_step, last, per_epoch, is_writer, label, config.tracker)
   bad = experiment.data.bad
   bad.say = logger.say if is_writer else print
   try:
