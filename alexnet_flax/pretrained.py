@@ -28,6 +28,7 @@ from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.weights import WRITABLE_ENDINGS, open_weights
 from alexnet_flax.weights.download import PUBLISHED, local_path
 from alexnet_flax.weights.format import WeightsFile
+from alexnet_flax.weights.hub import PREFIX, WEIGHTS
 
 if TYPE_CHECKING:
   from alexnet_flax.config import Config, DataConfig
@@ -165,8 +166,9 @@ def find_run(source: str | os.PathLike[str]) -> tuple[pathlib.Path, str | None] 
 
   Raises UsageError if something else follows the @.
   """
-  if os.path.isdir(path := expanded(source)):
-    return path, None
+  if os.path.isdir(path := expanded(source)):  # a folder from the Hub has a config.json too
+    is_run = os.path.isdir(path / 'checkpoints') or not os.path.isfile(path / WEIGHTS)
+    return (path, None) if is_run else None
   folder, _, which = os.fspath(source).rpartition('@')
   if not folder or os.path.exists(path) or not os.path.isdir(path := expanded(folder)):
     return None
@@ -187,8 +189,9 @@ def is_network(text: str) -> bool:
   if run := find_run(text):
     return (run[0] / 'config.json').exists()
   if os.path.exists(expanded(text)):
-    return text.endswith((*WRITABLE_ENDINGS, '.pt', '.pth.tar', '.h5'))
-  return text in PUBLISHED or text.startswith(('http://', 'https://'))
+    endings = *WRITABLE_ENDINGS, '.pt', '.pth.tar', '.h5'
+    return text.endswith(endings) or os.path.isfile(expanded(text) / WEIGHTS)
+  return text in PUBLISHED or text.startswith(('http://', 'https://', PREFIX))
 
 
 def run_config(source: str | os.PathLike[str]) -> 'Config':

@@ -24,7 +24,10 @@ def network_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 RUNS = "runs' folders; RUN@best and RUN@STEP are other checkpoints than the last"
-NETWORK = "a run's folder (RUN@best, RUN@STEP: one of its checkpoints), a file, a URL or a published name"
+NETWORK = (
+  "a run's folder (RUN@best, RUN@STEP: one of its checkpoints), a file, a URL, a published name, or"
+  ' hf:OWNER/NAME[@REVISION]'
+)
 
 
 def add_weights(parser: argparse.ArgumentParser, *, classes: bool) -> None:

@@ -4,7 +4,7 @@ import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,15 +14,26 @@ from alexnet_flax.pretrained import PretrainedModel, find_run, run_config
 from alexnet_flax.training.logger import read_metrics
 from alexnet_flax.training.workdir import read_environment, read_history
 
+if TYPE_CHECKING:
+  from alexnet_flax.config import DataConfig
+
 
 def write_card(path: pathlib.Path, files: Sequence[pathlib.Path], network: PretrainedModel) -> None:
   """Writes a model card in Markdown for the files that hold a network."""
+  try:
+    write_text(path, card(path.name.removesuffix('.md'), files, network))
+  except OSError as error:
+    raise UsageError(f'cannot write {path}: {error.strerror}') from None
+
+
+def card(title: str, files: Sequence[pathlib.Path], network: PretrainedModel) -> str:
+  """Returns a model card in Markdown for the files that hold a network."""
   spec, names = network.spec, network.readable_names
   pre = spec.preprocessing
   short = round(spec.image_size / pre.center_crop_share)
   shown = ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
   lines = [
-    f'# {_text(path.name.removesuffix(".md"))}',
+    f'# {_text(title)}',
     '',
     f'An AlexNet, in {" and ".join(_code(file.name) for file in files)}.',
     '',
@@ -36,25 +47,30 @@ def write_card(path: pathlib.Path, files: Sequence[pathlib.Path], network: Pretr
     f' mean {_numbers(pre.mean)}, std {_numbers(pre.std)} |',
     *_origin(network),
   ]
-  try:
-    write_text(path, '\n'.join(lines) + '\n')
-  except OSError as error:
-    raise UsageError(f'cannot write {path}: {error.strerror}') from None
+  return '\n'.join(lines) + '\n'
+
+
+def last_evaluation(network: PretrainedModel) -> tuple['DataConfig | None', list[dict[str, Any]]]:
+  """Returns a run's data, and the lines with its last top-1 and top-5 up to the network's step."""
+  run = find_run(network.source)
+  if run is None:
+    return None, []
+  metrics = [line for line in read_metrics(run[0]) if line['step'] <= (network.step or 0)]
+  evaluated = [line for line in metrics if line['split'] != 'train' and line['name'] in ('top1', 'top5')]
+  last = [line for line in evaluated if line['step'] == evaluated[-1]['step']]
+  return run_config(run[0]).data, last
 
 
 def _origin(network: PretrainedModel) -> list[str]:
   """Training data, protocol and accuracy, if known."""
-  run = find_run(network.source)
-  if run is None:
+  (data, last), run = last_evaluation(network), find_run(network.source)
+  if run is None or data is None:
     return [
       f'| weights from | {_text(public(network.source))} |',
       '| accuracy | not measured by this program |',
     ]
   folder, step = run[0], network.step or 0
-  data, environment = run_config(folder).data, read_environment(folder)
-  metrics = [line for line in read_metrics(folder) if line['step'] <= step]
-  evaluated = [line for line in metrics if line['split'] != 'train' and line['name'] in ('top1', 'top5')]
-  last = [line for line in evaluated if line['step'] == evaluated[-1]['step']]
+  environment = read_environment(folder)
   crops = 'ten crops' if data.eval_view.ten_crop else 'one central crop'
   accuracy = ', '.join(f'{line["name"]} {line["value"]:.2%}'.replace('%', ' %') for line in last)
   history = [line for line in read_history(folder) if line['step'] < step]

@@ -37,8 +37,8 @@ WRITABLE_ENDINGS: tuple[str, ...] = tuple(dict.fromkeys(format.ending for format
 def open_weights(source: str | os.PathLike[str]) -> WeightsFile:
   """Reads a weights file, once: its format, its network, its class names and its tensors.
 
-  `source` is a path, a URL, or a name in `PUBLISHED`. Raises UsageError if the file is absent, broken,
-  unsafe, of no known format or of another digest.
+  `source` is a path, a URL, a name in `PUBLISHED`, or hf:OWNER/NAME[@REVISION]. Raises UsageError if the
+  file is absent, broken, unsafe, of no known format or of another digest.
   """
   path = local_path(source)
   try:
@@ -68,9 +68,10 @@ def load_weights(source: str | os.PathLike[str], spec: Spec) -> dict[str, Any]:
   or FILE.sha256 lies beside the file, the file must have that digest.
 
   Args:
-    source: A path, a URL, or a name in `PUBLISHED`; of PyTorch's `.pth` (only tensors are read), safetensors
-      in torchvision's names, Caffe's `.caffemodel`, Keras's `.keras`, `.h5` and `.weights.h5`, or our own
-      `.safetensors`. Downloads are kept in $ALEXNET_FLAX_CACHE, or ~/.cache/alexnet_flax.
+    source: A path, a URL, a name in `PUBLISHED`, or hf:OWNER/NAME[@REVISION] on the Hugging Face Hub; of
+      PyTorch's `.pth` (only tensors are read), safetensors in torchvision's names, Caffe's `.caffemodel`,
+      Keras's `.keras`, `.h5` and `.weights.h5`, or our own `.safetensors`. Downloads are kept in
+      $ALEXNET_FLAX_CACHE, or ~/.cache/alexnet_flax; those from the Hub in its own cache.
     spec: The network. Its preprocessing must be that of the weights, except for the order of the colours:
       another order is met by reversing the input channels of conv1.
 

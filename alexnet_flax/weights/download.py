@@ -12,6 +12,7 @@ from typing import Any
 
 from alexnet_flax.errors import UsageError, needs_extra, unknown_name
 from alexnet_flax.files import cache_folder, expanded, without_credentials
+from alexnet_flax.weights import hub
 
 # Name -> URL and digest. The digests are published with the files: in the file names of torchvision and of
 # Geirhos et al. (2019), whose URL is in Brain-Score's model alexnet_trained_on_SIN, in BVLC/caffe's
@@ -37,7 +38,9 @@ _MAX_SECONDS, _MAX_BYTES = 4 * 3600.0, 4 * 2**30
 
 
 def local_path(source: str | os.PathLike[str]) -> pathlib.Path:
-  """Returns the file of a path, a URL or a published name; downloads it unless it is in the cache.
+  """Returns the file of a path, a URL, a published name or hf:OWNER/NAME; downloads what is not in a cache.
+
+  Of a folder that `hub pull` has written, it is the weights file.
 
   Raises UsageError if there is no such file or name, or it cannot be downloaded.
   """
@@ -45,6 +48,10 @@ def local_path(source: str | os.PathLike[str]) -> pathlib.Path:
   path = expanded(text)
   if os.path.isfile(path):  # pathlib's raises for a name that is too long, as a signed URL is
     return path
+  if os.path.isfile(path / hub.WEIGHTS):
+    return path / hub.WEIGHTS
+  if text.startswith(hub.PREFIX):
+    return hub.download(text) / hub.WEIGHTS
   if text in PUBLISHED:
     return downloaded(*PUBLISHED[text])
   if re.match(r'https?://', text):
