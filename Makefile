@@ -44,7 +44,7 @@ docs:
 
 # Pins with hashes for all platforms; no addresses. Needs uv. What runs on an accelerator gets every extra but torch.
 lock:
-	for extras in dev cuda,all tpu,all peers docs; do \
+	for extras in dev all cuda,all tpu,all peers docs; do \
 	  uv pip compile pyproject.toml $$(echo ,$$extras | sed 's/,/ --extra /g') --universal --fork-strategy fewest \
 	    --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet \
 	    --output-file requirements/$${extras%%,*}.txt || exit 1; \
