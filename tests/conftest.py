@@ -5,7 +5,7 @@ import os
 import tempfile
 
 # Compiling takes most of the tests' time: the last two flags make it four times as fast. Where the
-# optimisation that users have matters, a test asks for it. JAX 0.11 ends the process at a flag that it has lost.
+# optimisation that users have matters, a test asks for it. JAX 0.11 no longer has the third, and ends at it.
 os.environ['XLA_FLAGS'] = ' '.join(
   [
     '--xla_force_host_platform_device_count=8',

@@ -140,7 +140,9 @@ def _log_probabilities(
         theirs = np.resize(labels[start * batch_size :][:count], batch_size)  # repeated for the padding
         key = jax.random.fold_in(jax.random.key(0), start)
         (shared,) = (batch['image'] for batch in by_view)
-        attacked = changed(variables, shared, jax.device_put(theirs, sharding), np.float32(attack.epsilon), key)
+        attacked = changed(
+          variables, shared, jax.device_put(theirs, sharding), np.float32(attack.epsilon), key
+        )
         images = [attacked] * len(models)
       yield np.asarray(mean(variables, images))[:count], weights[:count]
       bar.update(count)
