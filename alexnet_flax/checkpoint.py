@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from alexnet_flax.buckets import fetched
 from alexnet_flax.errors import UsageError, one_line
 from alexnet_flax.files import read_json, set_aside, write_json
 from alexnet_flax.steps import TrainState
@@ -255,6 +256,8 @@ def damage(checkpoint: pathlib.Path, which: str = '*') -> str | None:
   `which` is a pattern, to check some of its files alone.
   """
   found: dict[str, Any] | None = None
+  if which == '*':
+    fetched(checkpoint)
   for name in (_ORBAX_METADATA, MANIFEST):
     try:
       found = read_json(checkpoint / name)

@@ -66,7 +66,8 @@ class DataConfig:
   """The data and their views. Batch sizes are those of all devices together."""
 
   dataset: str = 'digits'
-  data_dir: str | None = None
+  data_dir: str | None = None  # also in a bucket, gs://... or s3://...
+  mirror: str | None = None  # a folder for copies of the files of a data_dir in a bucket
   train_split: str = 'train'
   eval_split: str = 'test'
   batch_size: int = _field(128, at_least=1)

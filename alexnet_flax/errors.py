@@ -10,13 +10,25 @@ from collections.abc import Iterable, Iterator
 _ACTS = re.compile('[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 
 
+# Folders of copies -> the place in a bucket that each is a copy of; messages name the bucket.
+COPIES: dict[str, str] = {}
+
+
+def shown(text: object) -> str:
+  """Returns text with the places in buckets in which files are, for their copies on this machine."""
+  shown = str(text)
+  for folder, url in COPIES.items():
+    shown = shown.replace(folder, url)
+  return shown
+
+
 def one_line(text: object) -> str:
   """Returns text with escapes for what a terminal acts upon: no name of a file or class can forge a line.
 
   >>> one_line('cat\\n\\x1b[2J')
   'cat\\\\n\\\\x1b[2J'
   """
-  return _ACTS.sub(lambda found: ascii(found[0])[1:-1], str(text))
+  return _ACTS.sub(lambda found: ascii(found[0])[1:-1], shown(text))
 
 
 class _Foreseen(Exception):  # noqa: N818
@@ -32,6 +44,10 @@ class UsageError(_Foreseen):
 
 class BusyError(UsageError):
   """Another process trains in the folder of a run."""
+
+
+class UnreachableError(UsageError):
+  """A bucket does not answer, also after it was asked several times."""
 
 
 class DivergedError(_Foreseen):
@@ -65,6 +81,7 @@ _EXTRAS = {
     'absl cv2 filelock google_crc32c importlib_resources ml_collections orbax PIL pooch requests simplejpeg'
     ' sklearn tensorboardX tensorflow tensorflow_datasets tqdm urllib3'
   ),
+  'buckets': 'gcsfs s3fs',
   'report': 'jinja2 matplotlib',
   'demo': 'python_multipart starlette uvicorn',
   'onnx': 'onnx onnxruntime',

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from alexnet_flax import buckets
 from alexnet_flax.errors import UsageError
 
 _DAY = 86_400.0  # seconds after which what another machine has left is taken to be of a killed process
@@ -25,7 +26,8 @@ _LONG = 32  # an ending so long would make the name of the temporary file too lo
 def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Gives a path beside `path` to write to, which replaces `path` when the block ends without an error.
 
-  Whoever reads `path` sees the old content or the new one. Of a block that fails nothing is left.
+  Whoever reads `path` sees the old content or the new one. Of a block that fails nothing is left. The copy of
+  a place in a bucket is uploaded.
 
   Args:
     path: The file to write; of a link, the file that it leads to. The temporary one has the same ending. A
@@ -47,11 +49,13 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
   if path.exists() and not path.is_file():
     yield path
     return
-  path = pathlib.Path(os.path.realpath(path))
+  url, path = buckets.written_through(path), pathlib.Path(os.path.realpath(path))
   partial = _partial(path)
   try:
     yield partial
     partial.replace(path)
+    if url:
+      buckets.upload(path, url)
   finally:
     with contextlib.suppress(OSError):
       partial.unlink()
@@ -84,13 +88,14 @@ def _partial(path: pathlib.Path) -> pathlib.Path:
   for left in path.parent.glob(f'.partial-*-{name}*'):
     with contextlib.suppress(OSError, ValueError):  # of another user, already gone, or not ours
       _, writer_host, writer, _ = left.name.split('-', 3)
-      if not _is_running(int(writer)) if writer_host == host else time.time() - left.stat().st_mtime > _DAY:
+      if not is_running(int(writer)) if writer_host == host else time.time() - left.stat().st_mtime > _DAY:
         shutil.rmtree(left) if left.is_dir() else left.unlink()
   suffix = path.suffix if len(path.suffix) < _LONG else ''
   return path.with_name(f'.partial-{host}-{os.getpid()}-{name}{suffix}')
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+  """Whether there is a process of that number on this machine."""
   try:
     os.kill(process, 0)
   except ProcessLookupError:
@@ -102,6 +107,8 @@ def _is_running(process: int) -> bool:
 
 def check_writable(path: pathlib.Path) -> None:
   """Raises UsageError if a file cannot be written there: before hours are spent on its content."""
+  if url := buckets.written_through(path):
+    buckets.listing('/'.join(url.split('/')[:3]) + '/.none')  # whether there is such a bucket
   try:
     mode = path.stat().st_mode
   except (FileNotFoundError, NotADirectoryError):
@@ -220,27 +227,22 @@ def _json_object(text: bytes) -> dict[str, Any] | None:
 
 
 def expanded(place: str | os.PathLike[str]) -> pathlib.Path:
-  """Returns a path, with the user's home folder in the place of ~.
+  """Returns a path, with the user's home folder in the place of ~; of a place in a bucket, its copy.
 
   Raises:
     UsageError: It begins with a user, or the user of this process, who has no home folder here; it is empty,
-      as "$RUN" is where that is not set; or it is in a bucket, gs://..., which would become a folder 'gs:'.
+      as "$RUN" is where that is not set; or it has an unknown scheme, which would become a folder 'ftp:'.
   """
   if not os.fspath(place):
     raise UsageError('the name of a file or a folder is empty')
-  if (scheme := re.match(r'([A-Za-z][\w+.-]*)://', os.fspath(place))) and scheme[1] not in ('http', 'https'):
-    raise UsageError(f'{place}: {scheme[1]}:// cannot be read or written; give a path on this machine')
+  if buckets.is_bucket(place):
+    return buckets.local(os.fspath(place))
   try:
     return pathlib.Path(place).expanduser()
   except RuntimeError:
     if os.path.lexists(place):  # a file's own name, '~$notes.jpg', where the shell has expanded *.jpg
       return pathlib.Path(place)
     raise UsageError(f'{place}: there is no such home folder; write the path without ~') from None
-
-
-def cache_folder() -> pathlib.Path:
-  """Returns the user's folder for what can be made or downloaded again: $ALEXNET_FLAX_CACHE, if it is set."""
-  return expanded(os.environ.get('ALEXNET_FLAX_CACHE') or '~/.cache/alexnet_flax')
 
 
 def without_credentials(place: str) -> str:

@@ -216,11 +216,13 @@ def run_data(source: str | os.PathLike[str], data_dir: str | None = None) -> 'Da
   if data_dir is None:
     local = read_json(folder / LOCAL)
     data_dir = data.data_dir if local is None else local.get('data_dir')  # None: a run of another machine
+    if isinstance(mirror := (local or {}).get('mirror'), str) and os.path.isdir(mirror):
+      data_dir = mirror
   if not isinstance(data_dir, str | None) or '\0' in (data_dir or ''):
     raise UsageError(f'{folder / LOCAL} is broken: its data_dir is no path; remove it, or give --data_dir')
   if (data_dir or '').startswith('.../'):
     raise UsageError(f'the data of {source} lay in a folder {data_dir} of another machine; give --data_dir')
-  return dataclasses.replace(data, data_dir=data_dir)
+  return dataclasses.replace(data, data_dir=data_dir, mirror=None)
 
 
 def _load_run(source: str, folder: pathlib.Path, which: str | None) -> PretrainedModel:

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 
 from alexnet_flax.cli.options import RUNS, add_data_dir
-from alexnet_flax.errors import UsageError
+from alexnet_flax.errors import UsageError, one_line
 from alexnet_flax.files import expanded
 
 HELP = 'write an HTML report of a run, or of several side by side'
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     names = _names([one for folder in folders if (one := find_run(folder))])
     runs = [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)]
   write_report(runs, path)
-  print(f'wrote {path}')
+  print(one_line(f'wrote {path}'))
 
 
 def _names(runs: Sequence[tuple[pathlib.Path, str | None]]) -> list[str]:

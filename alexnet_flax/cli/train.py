@@ -14,8 +14,7 @@ from alexnet_flax import config as configuration
 from alexnet_flax.cli import start
 from alexnet_flax.cli.compilation_cache import use_compilation_cache
 from alexnet_flax.config import Config, from_dict, idle_keys, with_values
-from alexnet_flax.errors import DivergedError, PreemptedError, UsageError, needs_extra, unknown_name
-from alexnet_flax.files import expanded
+from alexnet_flax.errors import DivergedError, PreemptedError, UsageError, needs_extra, one_line, unknown_name
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.training import distributed
 from alexnet_flax.training.distributed import Cluster
@@ -90,13 +89,13 @@ def train_and_report(config: Config, workdir: str) -> None:
   """Trains, then draws report.html if the configuration asks for it; a failure there is only a warning."""
   import jax
 
+  from alexnet_flax.training.bucket_run import run_folder
   from alexnet_flax.training.logger import steady_output
   from alexnet_flax.training.seeds import run_folders
   from alexnet_flax.training.train import train
   from alexnet_flax.training.watchdog import ends_if_it_hangs
 
-  folder = expanded(workdir)
-  with steady_output(folder):
+  with run_folder(workdir) as folder, steady_output(folder):
     with ends_if_it_hangs(config.hang_seconds, folder):
       train(config, folder)
     if not config.report or jax.process_index():
@@ -113,9 +112,9 @@ def train_and_report(config: Config, workdir: str) -> None:
       if path.is_file() and path.stat().st_mtime_ns >= trained:  # nothing has been trained
         return
       write_report([load_results(str(run), config.data.data_dir) for run in runs], path)
-      print(f'{path} shows what it learned', flush=True)
+      print(one_line(f'{path} shows what it learned'), flush=True)
     except Exception as error:
-      print(f'warning: no report: {error}', flush=True)
+      print(one_line(f'warning: no report: {error}'), flush=True)
 
 
 def parse(argv: list[str], values: 'flags.FlagValues | None' = None) -> tuple[Config, str]:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from alexnet_flax import buckets
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError, needs_extra
 from alexnet_flax.files import expanded, refuse_pipe
@@ -69,6 +70,8 @@ def image_files(paths: Sequence[str]) -> list[str]:
   files: list[str] = []
   for path in paths:
     path = str(expanded(path)) if path.startswith('~') else path  # the shell leaves --option=~/a as it is
+    if buckets.is_bucket(path):
+      path = str(buckets.fetched(expanded(path)))
     if os.path.isdir(path):
       found = sorted(filter(is_image_file, walk_files(path)), key=lambda file: file.split(os.sep))
     elif not os.path.exists(path) and glob.has_magic(path):

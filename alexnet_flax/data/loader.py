@@ -13,7 +13,7 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ from alexnet_flax.data.decode import decode_eval, decode_train
 from alexnet_flax.data.image_header import Encoded, Stored, convert_to_png, read_header
 from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.data.raw import RawImages
-from alexnet_flax.data.source import Source
+from alexnet_flax.data.source import Example, Source
 from alexnet_flax.data.views import VIEW_NUMBERS, EvalView, TrainView
 from alexnet_flax.errors import UsageError
 
@@ -171,7 +171,10 @@ class Reader:
       return
     num_parts = len(in_parts(plan(steps[0])))
     plans = (part for step in steps for part in in_parts(plan(step)))
-    built = _in_order(self.build, plans, num_threads or os.cpu_count() or 1)
+    pairs: Iterator[tuple[Plan, list[Example] | None]] = ((plan, None) for plan in plans)
+    if self.source.ahead:  # by threads of its own, which wait for a network
+      pairs = _in_order(lambda plan: (plan, self.source.read(plan.indices)), plans, self.source.ahead)
+    built = _in_order(lambda pair: self.build(*pair), pairs, num_threads or os.cpu_count() or 1)
     for _ in steps:
       parts = []
       for part, skipped in itertools.islice(built, num_parts):
@@ -181,13 +184,16 @@ class Reader:
       joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if num_parts > 1}
       yield joined or parts[0]
 
-  def build(self, plan: Plan) -> _Built:
-    """Reads and decodes the images of a plan; also returns the name and the reason of each skipped one."""
+  def build(self, plan: Plan, examples: list[Example] | None = None) -> _Built:
+    """Returns the decoded images of a plan, and the name and the reason of each skipped one.
+
+    `examples` are the plan's, if they were read already.
+    """
     if self.raw and (gathered := self.raw.gather(plan.indices, plan.numbers)):
       return gathered | {'index': plan.indices, 'weight': plan.weights}, []
     while True:
       known = frozenset(self.suspects)  # other threads add to them
-      images, batch, skipped = self._read(plan)
+      images, batch, skipped = self._read(plan, examples)
       try:
         built = self.decode(images, plan.numbers) | batch
         if self.raw:
@@ -200,9 +206,11 @@ class Reader:
           raise
         self.suspects |= found
 
-  def _read(self, plan: Plan) -> tuple[list[Encoded], HostBatch, list[tuple[str, str]]]:
+  def _read(
+    self, plan: Plan, examples: list[Example] | None
+  ) -> tuple[list[Encoded], HostBatch, list[tuple[str, str]]]:
     """Returns a plan's images, the rest of the batch, and (name, reason) of each skipped image."""
-    examples = self.source.read(plan.indices)
+    examples = examples or self.source.read(plan.indices)
     labels = np.array([example.label for example in examples], np.int64)
     images, skipped, weights = [], [], plan.weights.copy()
     for row, (number, example) in enumerate(zip(plan.indices.tolist(), examples, strict=True)):
@@ -260,7 +268,7 @@ def in_parts(plan: Plan) -> list[Plan]:
   return [Plan(*part) for part in zip(*(np.array_split(array, count) for array in plan), strict=True)]
 
 
-def _in_order(function: Callable[[Plan], _Built], plans: Iterable[Plan], threads: int) -> Iterator[_Built]:
+def _in_order(function: Callable[[Any], Any], plans: Iterable[Any], threads: int) -> Iterator[Any]:
   """Yields `function` of each plan in order; threads compute a few ahead."""
   waiting = iter(plans)
   pool = concurrent.futures.ThreadPoolExecutor(threads)

@@ -39,6 +39,7 @@ class Source:
   folder: str  # of the data set
   identity: str = ''  # of the examples: name and version, or a digest
   parts: tuple[tuple[str, int, int], ...] = ()  # the splits it is of, with the first example and the end
+  ahead: int = 0  # parts of batches that are read before they are decoded; 0: reading them is no waiting
   is_published: bool = False  # by TFDS: figures over it are over images as they are stored, never turned
 
   def scan_all(self) -> Iterator[Example]:

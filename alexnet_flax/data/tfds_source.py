@@ -6,6 +6,7 @@ because the training order is ours (`sampling.py`) and TFDS's readers only know 
 
 import contextlib
 import functools
+import pathlib
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from alexnet_flax import buckets
 from alexnet_flax.data import digits, tfrecord
 from alexnet_flax.data.folder_source import folder_splits, open_folder, split_parts
 from alexnet_flax.data.image_header import Encoded
@@ -24,34 +26,47 @@ from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.files import expanded
 
 IMAGE_FOLDER = 'image_folder'
+_AHEAD = 8  # batches, or parts of them, that are read from a bucket at the same time
+_RECORDS = r'\.(tfrecord|array_record|riegeli|bagz)(-|$)'  # in the names of files
 _Parse = Callable[[bytes | memoryview | UnreadableError], Example]
 # The features in which TFDS's builders store an image's file name.
 _NAMES = ('file_name', 'filename', 'image/filename', 'image/file_name', 'image_name', 'image_id', 'id')
 
 
-def open_dataset(name: str, split: str, data_dir: str | None = None, verify: bool = True) -> Source:
+def open_dataset(
+  name: str, split: str, data_dir: str | None = None, verify: bool = True, mirror: str | None = None
+) -> Source:
   """Opens a split of a prepared data set.
 
   Args:
     name: The name of a TFDS data set ('imagenet2012'), 'digits' (prepared on first use), or 'image_folder'
       (SPLIT/CLASS/image below `data_dir`, in an order that mixes the classes).
     split: A split or a slice of splits in TFDS's notation ('train', 'test[:50%]', 'train+test').
-    data_dir: The folder of the data sets; TFDS's default if None.
+    data_dir: The folder of the data sets, also in a bucket; TFDS's default if None.
     verify: Compare the checksum of each record that is read. A damaged record is a bad image.
+    mirror: A folder to which the files of a data set in a bucket are copied, once, instead of reading them
+      from there record by record, as is possible with TFRecord.
 
   Raises:
     UsageError: The data set is unknown, not prepared, damaged or without images, or has no such split.
   """
+  if mirror and not buckets.is_bucket(data_dir):
+    raise UsageError(f'data.mirror is for a data_dir in a bucket, not for {data_dir}; leave it out')
   if name == IMAGE_FOLDER:
-    return open_folder(split, data_dir)
-  builder = _prepared_builder(name, data_dir)
+    return open_folder(split, _mirrored_folder(data_dir, mirror) if buckets.is_bucket(data_dir) else data_dir)
+  builder = _prepared_builder(name, data_dir, mirror)
   info, chosen = builder.info, _split_info(builder, split)
   files = chosen.file_instructions
-  if absent := [part.filename for part in files if not tfds.core.Path(part.filename).exists()]:
+  is_remote = False
+  if data_dir and buckets.is_bucket(data_dir):
+    files, is_remote = _files_in_bucket(files, data_dir, mirror)
+  elif absent := [part.filename for part in files if not tfds.core.Path(part.filename).exists()]:
     found = f'{len(absent)} of {len(files)} files of {name}:{split} are missing, the first is {absent[0]}'
     raise UsageError(f'{found}; prepare the data set again')
   parse, class_names = _parser(name, dict(info.features), info.supervised_keys)
   if info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
+    if is_remote:
+      raise _needs_mirror('ArrayRecord files', data_dir)
     scan = read = functools.partial(_read_array_records, builder.as_data_source(split).data_source)
   else:
     index = tfrecord.record_index(files)
@@ -66,8 +81,42 @@ def open_dataset(name: str, split: str, data_dir: str | None = None, verify: boo
     folder=str(builder.data_dir),
     identity=f'{info.full_name}:{split}',
     parts=split_parts(split, info.splits),
+    ahead=_AHEAD if is_remote else 0,
     is_published=re.match(r'tensorflow_datasets\.(?!core\.)', type(builder).__module__) is not None,
   )
+
+
+def _files_in_bucket(parts: list[Any], data_dir: str, mirror: str | None) -> tuple[list[Any], bool]:
+  """Returns TFDS's file instructions with URLs, and True; with a mirror, as they are once it has the files.
+
+  Raises UsageError if a file is missing.
+  """
+  folder = pathlib.Path(parts[0].filename).parent
+  root = expanded(mirror) if mirror else buckets.copy_place(data_dir)
+  url = '/'.join([data_dir.rstrip('/'), *folder.relative_to(root).parts])
+  there = buckets.listing(url)
+  wanted = {name: there.get(name) for name in (pathlib.Path(part.filename).name for part in parts)}
+  if absent := [name for name, one in wanted.items() if one is None]:
+    found = f'{len(absent)} of {len(wanted)} files in {url} are missing, the first is {absent[0]}'
+    raise UsageError(f'{found}; copy the data set there again')
+  if mirror:
+    buckets.fetch(url, folder, {name: one for name, one in wanted.items() if one}, progress=True)
+    return parts, False
+  return [part.replace(filename=f'{url}/{pathlib.Path(part.filename).name}') for part in parts], True
+
+
+def _mirrored_folder(data_dir: str | None, mirror: str | None) -> str:
+  """Returns a folder of images in a bucket, copied to `mirror`."""
+  if mirror is None:
+    raise _needs_mirror('folders of images', data_dir)
+  objects = buckets.listing(str(data_dir))
+  buckets.fetch(str(data_dir).rstrip('/'), expanded(mirror), objects, objects, progress=True)
+  return mirror
+
+
+def _needs_mirror(what: str, data_dir: str | None) -> UsageError:
+  advice = 'add --config.data.mirror=FOLDER, or copy it and give the folder of the copy as data_dir'
+  return UsageError(f'{data_dir}: {what} are read from a disk alone; {advice}')
 
 
 def _read_array_records(reader: Any, numbers: np.ndarray) -> list[Any]:
@@ -95,6 +144,8 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
   """
   if name == IMAGE_FOLDER:
     raise UsageError(f'{IMAGE_FOLDER} needs no preparation; give its folder as --config.data.data_dir')
+  if buckets.is_bucket(data_dir):
+    raise UsageError(f'{data_dir}: prepare the data set in a folder, and copy that to the bucket')
   builder = _builder(name, data_dir)
   config = tfds.download.DownloadConfig(manual_dir=manual_dir and expanded(manual_dir))
   try:
@@ -109,9 +160,14 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
   print(f'{builder.info.full_name} is in {builder.data_dir}: {splits}')
 
 
-def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-  builder = _builder(name, data_dir)
+def _prepared_builder(name: str, data_dir: str | None, mirror: str | None = None) -> tfds.core.DatasetBuilder:
+  is_remote = data_dir is not None and buckets.is_bucket(data_dir)
+  builder = _builder(name, str(_described(name, data_dir, mirror)) if data_dir and is_remote else data_dir)
   if not builder.info.splits:
+    if is_remote:
+      raise UsageError(
+        f'the data set {name!r} is not in {data_dir}; prepare it in a folder, and copy that there'
+      )
     if name != digits.NAME:
       command = f'alexnet-flax prepare {name}' + (f' --data_dir={data_dir}' if data_dir else '')
       raise UsageError(f'the data set {name!r} is not prepared in {builder.data_dir}; run: {command}')
@@ -122,6 +178,15 @@ def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuild
       raise UsageError(f'cannot write to data_dir (={data_dir}): {error.strerror or error}') from None
     _require_splits(builder)
   return builder
+
+
+def _described(name: str, data_dir: str, mirror: str | None) -> pathlib.Path:
+  """Returns a folder of TFDS data sets with copies of what describes one of a bucket: all but the records."""
+  root, (folder, *_) = expanded(mirror) if mirror else buckets.copy_place(data_dir), re.split('[/:]', name)
+  url = f'{data_dir.rstrip("/")}/{folder}'
+  found = {key: one for key, one in buckets.listing(url).items() if not re.search(_RECORDS, key)}
+  buckets.fetch(url, root / folder, found)
+  return root
 
 
 def _require_splits(builder: tfds.core.DatasetBuilder) -> None:

@@ -1,19 +1,24 @@
 """Random access to TFRecord files, TFDS's default format, by an index of offsets.
 
 ArrayRecord has its own index, but data sets that are already prepared should not need preparing again. Files
-are memory-mapped, so that unused parts of a record are not read.
+are memory-mapped, so that unused parts of a record are not read. Of files in a bucket the records are asked
+for by their ranges, all of a batch at once; their index is kept in the cache folder.
 """
 
 import concurrent.futures
 import functools
+import hashlib
+import itertools
 import mmap
 import os
+import pathlib
 import resource
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from alexnet_flax import buckets
 from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.errors import UsageError, needs_extra
 from alexnet_flax.files import refuse_pipe
@@ -47,18 +52,28 @@ def read_records(
   """
   paths, spans = index
   found: list[memoryview | UnreadableError] = []
-  for path, start, length in spans[numbers].tolist():
-    if (mapped := _mapped(paths[path])) is not None:
-      stored = mapped[start : start + length + _CHECKSUM]
-    else:
-      with open(paths[path], 'rb', buffering=0) as file:
-        stored = memoryview(os.pread(file.fileno(), length + _CHECKSUM, start))
+  chosen = spans[numbers].tolist()
+  places = [(paths[path], start, start + length + _CHECKSUM) for path, start, length in chosen]
+  read = _ranges if buckets.is_bucket(paths[0]) else functools.partial(itertools.starmap, _stored)
+  ranges: Iterable[memoryview] = read(places)
+  for (path, start, length), stored in zip(chosen, ranges, strict=True):
     if verify and _checksum(stored[:length]) != bytes(stored[length:]):
       number = np.searchsorted(_record_spans(paths[path])[:, 0], start)
       found.append(UnreadableError(f'record {number} of {paths[path]} is damaged, by its checksum'))
     else:
       found.append(stored[:length])
   return found
+
+
+def _ranges(places: list[tuple[str, int, int]]) -> list[memoryview]:
+  return [memoryview(part) for part in buckets.read_ranges(places)]
+
+
+def _stored(path: str, start: int, end: int) -> memoryview:
+  if (mapped := _mapped(path)) is not None:
+    return mapped[start:end]
+  with open(path, 'rb', buffering=0) as file:
+    return memoryview(os.pread(file.fileno(), end - start, start))
 
 
 def framed(record: bytes) -> bytes:
@@ -71,23 +86,45 @@ def framed(record: bytes) -> bytes:
 def _record_spans(path: str) -> np.ndarray:
   """Returns (offset, length) of every record of a TFRecord file, int64 [N, 2].
 
+  Those of a file in a bucket are kept in the cache folder, for its size and its generation or ETag.
+  """
+  if buckets.is_bucket(path):
+    if (found := buckets.stat(path)) is None:
+      raise UsageError(f'{path} has gone; prepare the data set again')
+    name = hashlib.sha256(f'{path} {found.size} {found.tag}'.encode()).hexdigest()[:32]
+
+    def make(place: pathlib.Path) -> None:
+      with buckets.opened(path) as file, place.open('wb') as index:
+        np.save(index, _scan(path, file, found.size))
+
+    kept = buckets.cached(f'records/{name}.npy', make)
+    try:
+      return np.load(kept)
+    except (OSError, ValueError, EOFError):
+      raise UsageError(f'{kept} is broken; remove it, and it is made anew') from None
+  try:
+    refuse_pipe(path)
+    with open(path, 'rb', buffering=0) as file:  # not mapped: that would load a whole page for each header
+      return _scan(path, file, os.path.getsize(path))
+  except OSError as error:
+    raise UsageError(f'cannot read {path}: {error.strerror}; prepare the data set again') from None
+
+
+def _scan(path: str, file: BinaryIO, size: int) -> np.ndarray:
+  """Returns (offset, length) of every record, int64 [N, 2].
+
   A record is its length (uint64, little-endian), a checksum of the length, the data, and a checksum of the
   data (https://www.tensorflow.org/tutorials/load_data/tfrecord).
   """
   spans, position = [], 0
-  try:
-    refuse_pipe(path)
-    with open(path, 'rb', buffering=0) as file:  # not mapped: that would load a whole page for each header
-      size = os.path.getsize(path)
-      while position + 12 <= size:
-        header = os.pread(file.fileno(), 12, position)
-        if _checksum(header[:8]) != header[8:]:
-          break
-        length = int.from_bytes(header[:8], 'little')
-        spans.append((position + 12, length))
-        position += 12 + length + _CHECKSUM
-  except OSError as error:
-    raise UsageError(f'cannot read {path}: {error.strerror}; prepare the data set again') from None
+  while position + 12 <= size:
+    file.seek(position)
+    header = file.read(12)
+    if _checksum(header[:8]) != header[8:]:
+      break
+    length = int.from_bytes(header[:8], 'little')
+    spans.append((position + 12, length))
+    position += 12 + length + _CHECKSUM
   if position != size:
     damage = f'record {len(spans)} is damaged'
     raise UsageError(f'{path} is not a complete TFRecord file ({damage}); prepare the data set again')

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alexnet_flax.data.images import UnreadableError, evaluation_view, read_image
-from alexnet_flax.errors import UsageError, needs_extra
+from alexnet_flax.errors import UsageError, needs_extra, shown
 from alexnet_flax.export import parity
 from alexnet_flax.export.model_card import write_card
 from alexnet_flax.files import check_writable, expanded, move_into_place, partial_folder
@@ -66,7 +66,7 @@ def convert(
     advice = 'choose another, or remove the .sha256 beside it'
     raise UsageError(f'{destination}: a file of this name must have the digest {stated[0]}; {advice}')
   check_writable(path)
-  shown = _images(images) if verify else []
+  drawn = _images(images) if verify else []
   file = source if is_run else open_weights(source)
   if verify and isinstance(file, WeightsFile) and file.format.activations is None:
     raise UsageError(f'{file.path} is our own file: there is no other program to compare with')
@@ -78,7 +78,7 @@ def convert(
     with partial_folder(path) as folder:
       files, agreement = _write(folder / path.name, network, names)
       if other is not None:
-        program, errors = parity.compare(other, spec, network.variables, shown)
+        program, errors = parity.compare(other, spec, network.variables, drawn)
       card = folder / f'{path.name}.md'
       write_card(card, files, network)
       for whole in (*files, card):
@@ -90,10 +90,10 @@ def convert(
   size = f'{spec.image_size}x{spec.image_size}'
   print(f'{network.source}: {spec.name}, {network.num_parameters:,} parameters, {size}')
   *written, card = (path.with_name(whole.name) for whole in (*files, card))
-  print(f'wrote {" and ".join(map(str, written))}; {agreement}\n{card} describes it')
+  print(shown(f'wrote {" and ".join(map(str, written))}; {agreement}\n{card} describes it'))
   if other is None:
     return True
-  print(f'{program}, {len(shown)} images, greatest |a - b| / greatest |b|:')
+  print(f'{program}, {len(drawn)} images, greatest |a - b| / greatest |b|:')
   for name, greatest in errors.items():
     print(f'  {name:10} {greatest:.1e}')
   worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from alexnet_flax.data.images import image_files, printable, views_of_files
-from alexnet_flax.errors import UsageError, needs_extra, one_line, unknown_name
+from alexnet_flax.errors import UsageError, needs_extra, one_line, shown, unknown_name
 from alexnet_flax.files import atomic_path, check_writable, expanded, refuse_pipe
 from alexnet_flax.inference.features import feature_batches
 from alexnet_flax.models.spec import Spec
@@ -122,13 +122,13 @@ def write_features(
       of_file = _attributes(network, names, pool, dtype)
       of_layers = {name: {'layer': ours[name], 'axes': _AXES[stored[name].ndim]} for name in stored}
       if archive:
-        for key, texts in ((_NAMES_KEY, [*map(printable, files)]), (_DIGESTS_KEY, digests)):
+        for key, texts in ((_NAMES_KEY, [printable(shown(file)) for file in files]), (_DIGESTS_KEY, digests)):
           archive.create_dataset(key, data=texts, dtype=h5py.string_dtype())
         archive.attrs.update(of_file, layers=', '.join(data.name[1:] for data in stored.values()))
         for name, attributes in of_layers.items():
           stored[name].attrs.update(attributes)
       else:
-        stored_too: Any = {_NAMES_KEY: np.array(files), _DIGESTS_KEY: np.array(digests)}
+        stored_too: Any = {_NAMES_KEY: np.array([*map(shown, files)]), _DIGESTS_KEY: np.array(digests)}
         stored_too[_ATTRIBUTES_KEY] = np.array(json.dumps(of_file | {'layers': of_layers}))
         with partial.open('wb') as opened:
           np.savez(opened, **stored, **stored_too)

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from alexnet_flax.data.images import image_files, views_of_files
-from alexnet_flax.errors import UsageError, one_line
+from alexnet_flax.errors import UsageError, one_line, shown
 from alexnet_flax.files import atomic_path, expanded
 from alexnet_flax.pretrained import Classification, PretrainedModel
 
@@ -97,9 +97,9 @@ def _table(prediction: Prediction, place: pathlib.Path | None) -> str:
 
 def _as_json(prediction: Prediction, place: pathlib.Path | None) -> dict[str, Any]:
   if prediction.error:
-    return {'file': prediction.file, 'error': prediction.error}
+    return {'file': shown(prediction.file), 'error': prediction.error}
   best = [{'class': one.label, 'name': one.name, 'probability': one.probability} for one in prediction.best]
-  return {'file': prediction.file, 'best': best} | ({'saliency': str(place)} if place else {})
+  return {'file': shown(prediction.file), 'best': best} | ({'saliency': shown(place)} if place else {})
 
 
 def output_paths(files: Sequence[str], folder: str, ending: str, option: str) -> dict[str, pathlib.Path]:

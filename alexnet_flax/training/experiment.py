@@ -111,7 +111,9 @@ def build_experiment(config: Config, like: Experiment | None = None) -> Experime
   check_devices()
   with first_process_first('data'):  # it prepares the embedded digits
     train, evaluated = (
-      open_dataset(config.data.dataset, split, config.data.data_dir, config.data.verify_records)
+      open_dataset(
+        config.data.dataset, split, config.data.data_dir, config.data.verify_records, config.data.mirror
+      )
       for split in (config.data.train_split, config.data.eval_split)
     )
   require_same_classes(train, evaluated)

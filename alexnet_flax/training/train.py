@@ -17,12 +17,12 @@ from alexnet_flax import checkpoint
 from alexnet_flax.config import Config, all_keys, from_dict, idle_keys, to_dict, value_of
 from alexnet_flax.data.source import read_labels
 from alexnet_flax.data.tfds_source import IMAGE_FOLDER
-from alexnet_flax.errors import PreemptedError, UsageError
-from alexnet_flax.files import expanded
+from alexnet_flax.errors import PreemptedError, UsageError, one_line
 from alexnet_flax.steps import GuardedStep, TrainState
 from alexnet_flax.training import callbacks as builtin
 from alexnet_flax.training import distributed, trackers
 from alexnet_flax.training.batches import train_batches, with_features
+from alexnet_flax.training.bucket_run import run_folder
 from alexnet_flax.training.callbacks import Callback
 from alexnet_flax.training.experiment import Experiment, check_devices, compile_train_step
 from alexnet_flax.training.initialize import initial_state, training_lines
@@ -33,7 +33,7 @@ from alexnet_flax.training.seeds import build_experiments, run_folders, steps_ma
 from alexnet_flax.training.workdir import changed_keys, make_folder, sole_writer, versions, write_records
 
 # Keys that may differ from machine to machine.
-_OF_ONE_PROCESS = ('data.data_dir', 'data.num_threads', 'data.num_processes')
+_OF_ONE_PROCESS = ('data.data_dir', 'data.mirror', 'data.num_threads', 'data.num_processes')
 _CLASSES = 20  # that are listed
 
 
@@ -50,7 +50,7 @@ def train(
 
   Args:
     config: The configuration.
-    workdir: The run's folder.
+    workdir: The run's folder; also in a bucket, gs://... or s3://...
     callbacks: Called after the run's own (logging, evaluation, checkpoints), when they are due.
 
   Returns:
@@ -60,10 +60,14 @@ def train(
     UsageError: Configuration, data or folder do not allow the run, or it has ended with other keys; a run in
       the folder is left as it was.
     DivergedError: The loss, or the parameters' norm, is not finite.
-    PreemptedError: The end was requested; the state is saved.
+    PreemptedError: The end was requested, and the state is saved; or a bucket does not answer.
   """
   config = from_dict(to_dict(config))  # checked, wherever it comes from
-  folder = expanded(workdir)
+  with run_folder(workdir) as folder:
+    return _train_in(folder, config, callbacks)
+
+
+def _train_in(folder: pathlib.Path, config: Config, callbacks: Sequence[Callback]) -> dict[str, float]:
   try:
     with GracefulShutdown() as shutdown, steady_output(folder), contextlib.ExitStack() as stack:
       check_devices()
@@ -141,7 +145,7 @@ def _summary(
     error = np.std(top1, ddof=1) / np.sqrt(len(top1))
     split = experiments[0].eval_split
     shown = f'top1 {top1.mean():.2%} ± {error:.2%}'.replace('%', ' %')
-    print(f'{len(values)} seeds: {split}: {shown} (standard error); {folder}')
+    print(one_line(f'{len(values)} seeds: {split}: {shown} (standard error); {folder}'))
   for experiment, one in zip(experiments, ended, strict=True):
     if len(errors) > 1 and isinstance(one, Exception):
       print(f'seed {experiment.config.seed}: {one}')
@@ -220,8 +224,8 @@ def _finished(experiment: Experiment, folder: pathlib.Path) -> dict[str, float]:
   lines = [line for line in read_metrics(folder) if (line['step'], line['split']) == (last, split)]
   values = {line['name']: line['value'] for line in lines}
   if jax.process_index() == 0:
-    print(f'the run in {folder} is finished; nothing is trained, and its files stay as they are')
-    print(_closing_line(experiment, values, folder), flush=True)
+    print(one_line(f'the run in {folder} is finished; nothing is trained, and its files stay as they are'))
+    print(one_line(_closing_line(experiment, values, folder)), flush=True)
   return values
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from alexnet_flax.buckets import is_bucket
 from alexnet_flax.config import Config, all_keys, from_dict, to_dict, value_of, with_values
 from alexnet_flax.errors import BusyError, UsageError, one_line
 from alexnet_flax.files import expanded, public, read_json, read_lines, rewrite_lines, set_aside, write_json
@@ -113,10 +114,13 @@ def changed_keys(
 def _local(config: Config, images: str | None) -> dict[str, str | None]:
   """Returns the paths that are nobody else's business, and which images are trained on."""
   data_dir, source = config.data.data_dir, config.transfer.source
-  is_path = source and (find_run(source) or expanded(source).exists())  # not a published name, nor a URL
+  if source and not is_bucket(source) and (find_run(source) or expanded(source).exists()):
+    source = os.path.abspath(expanded(source))  # not a published name, nor a URL
+  mirror = config.data.mirror
   return {
-    'data_dir': data_dir and os.path.abspath(expanded(data_dir)),
-    'transfer_source': os.path.abspath(expanded(source)) if source and is_path else source,
+    'data_dir': data_dir if is_bucket(data_dir) else data_dir and os.path.abspath(expanded(data_dir)),
+    'mirror': mirror and os.path.abspath(expanded(mirror)),
+    'transfer_source': source,
     'images': images,
   }
 
@@ -144,7 +148,7 @@ def _values(config: Config) -> dict[str, Any]:
 
 def _without_private(config: Config) -> Config:
   """Returns the configuration for others to read, without the paths of the user's folders."""
-  paths = {key: value_of(config, key) for key in ('data.data_dir', 'transfer.source')}
+  paths = {key: value_of(config, key) for key in ('data.data_dir', 'data.mirror', 'transfer.source')}
   return with_values(config, {key: path and public(path) for key, path in paths.items()})
 
 

@@ -10,8 +10,10 @@ import sys
 import time
 from typing import Any
 
+from alexnet_flax import buckets
+from alexnet_flax.buckets import cache_folder
 from alexnet_flax.errors import UsageError, needs_extra, unknown_name
-from alexnet_flax.files import cache_folder, expanded, without_credentials
+from alexnet_flax.files import expanded, without_credentials
 from alexnet_flax.weights import hub
 
 # Name -> URL and digest. The digests are published with the files: in the file names of torchvision and of
@@ -74,6 +76,8 @@ def stated_digests(path: pathlib.Path, source: str | os.PathLike[str] = '') -> l
   """
   stated = [PUBLISHED[os.fspath(source)][1]] if os.fspath(source) in PUBLISHED else []
   beside = path.with_name(f'{path.name}.sha256')
+  if (url := buckets.url_of(beside)) and not any(one[:9] == '.partial-' for one in beside.parts):
+    buckets.local(url)
   if os.path.isfile(beside):
     stated += beside.read_bytes().decode(errors='replace').lower().split()[:1] or ['']
     if not re.fullmatch(r'[0-9a-f]{64}', stated[-1]):
