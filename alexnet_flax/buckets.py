@@ -6,23 +6,24 @@ writes it like any file; `files.atomic_path` uploads what it has written there. 
 """
 
 import base64
+import collections
 import concurrent.futures
 import contextlib
 import errno
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
 import pathlib
 import re
 import shutil
-import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from alexnet_flax.errors import COPIES, UnreachableError, UsageError, needs_extra, one_line
+from alexnet_flax.errors import COPIES, UnreachableError, UsageError, needs_extra
 
 SCHEMES = ('gs', 's3')
 _AT_ONCE = 16  # files that are copied at the same time
@@ -77,11 +78,11 @@ def _filesystem(scheme: str) -> Any:
     if scheme == 's3':
       import s3fs
 
-      return s3fs.S3FileSystem(use_listings_cache=False)
+      return s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
     import gcsfs.core
   logging.getLogger('gcsfs').setLevel(logging.CRITICAL + 1)  # it logs a traceback of all that it raises
   # Not gcsfs.GCSFileSystem, which first asks another service what kind of bucket it is.
-  return gcsfs.core.GCSFileSystem(use_listings_cache=False)
+  return gcsfs.core.GCSFileSystem(use_listings_cache=False, skip_instance_cache=True)
 
 
 @contextlib.contextmanager
@@ -108,29 +109,15 @@ def asking(url: str) -> Iterator[Any]:
 
 
 def listing(url: str) -> dict[str, Object]:
-  """Returns the objects below a URL by their names from there; an object itself has the name ''.
-
-  Raises UsageError if there is no such bucket.
-  """
-  url = url.rstrip('/')
+  """Returns the objects below a URL by their names from there; UsageError if there is no such bucket."""
   with asking(url) as fs:
     try:
       found = fs.find(url, detail=True)
     except FileNotFoundError:
       raise UsageError(f'{url}: there is no such bucket') from None
-    prefix = url.partition('://')[2]
-    return {name[len(prefix) + 1 :]: _object(one) for name, one in found.items() if name[-1] != '/'}
-
-
-def listing_of(prefix: str) -> list[str]:
-  """Returns what follows a prefix in the names of the objects beside it."""
-  with asking(prefix) as fs:
-    try:
-      found = fs.ls(prefix.rpartition('/')[0], detail=False)
-    except FileNotFoundError:
-      return []
-  stem = prefix.partition('://')[2]
-  return [name.removeprefix(stem) for name in found if name.startswith(stem)]
+  start = len(url.partition('://')[2].rstrip('/')) + 1
+  names = {key[start:]: _object(one) for key, one in found.items()}
+  return {name: one for name, one in names.items() if not {'', '.', '..'} & {*name.split('/')}}
 
 
 def without_arrays(objects: dict[str, Object]) -> dict[str, Object]:
@@ -176,10 +163,8 @@ def opened(url: str) -> Iterator[Any]:
 def write(url: str, content: bytes, only_if_absent: bool = False) -> None:
   """Writes an object; no reader sees a part of it.
 
-  Raises:
-    FileExistsError: It is there, and must not be: the bucket compares and writes in one step (S3's
-      If-None-Match, Google's ifGenerationMatch=0).
-    UsageError: There is no such bucket.
+  FileExistsError if it is there, and must not be: the bucket compares and writes in one step (S3's
+  If-None-Match, Google's ifGenerationMatch=0). UsageError if there is no such bucket.
   """
   with asking(url) as fs:
     try:
@@ -219,11 +204,11 @@ def written_through(path: pathlib.Path) -> str | None:
   return url_of(path)
 
 
-def copy_place(url: str, kind: str = 'buckets') -> pathlib.Path:
+def copy_place(url: str) -> pathlib.Path:
   """Returns where the copy of a URL lies, or will lie."""
   scheme, _, rest = url.rstrip('/').partition('://')
   bucket, _, name = rest.partition('/')
-  root = cache_folder().absolute() / kind / scheme / bucket
+  root = cache_folder().absolute() / 'buckets' / scheme / bucket
   COPIES[str(root)] = f'{scheme}://{bucket}'
   return root / name if name else root
 
@@ -234,18 +219,18 @@ def local(url: str) -> pathlib.Path:
   Of another folder nothing is copied; of what is not there, no copy is left.
   """
   path, url = copy_place(url), url.rstrip('/')
+  if found := stat(url):
+    fetch(url.rpartition('/')[0], path.parent, {path.name: found})
+    return path
   with asking(url) as fs:
     try:
-      found = fs.info(url)
-      inside = [] if found['type'] == 'file' else fs.ls(url, detail=False)
+      inside = fs.ls(url, detail=False)
     except FileNotFoundError:
-      found, inside = {'type': 'nothing'}, []
-  if found['type'] == 'file':
-    fetch(url.rpartition('/')[0], path.parent, {path.name: _object(found)})
-    return path
-  if found['type'] == 'nothing' and path.is_dir():
-    shutil.rmtree(path)
-  path.unlink(missing_ok=True) if path.is_file() else None
+      inside = []
+  if path.is_file():
+    path.unlink()
+  elif not inside:
+    shutil.rmtree(path, ignore_errors=True)
   (path if inside else path.parent).mkdir(parents=True, exist_ok=True)
   if any(re.search(r'/(config\.json|seed-\d+/?)$', name) for name in inside):
     objects = listing(url)
@@ -254,13 +239,10 @@ def local(url: str) -> pathlib.Path:
 
 
 def fetched(path: pathlib.Path) -> pathlib.Path:
-  """Returns a path; if it is of a copy, all that the bucket has there has been copied."""
-  if url := url_of(path):
+  """Returns a path; if it is of the copy of a folder, all that the bucket has there has been copied."""
+  if path.is_dir() and (url := url_of(path)):
     objects = listing(url)
-    if '' in objects:
-      fetch(url.rpartition('/')[0], path.parent, {path.name: objects['']})
-    else:
-      fetch(url, path, objects, objects)
+    fetch(url, path, objects, objects)
   return path
 
 
@@ -280,7 +262,7 @@ def fetch(
     folder: Its copy.
     wanted: The objects to copy, by their names.
     there: All that the bucket has there; copies of others are removed. None leaves them.
-    progress: Whether to show how far it is, in a terminal.
+    progress: Whether to show how far it is.
 
   Raises:
     UsageError: An object has changed in the meantime, or the folder cannot be written.
@@ -291,10 +273,9 @@ def fetch(
     copied = _copied(record)
     for name in copied.keys() - there.keys() if there is not None else ():
       (folder / name).unlink(missing_ok=True)
-      for place in (folder / name).parents:
-        if place == folder or not place.is_dir() or any(place.iterdir()):
-          break
-        place.rmdir()
+      for place in itertools.takewhile(folder.__ne__, (folder / name).parents):
+        with contextlib.suppress(OSError):  # not empty, or gone
+          place.rmdir()
 
     def copy(name: str) -> None:
       one, path, source = wanted[name], folder / name, f'{url}/{name}'
@@ -303,7 +284,9 @@ def fetch(
       try:
         with asking(source) as fs:
           fs.get_file(source, str(partial))
-        if partial.stat().st_size != one.size or (one.md5 and _md5(partial) != one.md5):
+        with partial.open('rb') as file:
+          same = not one.md5 or hashlib.file_digest(file, 'md5').hexdigest() == one.md5
+        if not same or partial.stat().st_size != one.size:
           raise UsageError(f'{source} has changed while it was copied; try again')
         os.utime(partial, (one.time, one.time))
         partial.replace(path)
@@ -314,19 +297,18 @@ def fetch(
       with lock, record.open('a', encoding='utf-8') as lines:
         lines.write(json.dumps([name, one.size, one.tag]) + '\n')
 
-    missing = [name for name, one in wanted.items() if not _is_copy(folder / name, one, copied.get(name))]
+    def is_copied(name: str) -> bool:
+      one, path = wanted[name], folder / name
+      return copied.get(name) == [one.size, one.tag] and path.is_file() and path.stat().st_size == one.size
+
+    missing = [name for name in wanted if not is_copied(name)]
     with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
       done: Iterable[None] = pool.map(copy, missing)
       if progress and missing:
         from tqdm import tqdm
 
-        size = sum(wanted[name].size for name in missing)
-        print(
-          one_line(f'copying {len(missing)} files ({size / 1e9:.1f} GB) of {url} to {folder}'), flush=True
-        )
-        done = tqdm(done, total=len(missing), unit='file', disable=not sys.stderr.isatty())
-      for _ in done:
-        pass
+        done = tqdm(done, f'copying {url}', len(missing), unit='file', mininterval=1)
+      collections.deque(done, 0)
   except OSError as error:
     raise UsageError(f'cannot copy {url} to {folder}: {error.strerror or error}') from None
 
@@ -340,23 +322,3 @@ def _copied(record: pathlib.Path) -> dict[str, list[Any]]:
         name, *rest = json.loads(line)
         found[str(name)] = rest
   return found
-
-
-def _is_copy(path: pathlib.Path, one: Object, recorded: list[Any] | None) -> bool:
-  return recorded == [one.size, one.tag] and path.is_file() and path.stat().st_size == one.size
-
-
-def _md5(path: pathlib.Path) -> str:
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'md5').hexdigest()
-
-
-def cached(name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
-  """Returns a file of the cache folder, made by `make` at the path that it is given if it is not there."""
-  path = cache_folder() / name
-  if not path.is_file():
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.partial-{os.getpid()}-{threading.get_ident()}-{path.name}')
-    make(partial)
-    partial.replace(path)
-  return path

@@ -6,12 +6,12 @@ for by their ranges, all of a batch at once; their index is kept in the cache fo
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import itertools
 import mmap
 import os
-import pathlib
 import resource
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
@@ -21,7 +21,7 @@ import numpy as np
 from alexnet_flax import buckets
 from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.errors import UsageError, needs_extra
-from alexnet_flax.files import refuse_pipe
+from alexnet_flax.files import atomic_path, refuse_pipe
 
 # Paths, and (index of the path, offset, length) of each record, int64 [N, 3].
 RecordIndex = tuple[list[str], np.ndarray]
@@ -92,16 +92,13 @@ def _record_spans(path: str) -> np.ndarray:
     if (found := buckets.stat(path)) is None:
       raise UsageError(f'{path} has gone; prepare the data set again')
     name = hashlib.sha256(f'{path} {found.size} {found.tag}'.encode()).hexdigest()[:32]
-
-    def make(place: pathlib.Path) -> None:
-      with buckets.opened(path) as file, place.open('wb') as index:
-        np.save(index, _scan(path, file, found.size))
-
-    kept = buckets.cached(f'records/{name}.npy', make)
-    try:
-      return np.load(kept)
-    except (OSError, ValueError, EOFError):
-      raise UsageError(f'{kept} is broken; remove it, and it is made anew') from None
+    index = buckets.cache_folder() / 'records' / f'{name}.npy'
+    with contextlib.suppress(OSError, ValueError, EOFError):  # none yet, or a broken one
+      return np.load(index)
+    index.parent.mkdir(parents=True, exist_ok=True)
+    with buckets.opened(path) as file, atomic_path(index) as partial:
+      np.save(partial, spans := _scan(path, file, found.size))
+    return spans
   try:
     refuse_pipe(path)
     with open(path, 'rb', buffering=0) as file:  # not mapped: that would load a whole page for each header

@@ -5,6 +5,7 @@ whole one), and goes on from there; what an earlier process of this machine had 
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -14,17 +15,17 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 
 from alexnet_flax import buckets
 from alexnet_flax.checkpoint import MANIFEST, PARTIAL
-from alexnet_flax.errors import BusyError, PreemptedError, UnreachableError, UsageError, one_line
+from alexnet_flax.errors import COPIES, BusyError, PreemptedError, UnreachableError, UsageError, one_line
 from alexnet_flax.files import expanded, is_running
 
 _RENEW, _LEASE = 10.0, 60.0  # seconds
-_LOCK = '.lock-'
+_LOCK = '.lock'
 _EVERY = 5.0  # seconds between uploads of the logs; a checkpoint is uploaded as soon as it is whole
 _LOOK = 0.5
 _CHECKPOINT = re.compile(r'((?:.*/)?checkpoints/\d+)/')
@@ -53,156 +54,176 @@ def _copied_run(url: str) -> Iterator[pathlib.Path]:
   if jax.process_count() > 1:
     advice = 'several processes need a folder that they share'
     raise UsageError(f'--workdir={url}: a run in a bucket is of one process; {advice}')
-  folder = buckets.copy_place(url, 'runs')
-  with _lease(url) as held:
+  digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+  folder = buckets.cache_folder().absolute() / 'runs' / digest / url.rpartition('/')[2]
+  COPIES[str(folder)] = url
+  lease = _Lease(url)
+  try:
     shutil.rmtree(folder, ignore_errors=True)
-    objects = {name: one for name, one in buckets.listing(url).items() if not name.startswith(_LOCK)}
-    steps = {found[1] for name in objects if (found := _CHECKPOINT.match(name))}
-    for cut_short in (step for step in steps if f'{step}/{MANIFEST}' not in objects):
-      names = [name for name in objects if name.startswith(f'{cut_short}/')]
-      buckets.remove([f'{url}/{name}' for name in names])
-      objects = {name: one for name, one in objects.items() if name not in names}
+    objects = {name: one for name, one in buckets.listing(url).items() if not name.startswith(f'{_LOCK}/')}
+    uploads = _Uploads(folder, url, lease, set(objects))
+    for step in _steps(objects):
+      if f'{step}/{MANIFEST}' not in objects:  # an upload of it was cut short
+        uploads.remove(step)
+    objects = {name: one for name, one in objects.items() if name in uploads.there}
     buckets.fetch(url, folder, buckets.without_arrays(objects))
-    uploads = _Uploads(folder, url, held, set(objects))
-    uploads.start()
+    uploads.begin()
     try:
       yield folder
     finally:
       uploads.finish()
+  finally:
+    lease.release()
+
+
+def _steps(names: Iterable[str]) -> set[str]:
+  """Returns the folders of checkpoints, '...checkpoints/STEP', in which files of these names are."""
+  return {found[1] for name in names if (found := _CHECKPOINT.match(name))}
 
 
 class _Uploads(threading.Thread):
-  """Uploads what is new in a run's folder, now and then and at the end."""
+  """Uploads what is new in a run's folder, now and then and at the end; removes checkpoints that are gone."""
 
-  def __init__(self, folder: pathlib.Path, url: str, held: threading.Event, there: set[str]):
+  def __init__(self, folder: pathlib.Path, url: str, lease: '_Lease', there: set[str]):
     super().__init__(daemon=True)
-    self._folder, self._url, self._held, self._there = folder, url, held, there
-    self._sent = {name: self._state(name) for name in there if (folder / name).exists()}
-    self._end, self._warned = threading.Event(), False
+    self._folder, self._url, self._lease, self.there = folder, url, lease, there
+    self._sent: dict[str, tuple[int, int]] = {}  # what tells whether a file has changed since
+    self._end = threading.Event()
+
+  def begin(self) -> None:
+    self._sent = {name: self._state(name) for name in self._files()}
+    self.start()
 
   def run(self) -> None:
-    last, whole = time.monotonic(), self._whole()
+    last, whole, warned = time.monotonic(), self._manifests(), False
     while not self._end.wait(_LOOK):
-      if (now := self._whole()) != whole or time.monotonic() - last > _EVERY:
+      if (now := self._manifests()) != whole or time.monotonic() - last > _EVERY:
         try:
           self._upload()
-        except UsageError as error:
-          if not self._warned:
+          warned = False
+        except (UsageError, OSError) as error:
+          if not warned:
             print(one_line(f'warning: {error}; the run goes on, and it is tried again'), flush=True)
-          self._warned = True
+          warned = True
         last, whole = time.monotonic(), now
 
   def finish(self) -> None:
-    """Uploads what is left; raises UsageError or UnreachableError if that cannot be."""
+    """Uploads what is left; raises UsageError if that cannot be."""
     self._end.set()
     self.join()
     self._upload()
+
+  def remove(self, step: str) -> None:
+    """Removes a checkpoint from the bucket, its manifest first: without it there is no checkpoint."""
+    names = sorted(
+      (x for x in self.there if x.startswith(f'{step}/')), key=lambda x: not x.endswith(MANIFEST)
+    )
+    self._lease.check()
+    buckets.remove([f'{self._url}/{name}' for name in names])
+    self.there -= {*names}
+    self._sent = {name: state for name, state in self._sent.items() if name not in names}
+
+  def _upload(self) -> None:
+    names = self._files()  # before the logs are read, which then have all lines of these checkpoints
+    for name in names:
+      if not _CHECKPOINT.match(name):
+        with contextlib.suppress(FileNotFoundError):
+          self._send(name)
+    for step in _steps(name for name in names if name.endswith(f'/{MANIFEST}')):
+      with contextlib.suppress(FileNotFoundError):  # of one that Orbax removes
+        if self._sent.get(f'{step}/{MANIFEST}') != self._state(f'{step}/{MANIFEST}'):
+          self.remove(step)  # one of that step that was damaged
+          inside = (name for name in names if name.startswith(f'{step}/'))
+          for name in sorted(inside, key=lambda name: name.endswith(f'/{MANIFEST}')):
+            self._send(name)
+    for step in _steps(self.there):
+      if not (self._folder / step).exists():
+        self.remove(step)
+
+  def _send(self, name: str) -> None:
+    state = self._state(name)
+    if self._sent.get(name) != state:
+      self._lease.check()
+      buckets.upload(self._folder / name, f'{self._url}/{name}')
+      self._sent[name] = state
+      self.there.add(name)
 
   def _state(self, name: str) -> tuple[int, int]:
     found = (self._folder / name).stat()
     return found.st_mtime_ns, found.st_size
 
-  def _files(self, below: str = '.') -> list[str]:
+  def _files(self) -> list[str]:
     """Returns the names of all files, without hidden and unfinished ones."""
-    places = (
-      pathlib.Path(place, name) for place, _, names in os.walk(self._folder / below) for name in names
-    )
+    places = (pathlib.Path(place, name) for place, _, names in os.walk(self._folder) for name in names)
     found = (place.relative_to(self._folder) for place in places)
     return sorted(str(one) for one in found if not any(x[0] == '.' or PARTIAL in x for x in one.parts))
 
-  def _whole(self) -> dict[str, tuple[int, int]]:
-    """Returns the checkpoints that are whole here, with what tells whether they have been replaced."""
-    places = [*self._folder.glob('checkpoints/*'), *self._folder.glob('*/checkpoints/*')]
-    found = {}
-    for name in (str(place.relative_to(self._folder)) for place in places):
-      if _CHECKPOINT.match(f'{name}/'):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-          found[name] = self._state(f'{name}/{MANIFEST}')
-    return found
-
-  def _upload(self) -> None:
-    whole = self._whole()  # before the logs, which then have all lines of these checkpoints
-    for name in self._files():
-      if not _CHECKPOINT.match(name):
-        with contextlib.suppress(FileNotFoundError):
-          self._send(name)
-    for step, manifest in whole.items():
-      if self._sent.get(f'{step}/{MANIFEST}') != manifest:
-        self._remove(step)  # one of that step that was damaged
-        with contextlib.suppress(FileNotFoundError):  # of one that Orbax removes
-          names = sorted(self._files(step), key=lambda name: name.endswith(f'/{MANIFEST}'))
-          for name in names:  # the manifest last: without it there is no checkpoint
-            self._send(name)
-    steps = {found[1] for name in self._there if (found := _CHECKPOINT.match(name))}
-    for step in steps:
-      if not (self._folder / step).exists():
-        self._remove(step)
-    self._warned = False
-
-  def _send(self, name: str) -> None:
-    state = self._state(name)
-    if self._sent.get(name) != state and self._held.is_set():
-      buckets.upload(self._folder / name, f'{self._url}/{name}')
-      self._sent[name] = state
-      self._there.add(name)
-
-  def _remove(self, step: str) -> None:
-    """Removes a checkpoint from the bucket, its manifest first."""
-    names = [name for name in self._there if name.startswith(f'{step}/')]
-    if self._held.is_set():
-      names.sort(key=lambda name: not name.endswith(f'/{MANIFEST}'))
-      buckets.remove([f'{self._url}/{name}' for name in names])
-      self._there -= {*names}
-      self._sent = {name: state for name, state in self._sent.items() if name not in names}
+  def _manifests(self) -> list[str]:
+    return [name for name in self._files() if name.endswith(f'/{MANIFEST}')]
 
 
-@contextlib.contextmanager
-def _lease(url: str) -> Iterator[threading.Event]:
-  """Holds the right to write to a run, as the object .lock-NUMBER of the greatest number.
+class _Lease(threading.Thread):
+  """The right to write to a run: the object .lock/NUMBER of the greatest number, which its holder renews.
 
-  Who creates the next number has it: a bucket creates an object once. Its holder renews it; one that is not
-  renewed for a minute, or whose process of this machine is gone, has ended. Gives an event that is set as
-  long as the right is held.
+  A bucket creates an object once, so of several processes that create the next number one has the right. A
+  holder that does not renew it for a minute, or was a process of this machine and is gone, has ended.
 
-  Raises:
-    BusyError: Another process has it.
+  Raises BusyError if another process has it.
   """
-  place, beat, end, held = f'{url}/{_LOCK}', 0, threading.Event(), threading.Event()
-  me = {'machine': _machine(), 'process': os.getpid()}
-  before = max((int(name) for name in buckets.listing_of(place) if name.isdigit()), default=0)
-  busy = BusyError(f'another process trains in {url}; wait for its end, or use another --workdir')
-  if before and not _has_ended(f'{place}{before}'):
-    raise busy
-  mine = before + 1
-  try:
-    buckets.write(f'{place}{mine}', json.dumps(me).encode(), only_if_absent=True)
-  except FileExistsError:
-    raise busy from None
-  held.set()
-  if before:
-    buckets.remove([f'{place}{before}'])
 
-  def renew() -> None:
-    nonlocal beat
-    while not end.wait(_RENEW):
-      with contextlib.suppress(UsageError):  # it is tried again; without an answer nothing is uploaded either
-        if any(name.isdigit() and int(name) > mine for name in buckets.listing_of(place)):
-          held.clear()
-          print(f'another process has taken over the run in {url}; this one ends', flush=True)
-          os.kill(os.getpid(), signal.SIGTERM)
-          return
-        beat += 1
-        buckets.write(f'{place}{mine}', json.dumps(me | {'beat': beat}).encode())
+  def __init__(self, url: str):
+    super().__init__(daemon=True)
+    self._place, self._url, self._end, self._beat = f'{url}/{_LOCK}', url, threading.Event(), 0
+    before = self._greatest()
+    if before and not _has_ended(f'{self._place}/{before}'):
+      raise self._busy()
+    self._number = before + 1
+    try:
+      self._write(only_if_absent=True)
+    except FileExistsError:
+      raise self._busy() from None
+    if before:
+      buckets.remove([f'{self._place}/{before}'])
+    self.start()
 
-  thread = threading.Thread(target=renew, daemon=True)
-  thread.start()
-  try:
-    yield held
-  finally:
-    end.set()
-    thread.join()
+  def check(self) -> None:
+    """Renews it if that is overdue: raises BusyError if another process has it, or what a network raises."""
+    if time.monotonic() > self._until:
+      self._renew()
+
+  def run(self) -> None:
+    while not self._end.wait(_RENEW):
+      try:
+        self._renew()
+      except BusyError as error:
+        print(one_line(f'{error}; this one ends'), flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+      except UsageError:  # it is tried again
+        pass
+
+  def release(self) -> None:
+    self._end.set()
+    self.join()
     with contextlib.suppress(UsageError):
-      buckets.remove([f'{place}{mine}'])
+      buckets.remove([f'{self._place}/{self._number}'])
+
+  def _busy(self) -> BusyError:
+    return BusyError(f'another process trains in {self._url}; wait for its end, or use another --workdir')
+
+  def _greatest(self) -> int:
+    return max((int(name) for name in buckets.listing(self._place) if name.isdigit()), default=0)
+
+  def _renew(self) -> None:
+    if self._greatest() > self._number:
+      raise self._busy()
+    self._write()
+
+  def _write(self, only_if_absent: bool = False) -> None:
+    start, self._beat = time.monotonic(), self._beat + 1
+    holder = {'machine': _machine(), 'process': os.getpid(), 'beat': self._beat}
+    buckets.write(f'{self._place}/{self._number}', json.dumps(holder).encode(), only_if_absent)
+    self._until = start + _LEASE - _RENEW
 
 
 def _has_ended(lock: str) -> bool:

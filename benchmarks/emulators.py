@@ -36,6 +36,9 @@ def server(scheme: str) -> Iterator[dict[str, str]]:
     environment = {'STORAGE_EMULATOR_HOST': f'http://127.0.0.1:{port}'}
   before = {name: os.environ.get(name) for name in environment}
   running.start()
+  if scheme == 'gs':
+    running._api._httpd.handle_error = lambda *_: None  # a traceback of each answer that nobody waits for
+    running._api._httpd.socket.listen(1024)  # of five, more than that at once are lost
   os.environ.update(environment)
   try:
     if scheme == 's3':
