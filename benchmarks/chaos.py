@@ -1,6 +1,7 @@
 """Kills a run a hundred times, most of them during a save, and compares it with an undisturbed run.
 
   python benchmarks/chaos.py --kills 100
+  python benchmarks/chaos.py --kills 30 --bucket s3     in a bucket of an emulator; or --bucket gs
 
 The network is `batchnorm` at a sixteenth of its width, on the embedded digits. The last line is one JSON
 object: the number of kills, of those after which the run was bit-equal, and of those that left an
@@ -8,8 +9,12 @@ incomplete checkpoint.
 """
 
 import argparse
+import contextlib
+import functools
 import json
+import os
 import sys
+import tempfile
 
 from alexnet_flax.diagnostics.verify_resume import verify_resume
 
@@ -30,8 +35,18 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
   parser.add_argument('--kills', type=int, default=100)
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--bucket', choices=['gs', 's3'])
   options = parser.parse_args()
-  proof = verify_resume(FLAGS, options.kills, seed=options.seed, say=lambda line: print(line, flush=True))
+  with contextlib.ExitStack() as stack:
+    bucket = None
+    if options.bucket:
+      from emulators import BUCKET, server
+
+      stack.enter_context(server(options.bucket))
+      os.environ['ALEXNET_FLAX_CACHE'] = stack.enter_context(tempfile.TemporaryDirectory())
+      bucket = f'{options.bucket}://{BUCKET}'
+    say = functools.partial(print, flush=True)
+    proof = verify_resume(FLAGS, options.kills, seed=options.seed, say=say, bucket=bucket)
   for difference in proof.differences:
     print(f'different: {difference}')
   print(f'compared: {proof.compared}')

@@ -19,7 +19,7 @@ from alexnet_flax.cli import train as train_command
 from alexnet_flax.cli.main import main
 from alexnet_flax.data import digits, loader, tfrecord
 from alexnet_flax.data.images import UnreadableError
-from alexnet_flax.data.tfds_source import open_dataset, prepare
+from alexnet_flax.data.tfds_source import open_dataset, prepare, split_names
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import COPIES, BusyError, PreemptedError, UnreachableError, UsageError
 from alexnet_flax.training import bucket_run
@@ -256,7 +256,15 @@ def test_mistakes_are_one_line(bucket, data, capsys, tmp_path, monkeypatch):
       ['convert', 'az://b/a.pth', 'a.keras'],
       'az:// cannot be read or written; give a path, or one of gs://, s3',
     ),
-    (['prepare', 'digits', '--data_dir', f'{bucket}/new'], 'prepare the data set in a folder, and copy'),
+    (['prepare', 'digits', '--data_dir', f'{bucket}/new'], 'a data set is prepared on a disk; copy'),
+    (
+      ['prepare', 'digits', '--data_dir', data, '--side', '8'],
+      'prepared on a disk; add --out_dir, and copy it',
+    ),
+    (
+      ['reproduce', '80sec', '--workdir', f'{bucket}/r'],
+      'the runs of reproduce are written to a disk; give a',
+    ),
   ):
     assert main(command) == 2
     assert said in line_of(capsys)
@@ -265,8 +273,10 @@ def test_mistakes_are_one_line(bucket, data, capsys, tmp_path, monkeypatch):
   ):
     open_dataset('digits', 'test', f'{bucket}/new')
   assert not [*tmp_path.iterdir()]
-  with pytest.raises(UsageError, match='prepare the data set in a folder'):
+  with pytest.raises(UsageError, match='a data set is prepared on a disk'):
     prepare('digits', data)
+  with pytest.raises(UsageError, match='folders of images are read from a disk alone'):
+    split_names('image_folder', data)
 
 
 def test_names_that_lead_out_of_a_folder_are_not_copied(bucket, monkeypatch):

@@ -6,11 +6,12 @@ import pathlib
 import platform
 import re
 import subprocess
+import sys
 import time
 
 import pytest
 
-from alexnet_flax import files
+from alexnet_flax import buckets, files
 from alexnet_flax.cli.main import main
 from alexnet_flax.config import Config
 from alexnet_flax.data.images import UnreadableError, image_files, read_image
@@ -274,22 +275,35 @@ def test_an_empty_name_is_no_default(command, capsys):
 @pytest.mark.parametrize(
   'command',
   [
-    ['predict', 'a.jpg', '--weights', 'gs://b/x.pth'],
-    ['report', 's3://b/run'],
-    ['evaluate', 'gs://b/run', '--dataset', 'digits:test'],
-    ['convert', 'gs://b/x.pth', 'a.safetensors'],
-    ['convert', 'torchvision', 's3://b/a.safetensors'],
-    ['doctor', '--workdir', 'gs://b/run'],
-    ['prepare', 'digits', '--data_dir', 'gs://b/data'],
-    ['compare', 'gs://b/a.h5', 's3://b/b.h5'],
+    ['predict', 'a.jpg', '--weights', 'az://b/x.pth'],
+    ['predict', 'az://b/a.jpg', '--weights', 'torchvision'],
+    ['report', 'hdfs://b/run'],
+    ['evaluate', 'az://b/run', '--dataset', 'digits:test'],
+    ['convert', 'az://b/x.pth', 'a.safetensors'],
+    ['convert', 'torchvision', 'az://b/a.safetensors'],
+    ['doctor', '--workdir', 'az://b/run'],
+    ['prepare', 'digits', '--data_dir', 'az://b/data'],
+    ['compare', 'az://b/a.h5', 'az://b/b.h5'],
   ],
 )
-def test_a_bucket_is_one_line_and_no_folder(command, tmp_path, monkeypatch, capsys):
+def test_an_unknown_scheme_is_one_line_and_no_folder(command, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   assert main(command) == 2
   (line,) = capsys.readouterr().err.splitlines()
-  assert re.search(r'(gs|s3)://\S+: (gs|s3):// cannot be read or written; give a path on this machine', line)
+  assert re.search(
+    r'(az|hdfs)://\S+: \1:// cannot be read or written; give a path, or one of gs://, s3://', line
+  )
   assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(('scheme', 'module'), [('gs', 'gcsfs'), ('s3', 's3fs')])
+def test_a_bucket_without_its_extra_is_one_line(scheme, module, monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, module, None)
+  buckets._filesystem.cache_clear()
+  assert main(['report', f'{scheme}://b/run']) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert f'{scheme}:// needs {module}, which is not installed: pip install' in line
+  assert line.endswith("[buckets]'")
 
 
 def test_every_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 
+from alexnet_flax.buckets import is_bucket
 from alexnet_flax.cli.options import add_data_dir
 from alexnet_flax.errors import UsageError
 from alexnet_flax.files import expanded
@@ -46,6 +47,10 @@ def run(arguments: argparse.Namespace) -> None:
 
   quick = '-quick' if arguments.quick else ''
   default = f'runs/reproduce/{claim.name}{quick}'
+  if is_bucket(arguments.workdir):
+    raise UsageError(
+      f'--workdir={arguments.workdir}: the runs of reproduce are written to a disk; give a folder'
+    )
   folder = expanded(default if arguments.workdir is None else arguments.workdir)
   results = None if arguments.quick else expanded(arguments.results) / f'{claim.name}.json'
   others = {'data.data_dir': arguments.data_dir} | (QUICK if arguments.quick else {})

@@ -132,7 +132,7 @@ def _read_array_records(reader: Any, numbers: np.ndarray) -> list[Any]:
 def split_names(name: str, data_dir: str | None = None) -> list[str]:
   """Returns the splits of a prepared data set; raises UsageError if it is unknown or not prepared."""
   if name == IMAGE_FOLDER:
-    return folder_splits(data_dir)
+    return folder_splits(_mirrored_folder(data_dir, None) if buckets.is_bucket(data_dir) else data_dir)
   return sorted(_prepared_builder(name, data_dir).info.splits)
 
 
@@ -144,8 +144,8 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
   """
   if name == IMAGE_FOLDER:
     raise UsageError(f'{IMAGE_FOLDER} needs no preparation; give its folder as --config.data.data_dir')
-  if buckets.is_bucket(data_dir):
-    raise UsageError(f'{data_dir}: prepare the data set in a folder, and copy that to the bucket')
+  for place in filter(buckets.is_bucket, (data_dir, manual_dir)):
+    raise UsageError(f'{place}: a data set is prepared on a disk; copy its folder to the bucket then')
   builder = _builder(name, data_dir)
   config = tfds.download.DownloadConfig(manual_dir=manual_dir and expanded(manual_dir))
   try:

@@ -18,8 +18,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from alexnet_flax import checkpoint
+from alexnet_flax.buckets import fetched
 from alexnet_flax.errors import UsageError
+from alexnet_flax.files import expanded
 from alexnet_flax.training.batches import read_examples
+from alexnet_flax.training.bucket_run import place_here
 from alexnet_flax.training.logger import read_metrics
 
 # Defaults, unless given on the command line: enough steps for several checkpoints and evaluations.
@@ -49,7 +52,12 @@ class Verification:
 
 
 def verify_resume(
-  flags: Sequence[str], kills: int, *, seed: int = 0, say: Callable[[str], None] = print
+  flags: Sequence[str],
+  kills: int,
+  *,
+  seed: int = 0,
+  say: Callable[[str], None] = print,
+  bucket: str | None = None,
 ) -> Verification:
   """Kills a run `kills` times, and compares it with an uninterrupted one.
 
@@ -59,6 +67,7 @@ def verify_resume(
       leaves no checkpoint to resume from, or strikes after the last one, is not counted.
     seed: The seed of the random times.
     say: Receives lines about the progress.
+    bucket: The URL below which the killed runs lie; they lie in temporary folders if None.
 
   Raises:
     UsageError: The run itself fails, or is too short to be killed between two checkpoints.
@@ -89,10 +98,13 @@ def verify_resume(
       if rounds > kills + _MISSES:
         counted = f'only {result.kills} kills came between two checkpoints, in {rounds - 1} runs'
         raise UsageError(f'{counted}; train for more steps')
-      folder, before, wrong = pathlib.Path(temporary, f'killed-{rounds}'), result.kills, list[str]()
-      restored = 0
+      workdir: str | pathlib.Path = pathlib.Path(temporary, f'killed-{rounds}')
+      if bucket is not None:
+        workdir = f'{bucket}/killed-{rounds}'
+      before, wrong, restored = result.kills, list[str](), 0
       while result.kills < min(before + _KILLS_PER_RUN, kills):
-        inside_save = _kill(command, folder, whole, rng, result.kills)
+        inside_save = _kill(command, workdir, whole, rng, result.kills)
+        folder = fetched(expanded(workdir))
         latest = _latest_whole(folder)
         restored = latest if latest < saved[0] else 0
         if inside_save is None or not restored:
@@ -103,7 +115,8 @@ def verify_resume(
         wrong += different
         verdict = '; DIFFERENT' if different else ''
         say(f'kill {result.kills} of {kills}: last checkpoint at step {latest}{verdict}')
-      said = _run(command, folder)
+      said = _run(command, workdir)
+      folder = fetched(expanded(workdir))
       if restored and f'steps {restored + 1} to' not in said:
         wrong.append(f'the checkpoint of step {restored} was not restored')
       wrong += _compare(whole, folder, result)
@@ -114,7 +127,7 @@ def verify_resume(
   return result
 
 
-def _run(command: list[str], folder: pathlib.Path) -> str:
+def _run(command: list[str], folder: str | pathlib.Path) -> str:
   """Runs the program to its end; returns what it printed."""
   done = subprocess.run([*command, f'--workdir={folder}'], capture_output=True, text=True, check=False)
   if done.returncode:
@@ -124,12 +137,13 @@ def _run(command: list[str], folder: pathlib.Path) -> str:
 
 
 def _kill(
-  command: list[str], folder: pathlib.Path, whole: pathlib.Path, rng: random.Random, number: int
+  command: list[str], workdir: str | pathlib.Path, whole: pathlib.Path, rng: random.Random, number: int
 ) -> bool | None:
   """Runs the program and kills it once there is a checkpoint; returns None if it ends before.
 
   Returns otherwise whether an unfinished checkpoint is left.
   """
+  folder = place_here(workdir)
   partial, log = _partial(folder), _examples_inode(folder)  # as the previous kill left them
   steps = len(read_examples(whole / _EXAMPLES))
   first = next(iter(_steps(folder)), 0) + 1
@@ -148,7 +162,7 @@ def _kill(
     return _examples_inode(folder) != log and len(read_examples(folder / _EXAMPLES)) >= step
 
   with subprocess.Popen(
-    [*command, f'--workdir={folder}'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    [*command, f'--workdir={workdir}'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
   ) as process:
     while process.poll() is None and not is_time():
       time.sleep(0.001 if kind == 'save' else 0.01)

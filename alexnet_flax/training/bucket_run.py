@@ -49,13 +49,21 @@ def run_folder(workdir: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     raise PreemptedError(f'{error}; the same command goes on when it does') from None
 
 
+def place_here(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Returns the folder of this machine in which a run is trained."""
+  if not buckets.is_bucket(workdir):
+    return pathlib.Path(workdir)
+  url = os.fspath(workdir)
+  digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+  return buckets.cache_folder().absolute() / 'runs' / digest / url.rpartition('/')[2]
+
+
 @contextlib.contextmanager
 def _copied_run(url: str) -> Iterator[pathlib.Path]:
   if jax.process_count() > 1:
     advice = 'several processes need a folder that they share'
     raise UsageError(f'--workdir={url}: a run in a bucket is of one process; {advice}')
-  digest = hashlib.sha256(url.encode()).hexdigest()[:16]
-  folder = buckets.cache_folder().absolute() / 'runs' / digest / url.rpartition('/')[2]
+  folder = place_here(url)
   COPIES[str(folder)] = url
   lease = _Lease(url)
   try:

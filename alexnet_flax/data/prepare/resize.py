@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
+from alexnet_flax.buckets import is_bucket
 from alexnet_flax.data.bad_images import BadImages, Policy
 from alexnet_flax.data.decode import LONGEST
 from alexnet_flax.data.image_header import Encoded, decode_pixels
@@ -102,6 +103,10 @@ def prepare_smaller(
   new_name = re.sub(r'\W+', '_', f'{base}_{image_format.suffix()}').lower()
   new_name = new_name if new_name[0].isalpha() else f'd_{new_name}'  # TFDS requires a letter
   root = out_dir or (None if is_folder else data_dir)
+  if is_bucket(root):
+    raise UsageError(
+      f'{root}: a data set is prepared on a disk; add --out_dir, and copy it to the bucket then'
+    )
   folder = expanded(root or tfds.core.constants.DATA_DIR) / new_name / VERSION
   bad = BadImages(on_bad_image, lambda line: tqdm.write(line), '--on_bad_image=skip')
   sources = {split: open_dataset(name, split, data_dir) for split in split_names(name, data_dir)}
