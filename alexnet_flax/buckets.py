@@ -114,7 +114,7 @@ def listing(url: str) -> dict[str, Object]:
     try:
       found = fs.find(url, detail=True)
     except FileNotFoundError:
-      raise UsageError(f'{url}: there is no such bucket') from None
+      raise UsageError(f'{"/".join(url.split("/")[:3])}: there is no such bucket') from None
   start = len(url.partition('://')[2].rstrip('/')) + 1
   names = {key[start:]: _object(one) for key, one in found.items()}
   return {name: one for name, one in names.items() if not {'', '.', '..'} & {*name.split('/')}}
@@ -199,9 +199,8 @@ def url_of(path: pathlib.Path) -> str | None:
 
 def written_through(path: pathlib.Path) -> str | None:
   """Returns the URL to which a file is uploaded when it is written: not one of a run that trains."""
-  if not path.is_relative_to(cache_folder() / 'buckets') or any(one[:9] == '.partial-' for one in path.parts):
-    return None
-  return url_of(path)
+  is_here = path.is_relative_to(cache_folder().absolute() / 'buckets')
+  return url_of(path) if is_here and not any(one.startswith('.partial-') for one in path.parts) else None
 
 
 def copy_place(url: str) -> pathlib.Path:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from alexnet_flax import checkpoint
-from alexnet_flax.buckets import fetched
+from alexnet_flax.buckets import fetched, is_bucket, listing
 from alexnet_flax.errors import UsageError
 from alexnet_flax.files import expanded
 from alexnet_flax.training.batches import read_examples
@@ -152,8 +152,12 @@ def _kill(
   kind = ('step', 'step', 'save', 'start', 'step', 'save')[number % 6]
   begin = time.monotonic()
 
+  in_bucket = not is_bucket(workdir)  # where a checkpoint appears later than here
+
   def is_time() -> bool:
-    if not _steps(folder):
+    nonlocal in_bucket
+    in_bucket = in_bucket or any(name.endswith(f'/{checkpoint.MANIFEST}') for name in listing(str(workdir)))
+    if not (in_bucket and _steps(folder)):
       return False
     if kind == 'save':
       return bool(_partial(folder) - partial)

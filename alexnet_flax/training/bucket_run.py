@@ -23,6 +23,7 @@ from alexnet_flax import buckets
 from alexnet_flax.checkpoint import MANIFEST, PARTIAL
 from alexnet_flax.errors import COPIES, BusyError, PreemptedError, UnreachableError, UsageError, one_line
 from alexnet_flax.files import expanded, is_running
+from alexnet_flax.training.experiment import check_devices
 
 _RENEW, _LEASE = 10.0, 60.0  # seconds
 _LOCK = '.lock'
@@ -60,6 +61,7 @@ def place_here(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _copied_run(url: str) -> Iterator[pathlib.Path]:
+  check_devices()
   if jax.process_count() > 1:
     advice = 'several processes need a folder that they share'
     raise UsageError(f'--workdir={url}: a run in a bucket is of one process; {advice}')
@@ -109,6 +111,8 @@ class _Uploads(threading.Thread):
         try:
           self._upload()
           warned = False
+        except BusyError:  # the lease ends the run
+          return
         except (UsageError, OSError) as error:
           if not warned:
             print(one_line(f'warning: {error}; the run goes on, and it is tried again'), flush=True)

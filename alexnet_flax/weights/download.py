@@ -76,7 +76,7 @@ def stated_digests(path: pathlib.Path, source: str | os.PathLike[str] = '') -> l
   """
   stated = [PUBLISHED[os.fspath(source)][1]] if os.fspath(source) in PUBLISHED else []
   beside = path.with_name(f'{path.name}.sha256')
-  if (url := buckets.url_of(beside)) and not any(one[:9] == '.partial-' for one in beside.parts):
+  if url := buckets.written_through(beside):  # written in a bucket: it may be there as well
     buckets.local(url)
   if os.path.isfile(beside):
     stated += beside.read_bytes().decode(errors='replace').lower().split()[:1] or ['']
