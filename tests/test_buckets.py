@@ -317,8 +317,8 @@ def test_an_object_is_created_once(bucket):
 
 @pytest.fixture
 def quick(monkeypatch):
-  monkeypatch.setattr(bucket_run, '_RENEW', 0.05)
-  monkeypatch.setattr(bucket_run, '_LEASE', 0.3)
+  monkeypatch.setattr(bucket_run, '_RENEW', 0.2)
+  monkeypatch.setattr(bucket_run, '_LEASE', 4.0)
 
 
 @pytest.mark.usefixtures('quick')

@@ -239,24 +239,20 @@ class _Lease(threading.Thread):
 
 
 def _has_ended(lock: str) -> bool:
-  """Whether the holder of a lock has ended: it is a process of this machine, or does not renew it."""
-  seen = None
-  for waited in range(int(_LEASE / _RENEW) + 2):
-    if (found := buckets.stat(lock)) is None:
+  """Whether the holder of a lock has ended: it was a process of this machine, or does not renew it."""
+  before = buckets.stat(lock)
+  if before is None:
+    return True
+  with contextlib.suppress(ValueError, TypeError, KeyError):  # not ours
+    holder = json.loads(buckets.read_ranges([(lock, 0, before.size)])[0])
+    if holder['machine'] == _machine() and not is_running(int(holder['process'])):
       return True
-    if seen is None:
-      try:
-        holder = json.loads(buckets.read_ranges([(lock, 0, found.size)])[0])
-        if holder['machine'] == _machine() and not is_running(int(holder['process'])):
-          return True
-      except (ValueError, TypeError, KeyError):  # not ours
-        pass
-    elif found.tag != seen:
-      return False
-    seen = found.tag
-    if not waited:
-      print(f'note: {lock} is of a process that may have been killed; waiting for a minute', flush=True)
-    time.sleep(_RENEW)
+  print(f'note: {lock} is of a process that may have been killed; waiting for a minute', flush=True)
+  for seconds in (2 * _RENEW, _LEASE - 2 * _RENEW):  # a living one renews it within the first of them
+    time.sleep(seconds)
+    now = buckets.stat(lock)
+    if now is None or now.tag != before.tag:
+      return now is None
   return True
 
 
