@@ -43,11 +43,14 @@ docs:
 	.venv-docs/bin/zensical build --strict --clean
 
 # Pins with hashes for all platforms; no addresses. Needs uv. What runs on an accelerator gets every extra but torch.
+# newest.txt has the newest releases, JAX's among them, which need Python 3.12: make test LOCK=newest PYTHON=python3.13
+lock: SHELL := bash
 lock:
-	for extras in dev all cuda,all tpu,all peers docs; do \
+	for lock in dev:dev:3.11 all:all:3.11 cuda:cuda,all:3.11 tpu:tpu,all:3.11 peers:peers:3.11 docs:docs:3.11 newest:dev:3.12; do \
+	  IFS=: read -r name extras python <<< "$$lock"; \
 	  uv pip compile pyproject.toml $$(echo ,$$extras | sed 's/,/ --extra /g') --universal --fork-strategy fewest \
-	    --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet \
-	    --output-file requirements/$${extras%%,*}.txt || exit 1; \
+	    --python-version $$python --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet \
+	    --output-file requirements/$$name.txt || exit 1; \
 	done
 
 clean:

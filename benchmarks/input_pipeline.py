@@ -150,7 +150,7 @@ def _our_batches(
   source = open_dataset(name, 'train', data_dir)
   if processes:
     plan = pipeline.train_plan(source.num_examples, 0, batch_size)
-    examples = TrainingExamples(name, 'train', data_dir, True, None, 'none', 0, BadImages())
+    examples = TrainingExamples(name, 'train', data_dir, None, True, None, 'none', 0, BadImages())
     return process_batches(examples, view, plan, range(1 << 30), processes)
   return pipeline.train_batches(
     source,

@@ -43,6 +43,7 @@ class TrainingExamples:
   dataset: str
   train_split: str
   data_dir: str | None
+  mirror: str | None
   verify_records: bool
   examples_per_class: int | None
   corruption: Corruption
@@ -51,7 +52,7 @@ class TrainingExamples:
 
   def open(self) -> Source:
     """Opens them; raises UsageError as `open_dataset` does."""
-    source = open_dataset(self.dataset, self.train_split, self.data_dir, self.verify_records)
+    source = open_dataset(self.dataset, self.train_split, self.data_dir, self.verify_records, self.mirror)
     if self.examples_per_class is not None:
       source = few_per_class(source, self.examples_per_class, self.seed)
     return corrupted(source, self.corruption, self.seed, training=True, max_pixels=self.bad.max_pixels)

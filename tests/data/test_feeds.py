@@ -131,7 +131,8 @@ def test_images_of_several_sizes_do_not_go_onto_the_devices(tmp_path):
 
 
 def examples(folder, **changes):
-  fields = {'dataset': 'digits', 'train_split': 'train[:200]', 'data_dir': folder, 'verify_records': True}
+  fields = {'dataset': 'digits', 'train_split': 'train[:200]', 'data_dir': folder, 'mirror': None}
+  fields |= {'verify_records': True}
   fields |= {'examples_per_class': 8, 'corruption': 'random_labels', 'seed': 3, 'bad': BadImages()}
   return processes.TrainingExamples(**fields | changes)
 
