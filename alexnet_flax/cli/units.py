@@ -38,6 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
     raise UsageError(f'{arguments.network} and {arguments.weights} are both networks; name one of them')
   if min(arguments.steps, arguments.top) < 1:
     raise UsageError(f'--steps (={arguments.steps}) and --top (={arguments.top}) must be at least 1')
+  if not 0 <= arguments.seed < 2**32:
+    raise UsageError(f'--seed (={arguments.seed}) must be between 0 and {2**32 - 1}')
   out, data_dir, images = expanded(arguments.out), arguments.data_dir, None
   if out.suffix not in ('.html', '.png'):
     raise UsageError(f'--out {arguments.out}: the ending must be .html or .png')

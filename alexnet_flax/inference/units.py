@@ -49,7 +49,7 @@ def parse_units(text: str, count: int) -> list[int]:
   """
   found: list[int] = []
   for part in text.split(','):
-    fits = re.fullmatch(r' *[0-9]+( *- *[0-9]+)? *', part)
+    fits = re.fullmatch(r' *[0-9]{1,9}( *- *[0-9]{1,9})? *', part)
     first, last = (int(part.split('-')[end]) for end in (0, -1)) if fits else (1, 0)
     if first > last:
       raise UsageError(f'--units {text}: {part!r} is neither a unit nor a range; write them as in 0-15,20')

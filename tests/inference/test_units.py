@@ -127,7 +127,7 @@ def test_peaks_of_layers_without_space(small):
   assert output_shape(small, 'conv1') == (28, 28, 4)
 
 
-@pytest.mark.parametrize('text', ['', 'a', '1-', '-1', '3-1', '1,,2', '1.5', '1-2-3', '٣'])
+@pytest.mark.parametrize('text', ['', 'a', '1-', '-1', '3-1', '1,,2', '1.5', '1-2-3', '٣', '9' * 20])
 def test_what_is_no_list_of_units(text):
   with pytest.raises(UsageError, match=r'is neither a unit nor a range; write them as in 0-15,20'):
     parse_units(text, 99)
@@ -177,6 +177,7 @@ def test_the_command(trained, tmp_path, capsys):
     (('--layer', 'conv1', '--units', '0-6'), 'there is no unit 6; the layer has 0 ... 5'),
     (('--layer', 'conv1', '--out', 'units.gif'), '--out units.gif: the ending must be .html or .png'),
     (('--layer', 'conv1', '--out', 'absent/units.png'), 'there is no folder absent'),
+    (('--layer', 'conv1', '--seed', '-1'), '--seed (=-1) must be between 0 and 4294967295'),
     (('--layer', 'conv1', '--steps', '0'), '--steps (=0) and --top (=8) must be at least 1'),
     (
       ('--layer', 'conv1', '--images', 'photoes'),
