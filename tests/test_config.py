@@ -59,10 +59,11 @@ def test_an_old_configuration_is_read():
   assert [written['optimizer'].pop(name) for name in ('name', 'momentum_dtype')] == ['sgd', 'float32']
   assert [written['data'].pop(name) for name in ('max_pixels', 'verify_records')] == [200_000_000, True]
   assert [written['data'].pop(name) for name in ('crop_padding', 'corruption')] == [0, 'none']
-  feeds = ('num_processes', 'crop_on', 'on_device')
-  assert [written['data'].pop(name) for name in feeds] == [0, 'host', False]
+  feeds = ('num_processes', 'crop_on', 'on_device', 'mirror')
+  assert [written['data'].pop(name) for name in feeds] == [0, 'host', False, None]
   assert [written.pop(name) for name in ('compilation_cache', 'mesh', 'num_seeds')] == [True, {'model': 1}, 1]
   assert written.pop('hang_seconds') == 1800.0
+  assert written.pop('tracker') == 'none'
   newer = ('pool_size', 'pool_padding', 'lrn', 'batch_norm')
   assert [written['model'].pop(name) for name in newer] == [None] * 4
   assert written == json.loads(OLD)

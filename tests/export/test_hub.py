@@ -175,7 +175,7 @@ def test_a_run_goes_to_the_hub_and_back(hub, data_dir, tmp_path, capsys):
     x['value'] for x in lines if (x['step'], x['split'], x['name']) == (own.step, 'test[:37]', 'top1')
   )
   assert result['dataset'] == {'name': 'digits', 'type': 'digits', 'split': 'test[:37]'}
-  assert [one['value'] for one in result['metrics'] if 'top-1' in one['name']] == [top1]
+  assert [one['value'] for one in result['metrics'] if one['name'] == 'top1'] == [top1]
   assert metadata['pipeline_tag'] == 'image-classification'
   assert "load_pretrained('hf:ada/digits')" in card
   assert str(run) not in card  # a path of this machine
