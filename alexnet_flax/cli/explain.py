@@ -16,10 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--methods',
     default='all',
-    help='some of gradient,smoothgrad,integrated_gradients,guided_backprop,deconvnet,grad_cam,occlusion'
+    help='some of gradient, smoothgrad, integrated_gradients, guided_backprop, deconvnet, grad_cam, occlusion'
     ' (default: all)',
   )
-  parser.add_argument('--class', dest='label', metavar='CLASS', help='its name or number')
+  parser.add_argument('--class', dest='label', metavar='CLASS', help='name or number of the class to explain')
   parser.add_argument(
     '--out',
     metavar='FILE_OR_FOLDER',

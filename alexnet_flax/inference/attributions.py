@@ -144,13 +144,13 @@ def occlusion(
 ) -> np.ndarray:
   """Computes how far a class's logit falls where a square covers the image (Zeiler and Fergus 2014, 4.2).
 
-  The square has a side of `window` pixels, a fifth of the image's if None, and a colour in 0 ... 255; grey,
-  as in the paper. It moves by `stride`, half of the window if None, the last time over the border. A map is
+  The square has a side of `window` pixels, two ninths of the image's if None, and a colour in 0 ... 255;
+  grey, as in the paper. It moves by `stride`, half of the window if None, the last time over the border. A map is
   the mean fall over the squares that cover a pixel, float32 [N, H, W]; what is negative speaks against the
   class. For all else see `gradient`; ValueError also if the stride is not in 1 ... `window`.
   """
   inputs, labels = _inputs(model, variables, images, classes, preprocessed)
-  window = max(min(inputs.shape[1:3]) // 5, 1) if window is None else window
+  window = 2 * -(-min(inputs.shape[1:3]) // 9) if window is None else window
   stride = max(window // 2, 1) if stride is None else stride
   if not 1 <= stride <= window:
     raise ValueError(f'stride (={stride}) must be in 1 ... window (={window})')

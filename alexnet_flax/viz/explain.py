@@ -58,7 +58,10 @@ def write_explanations(
   while some := list(itertools.islice(predictions, _AT_ONCE)):
     for one in some:
       if one.error:
-        print(one_line(f'cannot read {one.file}: {one.error}'), file=sys.stderr)
+        reason = f'cannot read {one.file}: {one.error}'
+        if len(files) == 1:
+          raise UsageError(reason)
+        print(one_line(reason), file=sys.stderr)
         failed += 1
     for row in explain(network, [one for one in some if not one.error], methods, label):
       parts = [f'{row.file}: {row.chosen.name} {row.chosen.probability:.1%}']
