@@ -119,9 +119,6 @@ def _log_probabilities(
   models = [network.model for network in networks]
   mask = None if allowed is None else np.isin(classes, allowed)
   mean = jax.jit(functools.partial(log_mean_probabilities, models, allowed=mask), out_shardings=replicated)
-  changed = None
-  if attack is not None:
-    changed = jax.jit(functools.partial(_changed, attack, models, allowed=mask), out_shardings=sharding)
   views = list(dict.fromkeys(protocol.views))  # networks that see the same crops share them
   bads = [bad, *(bad and dataclasses.replace(bad) for _ in views[1:])]  # only the first view's are counted
   batches = [
@@ -136,12 +133,18 @@ def _log_probabilities(
       count = min(batch_size, total - start * batch_size)
       images = [by_view[views.index(view)]['image'] for view in protocol.views]
       weights = np.min([np.asarray(batch['weight']) for batch in by_view], axis=0)
-      if changed is not None and attack is not None and labels is not None:
+      if attack is not None and labels is not None:
         theirs = np.resize(labels[start * batch_size :][:count], batch_size)  # repeated for the padding
         key = jax.random.fold_in(jax.random.key(0), start)
+        how = jax.device_put(theirs, sharding), np.float32(attack.epsilon), key
         (shared,) = (batch['image'] for batch in by_view)
-        attacked = changed(
-          variables, shared, jax.device_put(theirs, sharding), np.float32(attack.epsilon), key
+        attacked = _changed(
+          dataclasses.replace(attack, epsilon=0.0),  # so that one program serves every epsilon
+          tuple(models),
+          None if mask is None else tuple(mask.tolist()),
+          variables,
+          shared,
+          *how,
         )
         images = [attacked] * len(models)
       yield np.asarray(mean(variables, images))[:count], weights[:count]
@@ -179,17 +182,20 @@ def log_mean_probabilities(
   return jax.nn.logsumexp(crops, axis=1) - np.log(np.float32(crops.shape[1]))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _changed(
   attack: Attack,
   models: Sequence[Any],
+  mask: tuple[bool, ...] | None,
   variables: Sequence[Any],
   images: jax.Array,
   labels: jax.Array,
   epsilon: jax.Array,
   key: jax.Array,
-  allowed: np.ndarray | None,
 ) -> jax.Array:
   """Returns images, uint8 [B, S, S, 3], after an attack on the averaged probabilities: float, 0 ... 255."""
+
+  allowed = None if mask is None else np.array(mask)
 
   def log_probabilities(x: jax.Array) -> jax.Array:  # a loss of 0 * inf would be NaN
     return log_mean_probabilities(models, variables, [255.0 * x] * len(models), allowed, least=-1e9)
