@@ -55,10 +55,14 @@ def _write(folder: pathlib.Path, repository: str, network: PretrainedModel) -> N
   task, results = 'image-classification', []
   data, lines = last_evaluation(network)
   if data:
-    on = {'dataset_type': data.dataset, 'dataset_name': data.dataset, 'dataset_split': data.eval_split}
+    on: dict[str, Any] = {
+      'dataset_type': data.dataset,
+      'dataset_name': data.dataset,
+      'dataset_split': data.eval_split,
+    }
     on |= {'task_type': task, 'metric_type': 'accuracy'}
     results = [EvalResult(metric_name=x['name'], metric_value=x['value'], **on) for x in lines]
-  listed = {'model_name': repository, 'eval_results': results} if results else {}
+  listed: dict[str, Any] = {'model_name': repository, 'eval_results': results} if results else {}
   metadata = ModelCardData(
     library_name='alexnet_flax', pipeline_tag=task, tags=['alexnet', 'flax', 'jax'], **listed
   )
