@@ -145,8 +145,8 @@ def occlusion(
   """Computes how far a class's logit falls where a square covers the image (Zeiler and Fergus 2014, 4.2).
 
   The square has a side of `window` pixels, two ninths of the image's if None, and a colour in 0 ... 255;
-  grey, as in the paper. It moves by `stride`, half of the window if None, the last time over the border. A map
-  is the mean fall over the squares that cover a pixel, float32 [N, H, W]; what is negative speaks against the
+  grey, as in the paper. It moves by `stride`, half of the window if None, the last time over the border. A
+  map is the mean fall over the squares that cover a pixel, float32 [N, H, W]; what is negative speaks against the
   class. For all else see `gradient`; ValueError also if the stride is not in 1 ... `window`.
   """
   inputs, labels = _inputs(model, variables, images, classes, preprocessed)
