@@ -146,7 +146,7 @@ def occlusion(
 
   The square has a side of `window` pixels, two ninths of the image's if None, and a colour in 0 ... 255;
   grey, as in the paper. It moves by `stride`, half of the window if None, the last time over the border. A
-  map is the mean fall over the squares that cover a pixel, float32 [N, H, W]; what is negative speaks against the
+  map is the mean fall over the squares that cover a pixel, float32 [N, H, W]; negative is against the
   class. For all else see `gradient`; ValueError also if the stride is not in 1 ... `window`.
   """
   inputs, labels = _inputs(model, variables, images, classes, preprocessed)
