@@ -84,7 +84,7 @@ def copied(folder, url):
   return url
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def array_records(tmp_path_factory):
   """The digits in a folder, as ArrayRecord."""
   folder = tmp_path_factory.mktemp('array')
@@ -101,7 +101,7 @@ def line_of(capsys):
   return line
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def undisturbed(data_dir, tmp_path_factory):
   """The same run in a folder."""
   folder = tmp_path_factory.mktemp('run')
