@@ -180,7 +180,7 @@ def find_run(source: str | os.PathLike[str]) -> tuple[pathlib.Path, str | None] 
 def seed_runs(source: str | os.PathLike[str]) -> list[str]:
   """Returns the runs of several seeds in FOLDER, FOLDER@best or FOLDER@STEP, as RUN or RUN@..., if any."""
   folder, which = find_run(source) or (pathlib.Path(source), None)
-  found = [] if (folder / 'config.json').exists() else folder.glob('seed-*/config.json')
+  found = [] if os.path.exists(folder / 'config.json') else folder.glob('seed-*/config.json')
   return sorted(f'{one.parent}@{which}' if which else str(one.parent) for one in found)
 
 
@@ -190,7 +190,8 @@ def is_network(text: str) -> bool:
     return (run[0] / 'config.json').exists()
   if os.path.exists(expanded(text)):
     endings = *WRITABLE_ENDINGS, '.pt', '.pth.tar', '.h5'
-    return text.endswith(endings) or os.path.isfile(expanded(text) / WEIGHTS)
+    from_hub = (os.path.isfile(expanded(text) / name) for name in (WEIGHTS, 'config.json'))
+    return text.endswith(endings) or all(from_hub)
   return text in PUBLISHED or text.startswith(('http://', 'https://', PREFIX))
 
 
