@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import glob
 import importlib.util
 import json
 import math
@@ -180,8 +181,10 @@ def find_run(source: str | os.PathLike[str]) -> tuple[pathlib.Path, str | None] 
 def seed_runs(source: str | os.PathLike[str]) -> list[str]:
   """Returns the runs of several seeds in FOLDER, FOLDER@best or FOLDER@STEP, as RUN or RUN@..., if any."""
   folder, which = find_run(source) or (pathlib.Path(source), None)
-  found = [] if os.path.exists(folder / 'config.json') else folder.glob('seed-*/config.json')
-  return sorted(f'{one.parent}@{which}' if which else str(one.parent) for one in found)
+  is_run = os.path.exists(folder / 'config.json')
+  found = [] if is_run else glob.glob('seed-*/config.json', root_dir=folder)
+  runs = sorted(str(folder / one.removesuffix('/config.json')) for one in found)
+  return [f'{run}@{which}' for run in runs] if which else runs
 
 
 def is_network(text: str) -> bool:
