@@ -29,7 +29,11 @@ SCHEMES = ('gs', 's3')
 _AT_ONCE = 16  # files that are copied at the same time
 _COPIED = '.copied/files.jsonl'  # in a folder of copies: what they are of
 _AHEAD = 1 << 20  # bytes that are read at once where little is asked for
-_REFUSED = re.compile('forbidden|access ?denied|credential|unauthorized|401|403|InvalidAccessKey', re.I)
+_REFUSED = re.compile(
+  'forbidden|access ?denied|credential|unauthorized|401|403|InvalidAccessKey|ExpiredToken'
+  '|SignatureDoesNotMatch|RequestTimeTooSkewed|PermanentRedirect|config profile|validation failed|Invalid (endpoint|bucket)',
+  re.I,
+)
 # In a folder of a run, what is copied only when it is asked for.
 _ARRAYS = re.compile(r'(^|/)(checkpoints/\d+/default|damaged|failures|profile)/')
 
@@ -103,7 +107,7 @@ def asking(url: str) -> Iterator[Any]:
       raise  # of this machine
     reason = ' '.join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, PermissionError) or _REFUSED.search(reason):
-      advice = 'sign in, or ask for the right to read and write it'
+      advice = 'correct it, sign in, or ask for the right to read and write it'
       raise UsageError(f'{url} is refused: {reason}; {advice}') from None
     raise UnreachableError(f'{url} does not answer: {reason}') from None
 

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
   images = take_network(arguments, arguments.images)
   network = load(arguments)
   if not has_relu(network.spec) and (without := [name for name in methods if name in OF_RELU]):
-    what = f"{' and '.join(without)} change ReLU's derivative, and this network has no ReLU"
+    what = f"{' and '.join(without)} can only change ReLU's derivative, and this network has no ReLU"
     if without == methods:
       raise UsageError(f'{what}; take gradient')
     methods = [name for name in methods if name not in OF_RELU]

@@ -1,12 +1,13 @@
 """Batches built by several processes: where one interpreter's lock limits how many images are decoded.
 
 Each process opens the data set itself and decodes into memory that all share. Tasks and answers, without
-images, go through sockets. The memory has no name, and a process ends when its socket is closed: nothing is
-left behind, whoever is killed.
+images, go through sockets. The memory has no name, and a process ends when its socket is closed, or by the
+system when the run ends: nothing is left behind, whoever is killed.
 """
 
 import collections
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import itertools
@@ -17,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -31,8 +33,11 @@ from alexnet_flax.data.loader import HostBatch, Plan, Reader, in_parts
 from alexnet_flax.data.source import Source, few_per_class
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.data.views import TrainView
-from alexnet_flax.errors import PreemptedError
+from alexnet_flax.errors import PreemptedError, UsageError
 
+_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent ends
+_PATIENCE = 10  # seconds for a process to finish its task at the end
+_TASKS = 4  # that a process has not answered yet
 _BATCHES = 6  # in the shared memory: those being built, those on their way to the devices
 
 
@@ -80,24 +85,22 @@ def process_batches(
   shape = rows, view.image_size, view.image_size, 3
   memory = _SharedBatches(shape, _BATCHES)
   with contextlib.ExitStack() as stack:
-    workers = [stack.enter_context(_worker(examples, view, memory)) for _ in range(processes)]
+    workers = [_Worker(stack.enter_context(_process(examples, view, memory))) for _ in range(processes)]
     turns = itertools.cycle(workers)
-    ahead: collections.deque[tuple[int, list[Connection]]] = collections.deque()
+    ahead: collections.deque[tuple[int, list[_Worker]]] = collections.deque()
     waiting = iter(steps)
     while True:
       while not memory.free.empty() and (step := next(waiting, None)) is not None:
         place, asked, first = memory.free.get(), [], 0
         for part in in_parts(plan(step)):
           asked.append(next(turns))
-          with _alive():
-            asked[-1].send((place, first, part))
+          asked[-1].ask((place, first, part))
           first += len(part.indices)
         ahead.append((place, asked))
       if not ahead:
         return
       place, asked = ahead.popleft()
-      with _alive():
-        answers = [connection.recv() for connection in asked]
+      answers = [worker.answer() for worker in asked]
       for answer in answers:
         if isinstance(answer, Exception):
           raise answer
@@ -110,11 +113,36 @@ def process_batches(
       yield {'image': memory.take(place, copy=is_last), **batch}
 
 
+class _Worker:
+  """A process that answers in order. It is asked for little ahead, or each would wait for the other."""
+
+  def __init__(self, connection: Connection):
+    self._connection, self._open = connection, 0
+    self._answers: collections.deque[Any] = collections.deque()
+
+  def ask(self, task: tuple[int, int, Plan]) -> None:
+    with _alive():
+      while self._open >= _TASKS:
+        self._answers.append(self._connection.recv())
+        self._open -= 1
+      self._connection.send(task)
+    self._open += 1
+
+  def answer(self) -> Any:
+    if self._answers:
+      return self._answers.popleft()
+    self._open -= 1
+    with _alive():
+      return self._connection.recv()
+
+
 class _SharedBatches:
   """Memory for the images of some batches. A place is free again when nobody has its array any more."""
 
   def __init__(self, shape: tuple[int, ...], count: int):
-    self.shape, self.size, self.count = shape, int(np.prod(shape)), count
+    if not hasattr(os, 'memfd_create'):
+      raise UsageError('data.num_processes needs Linux; leave it out, and threads decode')
+    self.shape, self.size = shape, int(np.prod(shape))
     self.file = os.memfd_create('batches')
     os.ftruncate(self.file, max(self.size * count, 1))
     self._map = mmap.mmap(self.file, 0)
@@ -138,12 +166,13 @@ class _SharedBatches:
 
 
 @contextlib.contextmanager
-def _worker(examples: TrainingExamples, view: TrainView, memory: _SharedBatches) -> Iterator[Connection]:
+def _process(examples: TrainingExamples, view: TrainView, memory: _SharedBatches) -> Iterator[Connection]:
   """A process that decodes; it ends with the block, and if this process does."""
   ours, theirs = socket.socketpair()
-  environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path), 'JAX_PLATFORMS': 'cpu'}
+  environment = os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, sys.path)), 'JAX_PLATFORMS': 'cpu'}
   process = subprocess.Popen(
-    [sys.executable, '-m', __name__, str(theirs.fileno()), str(memory.file)],
+    [sys.executable, '-P', '-m', __name__, str(theirs.fileno()), str(memory.file)],
+    process_group=0,  # Ctrl-C is meant for the run, which ends its processes
     pass_fds=(theirs.fileno(), memory.file),
     stdin=subprocess.DEVNULL,
     env=environment,
@@ -156,7 +185,11 @@ def _worker(examples: TrainingExamples, view: TrainView, memory: _SharedBatches)
         connection.send((quiet, view, memory.shape))
       yield connection
   finally:
-    process.wait()
+    try:
+      process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.wait()
 
 
 @contextlib.contextmanager
@@ -189,14 +222,16 @@ def _work(connection: Connection, file: int) -> None:
       built, skipped = Reader(source, decode, examples.bad, suspects=suspects).build(plan)
       del built['image']  # which is `images`
       answer: Any = built, skipped
-    except Exception as error:
+    except (UsageError, MemoryError) as error:
       answer = error
+    except Exception:  # an error of any class may not survive being sent
+      answer = RuntimeError(traceback.format_exc())
     connection.send(answer)
 
 
 def _main() -> None:
-  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # meant for the run, which ends its processes
-    signal.signal(number, signal.SIG_IGN)
+  # Also if it is stopped, or waits for a dead disk, when the run is killed.
+  ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
   with Connection(int(sys.argv[1])) as connection, contextlib.suppress(EOFError, ConnectionError):
     _work(connection, int(sys.argv[2]))
 

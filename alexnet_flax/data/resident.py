@@ -58,9 +58,12 @@ class ResidentImages:
     size = _size(source)
     _require_room(source, share * num_processes * size[0] * size[1] * 3, sharding)
 
+    part_size = min(_AT_ONCE, share)
+
     def plan(step: int) -> Plan:
-      chosen = indices[(step * _AT_ONCE + np.arange(_AT_ONCE)) % share]
-      return Plan(chosen, np.ones(_AT_ONCE, np.float32), np.zeros((_AT_ONCE, 0)))
+      positions = step * part_size + np.arange(part_size)
+      weights = (positions < share).astype(np.float32)  # 0: the last part is filled up
+      return Plan(indices[positions % share], weights, np.zeros((part_size, 0)))
 
     reader = Reader(source, functools.partial(_whole, source, size), bad or BadImages())
     host: HostBatch = {
@@ -68,9 +71,9 @@ class ResidentImages:
       'label': np.empty(share, np.int32),
       'weight': np.empty(share, np.float32),
     }
-    for step, batch in enumerate(reader.batches(plan, range(-(-share // _AT_ONCE)), num_threads)):
+    for step, batch in enumerate(reader.batches(plan, range(-(-share // part_size)), num_threads)):
       for name, array in host.items():
-        part = array[step * _AT_ONCE : (step + 1) * _AT_ONCE]
+        part = array[step * part_size : (step + 1) * part_size]
         part[...] = batch[name][: len(part)]
     put = functools.partial(jax.make_array_from_process_local_data, sharding)
     return cls({name: put(array) for name, array in host.items()}, view)

@@ -107,12 +107,18 @@ def evaluate(
   predictions = predict(source, bad=bad)
   confusion = predictions.confusion(len(networks[0].class_names))
   results = _results(networks, source, chosen, predictions, confusion, bad.skipped)
-  if fit_on is not None:
-    fitted = predict(fit_on, bad=dataclasses.replace(bad, reasons={}))
-    results['temperature_scaling'] = scale_by(fitted, fit_on.name, predictions)
-  elif calibrate is not None:
-    results['temperature_scaling'] = scale_by_halves(predictions, source.name)
+  failed = None
+  try:
+    if fit_on is not None:
+      fitted = predict(fit_on, bad=dataclasses.replace(bad, reasons={}))
+      results['temperature_scaling'] = scale_by(fitted, fit_on.name, predictions)
+    elif calibrate is not None:
+      results['temperature_scaling'] = scale_by_halves(predictions, source.name)
+  except UsageError as error:  # the evaluation itself is told all the same
+    failed = error
   print(_table(results, chosen, confusion, networks[0].readable_names), bad.summary(), sep='\n', file=out)
+  if failed:
+    raise failed
   return results
 
 
@@ -182,7 +188,8 @@ def _evaluate_attacked(
     line = f'{shown:9} {value:7.2f} %  {low:6.2f} ... {high:6.2f}  {both:7.2f} %  {loss.value:8.4f}'
     print(line, file=out, flush=True)
     figures = {'top1': top1._asdict(), 'top5': top5._asdict(), 'loss': loss._asdict()}
-    rows.append({**dataclasses.asdict(attack), 'images': len(found.labels), **figures})
+    steps = {'steps': attack.steps if attack.method == 'pgd' else 1}
+    rows.append({**dataclasses.asdict(attack), **steps, 'images': len(found.labels), **figures})
   print(bad.summary(), file=out)
   return {'dataset': source.name, **conditions, 'attacks': rows}
 

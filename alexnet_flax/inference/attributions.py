@@ -189,7 +189,9 @@ def has_relu(spec: Spec) -> bool:
 
 def _with_relu(model: AlexNet, function: Callable[[jax.Array], jax.Array]) -> AlexNet:
   if not has_relu(model.spec):
-    raise UsageError(f"{' and '.join(OF_RELU)} change ReLU's derivative, and this network has no ReLU")
+    raise UsageError(
+      f"{' and '.join(OF_RELU)} can only change ReLU's derivative, and this network has no ReLU"
+    )
   return model.clone(relu=function)
 
 

@@ -102,6 +102,7 @@ def load_heads(
   Raises:
     UsageError: The file cannot be read or downloaded, or is of another network.
   """
+  needed = [layer.features for layer in trunk(spec).layers if isinstance(layer, Conv)]
   if source is None:
     found = importlib.util.find_spec('lpips')  # does not import it
     source = pathlib.Path(found.origin).parents[1] / _HEADS if found and found.origin else None
@@ -110,7 +111,6 @@ def load_heads(
   file = open_weights(source)
   heads = [array.reshape(-1) for name, array in sorted(file.stored.items()) if name.startswith('lin')]
   channels = tuple(head.size for head in heads)
-  needed = [layer.features for layer in trunk(spec).layers if isinstance(layer, Conv)]
   if list(channels) != needed or len(heads) != len(file.stored):
     whose = _OTHERS.get(channels, 'another network')
     wanted = ', '.join(map(str, needed))
@@ -127,6 +127,8 @@ def image_pairs(first: str, second: str) -> list[tuple[str, str]]:
   """
   places = [str(expanded(place)) for place in (first, second)]
   folders = [os.path.isdir(place) for place in places]
+  if absent := next((place for place in places if not os.path.exists(place)), None):
+    raise UsageError(f'there is no image or folder {absent}')
   if not any(folders):
     return [(places[0], places[1])]
   if not all(folders):

@@ -194,7 +194,6 @@ def top_images(
     for unit, kept in enumerate(best):
       for i in np.argsort(-values[: len(batch), unit], kind='stable')[:top].tolist():
         place = float(values[i, unit]), int(rows[i, unit]), int(columns[i, unit])
-        if len(kept) < top or place[0] > kept[top - 1].activation:
-          kept.append(TopImage(batch[i][0], views[i].copy(), *place))
+        kept.append(TopImage(batch[i][0], views[i].copy(), *place))
       kept[:] = sorted(kept, key=lambda one: -one.activation)[:top]
   return best

@@ -259,5 +259,6 @@ def _has_ended(lock: str) -> bool:
 def _machine() -> str:
   """Identifies a machine, or the container in which processes have numbers of their own."""
   with contextlib.suppress(OSError):
-    return f'{platform.node()} {os.readlink("/proc/self/ns/pid")}'
+    boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text(encoding='ascii').strip()
+    return f'{platform.node()} {boot} {os.readlink("/proc/self/ns/pid")}'
   return platform.node()

@@ -286,6 +286,8 @@ def _resolve(config: Config, source: Source, devices: int) -> Config:
   )
   if len(ways + others) > 1:
     raise UsageError(f'data.{" and data.".join(ways + others)} exclude one another: set one of them')
+  if ways + others and config.transfer.mode == 'linear_probe':
+    raise UsageError(f'data.{(ways + others)[0]} does nothing with transfer.mode=linear_probe; leave it out')
   if devices % split:
     possible = ', '.join(str(count) for count in range(1, devices + 1) if devices % count == 0)
     raise UsageError(f'mesh.model (={split}) must divide the number of devices (={devices}): {possible}')

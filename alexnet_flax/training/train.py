@@ -109,6 +109,8 @@ def _train_in(folder: pathlib.Path, config: Config, callbacks: Sequence[Callback
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       raise UsageError(f'no room in {folder}: {error.strerror}; make some, and start again') from None
+    if error.errno == errno.ENOMEM:
+      raise _out_of_memory(config, error) from None
     if str(error.filename).startswith(str(folder)):  # of another owner, read-only, a file for a folder
       raise UsageError(f'cannot write {error.filename}: {error.strerror}') from None
     raise

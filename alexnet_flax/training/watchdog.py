@@ -28,7 +28,7 @@ class _Sign(NamedTuple):
   at: float
 
 
-_last = _Sign('the run began', time.monotonic())
+_last: _Sign | None = None
 
 
 def heard(items: Iterable[Item], what: str, first: int) -> Iterator[Item]:
@@ -48,10 +48,11 @@ def heard(items: Iterable[Item], what: str, first: int) -> Iterator[Item]:
 def ends_if_it_hangs(seconds: float, folder: pathlib.Path) -> Iterator[None]:
   """A block in which the process ends when it has given no sign of life for `seconds`; 0: never.
 
+  Time counts from the first batch on: before, data may be copied for hours.
   What its threads wait for is written to `folder`/hang.txt.
   """
-  over = threading.Event()
-  _note('the run began')
+  global _last
+  over, _last = threading.Event(), None
   if seconds:
     threading.Thread(target=_watch, args=(seconds, folder, over), daemon=True).start()
   try:
@@ -66,9 +67,13 @@ def _note(what: str) -> None:
 
 
 def _watch(seconds: float, folder: pathlib.Path, over: threading.Event) -> None:
-  while (waited := time.monotonic() - _last.at) <= seconds:
-    if over.wait(min(1.0, seconds / 4)):
+  tick = min(1.0, seconds / 4)
+  while not _last or (waited := time.monotonic() - _last.at) <= seconds:
+    before = time.monotonic()
+    if over.wait(tick):
       return
+    if _last and time.monotonic() - before > 10 * tick:  # the process itself was stopped, and goes on
+      _note(_last.what)
   place = folder / 'hang.txt'
   with contextlib.suppress(OSError), place.open('w', encoding='utf-8') as file:
     faulthandler.dump_traceback(file, all_threads=True)

@@ -134,16 +134,15 @@ def to_channels_first(name: str, array: np.ndarray, spec: Spec) -> np.ndarray:
 
 
 def from_channels_first(name: str, array: np.ndarray, spec: Spec) -> np.ndarray:
-  """Returns the reverse; an array that cannot belong to the layer stays as it is, for `check` to refuse."""
+  """Returns the reverse; a kernel of images of another size is only transposed, for `check` to refuse."""
   if not name.endswith('/kernel') or array.ndim not in (2, 4):
     return array
   if array.ndim == 4:
     return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
   if name == flattening(spec):
     side, outputs = last_side(spec, spec.image_size), array.shape[0]
-    if array.shape[1] % (side * side):
-      return array
-    array = array.reshape(outputs, -1, side, side).transpose(0, 2, 3, 1).reshape(outputs, -1)
+    if array.shape[1] % (side * side) == 0:
+      array = array.reshape(outputs, -1, side, side).transpose(0, 2, 3, 1).reshape(outputs, -1)
   return np.ascontiguousarray(array.T)
 
 

@@ -177,6 +177,13 @@ def test_processes_make_the_same_batches(raw_dir):
   assert not [pid for pid, parent in workers() if parent == os.getpid()]
 
 
+def test_large_batches_of_one_process(raw_dir):
+  """Of 96 parts in all: neither side may wait for the other to read."""
+  chosen, view = examples(raw_dir), TrainView(4, 'center_crop', resize_side=65)
+  batches = from_processes(chosen, 1, batch_size=2048, steps=range(6), view=view)
+  assert [len(batch['label']) for batch in batches] == [2048] * 6
+
+
 def test_a_killed_process_is_one_line(raw_dir):
   batches = from_processes(examples(raw_dir), 1, steps=range(1 << 20))
   next(batches)

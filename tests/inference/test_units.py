@@ -54,7 +54,7 @@ def test_a_made_image_activates_its_unit_more_than_the_data_set(trained, digits,
 
 
 def test_top_images_are_those_of_all_activations(trained, digits):
-  units, top = [0, 5, 11, 6], 7
+  units, top = [0, 5, 11, 6], 60  # more than a batch
   values = features(trained.model, trained.variables, [view for _, view in digits], ['relu2'])['relu2']
   height, width = values.shape[1:3]
   for unit, found in zip(units, top_images(trained, 'relu2', units, iter(digits), top, 48), strict=True):

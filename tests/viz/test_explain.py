@@ -82,7 +82,10 @@ def test_a_network_without_relu(explained, tmp_path):
   methods = 'guided_backprop,gradient'
   code, _, error = explained('{}/images [1]', '{}/elu.safetensors', '--methods', methods, '--out', out)
   assert code == 0
-  assert error == "note: guided_backprop change ReLU's derivative, and this network has no ReLU; left out\n"
+  assert (
+    error
+    == "note: guided_backprop can only change ReLU's derivative, and this network has no ReLU; left out\n"
+  )
   assert pathlib.Path(out).read_bytes().startswith(b'%PDF')
 
 
