@@ -31,7 +31,8 @@ _COPIED = '.copied/files.jsonl'  # in a folder of copies: what they are of
 _AHEAD = 1 << 20  # bytes that are read at once where little is asked for
 _REFUSED = re.compile(
   'forbidden|access ?denied|credential|unauthorized|401|403|InvalidAccessKey|ExpiredToken'
-  '|SignatureDoesNotMatch|RequestTimeTooSkewed|PermanentRedirect|config profile|validation failed|Invalid (endpoint|bucket)',
+  '|SignatureDoesNotMatch|RequestTimeTooSkewed|PermanentRedirect|config profile'
+  '|validation failed|Invalid (endpoint|bucket)',
   re.I,
 )
 # In a folder of a run, what is copied only when it is asked for.

@@ -128,7 +128,7 @@ def image_pairs(first: str, second: str) -> list[tuple[str, str]]:
   places = [str(expanded(place)) for place in (first, second)]
   folders = [os.path.isdir(place) for place in places]
   if absent := next((place for place in places if not os.path.exists(place)), None):
-    raise UsageError(f'there is no image or folder {absent}')
+    raise UsageError(f'cannot read {absent}: No such file or directory')
   if not any(folders):
     return [(places[0], places[1])]
   if not all(folders):
