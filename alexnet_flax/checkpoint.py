@@ -25,9 +25,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from alexnet_flax.buckets import fetched
 from alexnet_flax.errors import UsageError, one_line
 from alexnet_flax.files import read_json, set_aside, write_json
+from alexnet_flax.files.buckets import fetched
 from alexnet_flax.steps import TrainState
 
 PARTIAL = '.orbax-checkpoint-tmp'

@@ -10,7 +10,7 @@ import sys
 import warnings
 from typing import Any
 
-from alexnet_flax.buckets import cache_folder
+from alexnet_flax.files.cache import cache_folder
 
 _MAX_BYTES = 2 * 2**30  # beyond which the oldest entries are removed
 _UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '(\S+)'")

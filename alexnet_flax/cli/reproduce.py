@@ -3,10 +3,10 @@
 import argparse
 import dataclasses
 
-from alexnet_flax.buckets import is_bucket
 from alexnet_flax.cli.options import add_data_dir
 from alexnet_flax.errors import UsageError
 from alexnet_flax.files import expanded
+from alexnet_flax.files.buckets import is_bucket
 
 HELP = 'reproduce a published number: train, compare, draw'
 DESCRIPTION = (

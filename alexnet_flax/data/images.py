@@ -12,10 +12,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from alexnet_flax import buckets
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError, needs_extra
-from alexnet_flax.files import expanded, refuse_pipe
+from alexnet_flax.files import buckets, expanded, refuse_pipe
 from alexnet_flax.models.spec import Spec
 
 if typing.TYPE_CHECKING:

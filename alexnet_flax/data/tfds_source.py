@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from alexnet_flax import buckets
 from alexnet_flax.data import digits, tfrecord
 from alexnet_flax.data.folder_source import folder_splits, open_folder, split_parts
 from alexnet_flax.data.image_header import Encoded
@@ -23,7 +22,7 @@ from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.data.source import Example, Source
 from alexnet_flax.data.tfrecord import parse_example, read_integers
 from alexnet_flax.errors import UsageError, unknown_name
-from alexnet_flax.files import expanded
+from alexnet_flax.files import buckets, expanded
 
 IMAGE_FOLDER = 'image_folder'
 _AHEAD = 8  # batches, or parts of them, that are read from a bucket at the same time

@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from alexnet_flax import buckets
 from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.errors import UsageError, needs_extra
-from alexnet_flax.files import atomic_path, refuse_pipe
+from alexnet_flax.files import atomic_path, buckets, refuse_pipe
+from alexnet_flax.files.cache import cache_folder
 
 # Paths, and (index of the path, offset, length) of each record, int64 [N, 3].
 RecordIndex = tuple[list[str], np.ndarray]
@@ -92,7 +92,7 @@ def _record_spans(path: str) -> np.ndarray:
     if (found := buckets.stat(path)) is None:
       raise UsageError(f'{path} has gone; prepare the data set again')
     name = hashlib.sha256(f'{path} {found.size} {found.tag}'.encode()).hexdigest()[:32]
-    index = buckets.cache_folder() / 'records' / f'{name}.npy'
+    index = cache_folder() / 'records' / f'{name}.npy'
     with contextlib.suppress(OSError, ValueError, EOFError):  # none yet, or a broken one
       return np.load(index)
     index.parent.mkdir(parents=True, exist_ok=True)

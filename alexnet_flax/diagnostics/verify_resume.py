@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from alexnet_flax import checkpoint
-from alexnet_flax.buckets import fetched, is_bucket, listing
 from alexnet_flax.errors import UsageError
 from alexnet_flax.files import expanded
+from alexnet_flax.files.buckets import fetched, is_bucket, listing
 from alexnet_flax.training.batches import read_examples
 from alexnet_flax.training.bucket_run import place_here
 from alexnet_flax.training.logger import read_metrics

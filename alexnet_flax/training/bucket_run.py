@@ -19,10 +19,10 @@ from collections.abc import Iterable, Iterator
 
 import jax
 
-from alexnet_flax import buckets
 from alexnet_flax.checkpoint import MANIFEST, PARTIAL
 from alexnet_flax.errors import COPIES, BusyError, PreemptedError, UnreachableError, UsageError, one_line
-from alexnet_flax.files import expanded, is_running
+from alexnet_flax.files import buckets, expanded, is_running
+from alexnet_flax.files.cache import cache_folder
 from alexnet_flax.training.experiment import check_devices
 
 _RENEW, _LEASE = 10.0, 60.0  # seconds
@@ -56,7 +56,7 @@ def place_here(workdir: str | os.PathLike[str]) -> pathlib.Path:
     return pathlib.Path(workdir)
   url = os.fspath(workdir)
   digest = hashlib.sha256(url.encode()).hexdigest()[:16]
-  return buckets.cache_folder().absolute() / 'runs' / digest / url.rpartition('/')[2]
+  return cache_folder().absolute() / 'runs' / digest / url.rpartition('/')[2]
 
 
 @contextlib.contextmanager

@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 
-from alexnet_flax.buckets import is_bucket
 from alexnet_flax.config import Config, all_keys, from_dict, to_dict, value_of, with_values
 from alexnet_flax.errors import BusyError, UsageError, one_line
 from alexnet_flax.files import expanded, public, read_json, read_lines, rewrite_lines, set_aside, write_json
+from alexnet_flax.files.buckets import is_bucket
 from alexnet_flax.pretrained import LOCAL, find_run, write_names
 
 CONFIG, HISTORY, ENVIRONMENT = 'config.json', 'config_history.jsonl', 'environment.json'

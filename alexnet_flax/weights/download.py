@@ -10,10 +10,9 @@ import sys
 import time
 from typing import Any
 
-from alexnet_flax import buckets
-from alexnet_flax.buckets import cache_folder
 from alexnet_flax.errors import UsageError, needs_extra, unknown_name
-from alexnet_flax.files import expanded, without_credentials
+from alexnet_flax.files import buckets, expanded, without_credentials
+from alexnet_flax.files.cache import cache_folder
 from alexnet_flax.weights import hub
 
 # Name -> URL and digest. The digests are published with the files: in the file names of torchvision and of

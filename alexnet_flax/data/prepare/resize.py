@@ -22,7 +22,6 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from alexnet_flax.buckets import is_bucket
 from alexnet_flax.data.bad_images import BadImages, Policy
 from alexnet_flax.data.decode import LONGEST
 from alexnet_flax.data.image_header import Encoded, decode_pixels
@@ -35,6 +34,7 @@ from alexnet_flax.data.tfrecord import framed
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import UsageError, unknown_name
 from alexnet_flax.files import atomic_path, expanded, read_json, write_text
+from alexnet_flax.files.buckets import is_bucket
 
 VERSION = '1.0.0'
 _SHARD_BYTES = 256 << 20

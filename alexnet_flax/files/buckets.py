@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from alexnet_flax.errors import COPIES, UnreachableError, UsageError, needs_extra
+from alexnet_flax.files.cache import cache_folder
 
 SCHEMES = ('gs', 's3')
 _AT_ONCE = 16  # files that are copied at the same time
@@ -46,17 +47,6 @@ class Object(NamedTuple):
   tag: str  # its generation or ETag: another one is another content
   time: float  # when it was written, in seconds since 1970
   md5: str = ''  # in hexadecimal digits, where the bucket states it (Google's, of objects sent in one piece)
-
-
-def cache_folder() -> pathlib.Path:
-  """Returns the user's folder for what can be made or downloaded again: $ALEXNET_FLAX_CACHE, if it is set."""
-  place = os.environ.get('ALEXNET_FLAX_CACHE') or '~/.cache/alexnet_flax'
-  if is_bucket(place):
-    raise UsageError(f'ALEXNET_FLAX_CACHE (={place}) must be a folder of this machine')
-  try:
-    return pathlib.Path(place).expanduser()
-  except RuntimeError:
-    raise UsageError(f'{place}: there is no such home folder; write the path without ~') from None
 
 
 def is_bucket(place: str | os.PathLike[str] | None) -> bool:

@@ -11,12 +11,13 @@ import time
 
 import pytest
 
-from alexnet_flax import buckets, files
+from alexnet_flax import files
 from alexnet_flax.cli.main import main
 from alexnet_flax.config import Config
 from alexnet_flax.data.images import UnreadableError, image_files, read_image
 from alexnet_flax.data.source import read_file
 from alexnet_flax.errors import UsageError
+from alexnet_flax.files import buckets
 from alexnet_flax.inference.feature_files import feature_path
 from alexnet_flax.pretrained import is_network, read_names, run_config
 from alexnet_flax.training import workdir

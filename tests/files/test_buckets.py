@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_flax import buckets, checkpoint, files
+from alexnet_flax import checkpoint, files
 from alexnet_flax.cli import train as train_command
 from alexnet_flax.cli.main import main
 from alexnet_flax.data import digits, loader, tfrecord
@@ -22,6 +22,8 @@ from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.data.tfds_source import open_dataset, prepare, split_names
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import COPIES, BusyError, PreemptedError, UnreachableError, UsageError
+from alexnet_flax.files import buckets
+from alexnet_flax.files.cache import cache_folder
 from alexnet_flax.training import bucket_run
 from alexnet_flax.training.batches import read_examples
 from alexnet_flax.training.logger import read_metrics
@@ -131,7 +133,7 @@ def test_a_run_that_is_killed_goes_on_with_the_same_bits(bucket, data, undisturb
   there = buckets.listing(url)
   assert '.lock/1' not in there
   assert {name.split('/')[1] for name in there if name.startswith('checkpoints/')} == {'4', '6', '8'}
-  shutil.rmtree(buckets.cache_folder() / 'buckets')
+  shutil.rmtree(cache_folder() / 'buckets')
   copy = files.expanded(url)
   for step in (4, 6, 8):
     assert checkpoint.damage(copy / 'checkpoints' / str(step)) is None

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from alexnet_flax import buckets
 from alexnet_flax.errors import UsageError
+from alexnet_flax.files import buckets
 
 _DAY = 86_400.0  # seconds after which what another machine has left is taken to be of a killed process
 _LONG = 32  # an ending so long would make the name of the temporary file too long
