@@ -9,7 +9,7 @@ import numpy as np
 
 from alexnet_flax.data.image_header import Encoded, Stored, decode_pixels
 from alexnet_flax.data.images import MAX_PIXELS, UnreadableError
-from alexnet_flax.data.source import Example, Source
+from alexnet_flax.data.source import Example, Source, few_per_class
 
 Corruption = Literal['none', 'random_labels', 'shuffled_pixels']
 
@@ -52,6 +52,15 @@ def corrupted(
     read=changed(source.read),
     scan=changed(source.scan) if corruption == 'random_labels' else source.scan,
   )
+
+
+def training_examples(
+  source: Source, examples_per_class: int | None, corruption: Corruption, seed: int, max_pixels: int
+) -> Source:
+  """Returns the examples that a run trains on: a few per class, unless that is None, and as `corrupted`."""
+  if examples_per_class is not None:
+    source = few_per_class(source, examples_per_class, seed)
+  return corrupted(source, corruption, seed, training=True, max_pixels=max_pixels)
 
 
 def _shuffled(image: Stored, seed: int, turn: bool, max_pixels: int) -> Stored:

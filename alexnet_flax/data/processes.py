@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 
 from alexnet_flax.data.bad_images import BadImages
-from alexnet_flax.data.corruption import Corruption, corrupted
+from alexnet_flax.data.corruption import Corruption, training_examples
 from alexnet_flax.data.decode import decode_train
 from alexnet_flax.data.loader import HostBatch, Plan, Reader, in_parts
-from alexnet_flax.data.source import Source, few_per_class
+from alexnet_flax.data.source import Source
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.data.views import TrainView
 from alexnet_flax.errors import PreemptedError, UsageError
@@ -58,9 +58,8 @@ class TrainingExamples:
   def open(self) -> Source:
     """Opens them; raises UsageError as `open_dataset` does."""
     source = open_dataset(self.dataset, self.train_split, self.data_dir, self.verify_records, self.mirror)
-    if self.examples_per_class is not None:
-      source = few_per_class(source, self.examples_per_class, self.seed)
-    return corrupted(source, self.corruption, self.seed, training=True, max_pixels=self.bad.max_pixels)
+    how = self.examples_per_class, self.corruption, self.seed, self.bad.max_pixels
+    return training_examples(source, *how)
 
 
 def process_batches(
@@ -151,12 +150,8 @@ class _SharedBatches:
       self.free.put(place)
     weakref.finalize(self, os.close, self.file)
 
-  def array(self, place: int) -> np.ndarray:
-    """Returns a batch's images, uint8 `shape`."""
-    return np.frombuffer(self._map, np.uint8, self.size, self.size * place).reshape(self.shape)
-
   def take(self, place: int, *, copy: bool) -> np.ndarray:
-    """Returns a batch's images, and frees their place once nobody has them."""
+    """Returns a batch's images, uint8 `shape`, and frees their place once nobody has them."""
     array = np.frombuffer(self._map, np.uint8, self.size, self.size * place)
     if copy:
       self.free.put(place)

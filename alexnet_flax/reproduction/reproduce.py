@@ -19,14 +19,11 @@ from alexnet_flax.files import read_json, write_json
 from alexnet_flax.reproduction.claims import Claim, Curve, Point, epochs_until
 from alexnet_flax.training.callbacks import Callback, Progress
 from alexnet_flax.training.logger import read_metrics
-from alexnet_flax.training.train import train
+from alexnet_flax.training.train import LOCAL_KEYS, train
 from alexnet_flax.training.workdir import CONFIG, environment, read_environment
 
 # The embedded digits in a few steps: whether the machinery works, and never a verdict.
 QUICK = {'data.dataset': 'digits', 'total_epochs': 6.0, 'data.eval_batch_size': 128}
-
-# Keys that do not change what a run measures.
-_FREE = ('data.data_dir', 'data.num_threads', 'data.num_processes')
 
 _WAIT = 10.0  # seconds, for other processes
 _PATIENCE = 5  # epochs without a lower training error, after which a rate is given up
@@ -260,7 +257,7 @@ def _require_same(claim: Claim, place: str, stored: Mapping[str, Any], values: M
 
   Runs that stop at a training error may be given different numbers of epochs at most.
   """
-  free = _FREE if claim.until is None else (*_FREE, 'total_epochs')
+  free = LOCAL_KEYS if claim.until is None else (*LOCAL_KEYS, 'total_epochs')
   asked = json.loads(json.dumps(values))  # tuples as lists
   for key, now in asked.items():
     if key not in free and (was := stored.get(key, now)) != now:

@@ -15,9 +15,9 @@ from alexnet_flax import steps as step_functions
 from alexnet_flax.config import Config, DataConfig, build_spec
 from alexnet_flax.data.augment import augment, normalize
 from alexnet_flax.data.bad_images import BadImages
-from alexnet_flax.data.corruption import corrupted
+from alexnet_flax.data.corruption import corrupted, training_examples
 from alexnet_flax.data.prepare.color_pca import read_components
-from alexnet_flax.data.source import Source, few_per_class, require_labels, require_same_classes
+from alexnet_flax.data.source import Source, require_labels, require_same_classes
 from alexnet_flax.data.tfds_source import open_dataset
 from alexnet_flax.data.views import EvalView, TrainView
 from alexnet_flax.errors import UsageError, install_command
@@ -162,10 +162,9 @@ def assemble(
 
 def chosen_examples(data: DataConfig, seed: int, train: Source, evaluated: Source) -> tuple[Source, Source]:
   """Returns the splits as a run uses them: a few examples per class, and with other labels or pixels."""
-  if data.examples_per_class is not None:
-    train = few_per_class(train, data.examples_per_class, seed)
-  corrupt = functools.partial(corrupted, corruption=data.corruption, seed=seed, max_pixels=data.max_pixels)
-  return corrupt(train, training=True), corrupt(evaluated, training=False)
+  how = data.corruption, seed
+  train = training_examples(train, data.examples_per_class, *how, data.max_pixels)
+  return train, corrupted(evaluated, *how, training=False, max_pixels=data.max_pixels)
 
 
 def check_devices() -> None:
@@ -280,14 +279,14 @@ def _resolve(config: Config, source: Source, devices: int) -> Config:
   num_classes, theirs = model.num_classes or len(source.class_names), f'{len(source.class_names)} classes'
   if num_classes < len(source.class_names):
     raise UsageError(f'model.num_classes (={num_classes}) is less than the {theirs} of {source.name}')
-  ways = ['crop_on'] * (data.crop_on == 'device') + ['on_device'] * data.on_device
-  others = ['rotation'] * bool(ways and data.train_view.rotation) + ['num_processes'] * bool(
-    data.num_processes
-  )
-  if len(ways + others) > 1:
-    raise UsageError(f'data.{" and data.".join(ways + others)} exclude one another: set one of them')
-  if ways + others and config.transfer.mode == 'linear_probe':
-    raise UsageError(f'data.{(ways + others)[0]} does nothing with transfer.mode=linear_probe; leave it out')
+  on_devices = {'crop_on': data.crop_on == 'device', 'on_device': data.on_device}
+  rotates = any(on_devices.values()) and data.train_view.rotation > 0
+  feeds = {**on_devices, 'rotation': rotates, 'num_processes': data.num_processes > 0}
+  chosen = [f'data.{key}' for key, is_set in feeds.items() if is_set]
+  if len(chosen) > 1:
+    raise UsageError(f'{" and ".join(chosen)} exclude one another: set one of them')
+  if chosen and config.transfer.mode == 'linear_probe':
+    raise UsageError(f'{chosen[0]} does nothing with transfer.mode=linear_probe; leave it out')
   if devices % split:
     possible = ', '.join(str(count) for count in range(1, devices + 1) if devices % count == 0)
     raise UsageError(f'mesh.model (={split}) must divide the number of devices (={devices}): {possible}')

@@ -32,8 +32,8 @@ from alexnet_flax.training.preemption import GracefulShutdown
 from alexnet_flax.training.seeds import build_experiments, run_folders, steps_maker
 from alexnet_flax.training.workdir import changed_keys, make_folder, sole_writer, versions, write_records
 
-# Keys that may differ from machine to machine.
-_OF_ONE_PROCESS = ('data.data_dir', 'data.mirror', 'data.num_threads', 'data.num_processes')
+# Keys that may differ from machine to machine, and do not change what a run computes.
+LOCAL_KEYS = ('data.data_dir', 'data.mirror', 'data.num_threads', 'data.num_processes')
 _CLASSES = 20  # that are listed
 
 
@@ -71,7 +71,7 @@ def _train_in(folder: pathlib.Path, config: Config, callbacks: Sequence[Callback
   try:
     with GracefulShutdown() as shutdown, steady_output(folder), contextlib.ExitStack() as stack:
       check_devices()
-      shared = {name: value_of(config, name) for name in all_keys() if name not in _OF_ONE_PROCESS}
+      shared = {name: value_of(config, name) for name in all_keys() if name not in LOCAL_KEYS}
       distributed.check_equal(shared | versions())
       with distributed.together():
         for line in idle_keys(config).values():

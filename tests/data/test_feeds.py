@@ -46,6 +46,14 @@ def raw_source(raw_dir):
   return open_dataset('digits_65_center_raw', 'train[:100]', raw_dir)
 
 
+def write_images(folder, contents):
+  """Two classes of images to train on."""
+  for number, content in enumerate(contents):
+    path = folder / 'train' / str(number % 2) / f'{number}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
 def train(source, **options):
   arguments = {'seed': 1, 'batch_size': 8, 'first_step': STEPS.start, 'last_step': STEPS.stop} | options
   return list(loader.train_batches(source, VIEW, **arguments))
@@ -120,10 +128,7 @@ def test_images_on_the_devices_make_the_same_batches(data_dir, view):
 
 
 def test_images_of_several_sizes_do_not_go_onto_the_devices(tmp_path):
-  for number in range(6):
-    path = tmp_path / 'train' / str(number % 2) / f'{number}.png'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode(smooth_image(20, 20 + number // 5, number), 'PNG'))
+  write_images(tmp_path, [encode(smooth_image(20, 20 + number // 5, number), 'PNG') for number in range(6)])
   source = open_dataset('image_folder', 'train', str(tmp_path))
   sharding = NamedSharding(jax.make_mesh((1,), ('data',), (AxisType.Auto,)), P('data'))
   with pytest.raises(UsageError, match=r'needs images of one size, and .* has images of 20x2'):
@@ -219,10 +224,8 @@ def test_processes_end_with_the_run_that_is_killed(raw_dir):
 
 
 def test_a_bad_image_is_named_by_the_process_that_decodes_it(tmp_path):
-  for number in range(6):
-    path = tmp_path / 'train' / str(number % 2) / f'{number}.png'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode(smooth_image(20, 20, number), 'PNG') if number else b'not an image')
+  good = [encode(smooth_image(20, 20, number), 'PNG') for number in range(1, 6)]
+  write_images(tmp_path, [b'not an image', *good])
   said = []
   skip = BadImages('skip', say=said.append)
   chosen = examples(
