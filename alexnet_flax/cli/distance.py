@@ -3,8 +3,8 @@
 import argparse
 import json
 
-from alexnet_flax.cli.options import add_weights, load
-from alexnet_flax.errors import one_line
+from alexnet_flax.cli.options import add_weights, load, take_network
+from alexnet_flax.errors import UsageError, one_line
 
 HELP = 'how different images look: LPIPS (Zhang et al. 2018)'
 DESCRIPTION = (
@@ -14,8 +14,7 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('first', metavar='A', help='an image or a folder')
-  parser.add_argument('second', metavar='B', help='the same')
+  parser.add_argument('images', metavar='A B', nargs='+', help='two images, or two folders; a network too')
   add_weights(parser, classes=False)
   parser.add_argument(
     '--heads', metavar='FILE', help="weights of the layers' channels (default: the authors', v0.1/alex.pth)"
@@ -26,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
   from alexnet_flax.inference.lpips import distances, image_pairs, load_heads
 
-  pairs = image_pairs(arguments.first, arguments.second)
+  places = take_network(arguments, arguments.images)
+  if len(places) != 2:
+    raise UsageError(f'name two images, or two folders, not {len(places)}')
+  pairs = image_pairs(*places)
   network = load(arguments)
   heads = load_heads(arguments.heads, network.spec)
   found = []

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
   from alexnet_flax.pretrained import (
     PretrainedModel,
     find_run,
+    is_network,
     load_pretrained,
     run_config,
     run_data,
@@ -79,6 +81,10 @@ def run(arguments: argparse.Namespace) -> None:
   dataset = arguments.dataset
   if dataset is None:
     run = next(filter(find_run, sources), None)
+    if absent := next(
+      (one for one in sources if not (is_network(one) or os.path.exists(expanded(one)))), None
+    ):
+      raise UsageError(f'cannot read {absent}: there is no such network')
     if run is None:
       raise UsageError('weights do not say what they were trained on; give --dataset NAME[:SPLIT]')
     data = run_config(run).data
@@ -115,12 +121,13 @@ def _attacks(arguments: argparse.Namespace) -> 'list[Attack]':
 
   method, steps = arguments.attack, arguments.steps
   norm: Any = arguments.norm or 'linf'
-  if method is None and (arguments.norm or arguments.epsilons or steps is not None):
+  if method is None and (arguments.norm, arguments.epsilons, steps) != (None, None, None):
     raise UsageError('--norm, --epsilons and --steps are for --attack=fgsm or pgd')
   if method == 'fgsm' and steps is not None:
     raise UsageError('--steps is for --attack=pgd; fgsm is one step')
   attacks = []
-  for text in (arguments.epsilons or _EPSILONS[norm]).split(',') if method else ():
+  epsilons = _EPSILONS[norm] if arguments.epsilons is None else arguments.epsilons
+  for text in epsilons.split(',') if method else ():
     above, _, below = text.partition('/')
     try:
       epsilon = float(above) / float(below or 1)

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
       raise unknown_name('method', name, (*METHODS, 'all'))
   methods = [name for name in METHODS if name in named or 'all' in named]
   out = expanded(arguments.out)
-  if out.suffix and not out.is_dir():
+  if (out.suffix or out.exists()) and not out.is_dir():
     if out.suffix.lower() not in ('.png', '.svg', '.pdf'):
       raise UsageError(f'--out {arguments.out}: the ending must be .png, .svg or .pdf; or name a folder')
     check_writable(out)

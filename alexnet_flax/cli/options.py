@@ -2,6 +2,9 @@
 
 import argparse
 import dataclasses
+import glob
+import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +46,9 @@ def take_network(arguments: argparse.Namespace, paths: list[str], listed: Sequen
   """Takes the trained network that is named among `paths` for `--weights`; returns the others, and `listed`.
 
   Raises:
-    UsageError: There are two networks, or nothing besides.
+    UsageError: There are two networks, nothing besides, or nothing that exists.
   """
+  from alexnet_flax.files import buckets, expanded
   from alexnet_flax.pretrained import is_network
 
   networks = [path for path in paths if is_network(path)]
@@ -55,7 +59,13 @@ def take_network(arguments: argparse.Namespace, paths: list[str], listed: Sequen
     raise UsageError(f'{networks[0]} is a network; name the images too')
   if networks:
     (arguments.weights,) = networks
-  return [path for path in paths if path not in networks] + [*listed]
+  images = [path for path in paths if path not in networks] + [*listed]
+  absent = [path for path in images if not (buckets.is_bucket(path) or glob.has_magic(path))]
+  if len(absent) == len(images) and not any(os.path.exists(expanded(path)) for path in absent):
+    raise UsageError(
+      f'cannot read {images[0]}: there is no such file, folder or network'
+    )  # before a download
+  return images
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
@@ -71,10 +81,12 @@ def check_batch_size(arguments: argparse.Namespace) -> None:
 
 def load(arguments: argparse.Namespace) -> 'PretrainedModel':
   """Loads the network of the options of `add_weights`."""
-  from alexnet_flax.pretrained import load_pretrained, read_names
+  from alexnet_flax.pretrained import find_run, load_pretrained, read_names, run_config
 
   source = 'torchvision' if arguments.weights is None else arguments.weights
   network = load_pretrained(source, **network_options(arguments))
+  if find_run(source) and run_config(source).data.corruption == 'shuffled_pixels':
+    print(f'note: {source} was trained on shuffled pixels; images are not shuffled here', file=sys.stderr)
   if arguments.classes is None:
     return network
   names = read_names(arguments.classes, len(network.class_names))

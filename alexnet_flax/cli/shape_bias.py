@@ -5,8 +5,8 @@ import json
 import pathlib
 import sys
 
-from alexnet_flax.cli.options import add_weights, load
-from alexnet_flax.errors import one_line
+from alexnet_flax.cli.options import add_weights, load, take_network
+from alexnet_flax.errors import UsageError, one_line
 
 HELP = 'shape or texture: decisions on cue-conflict images, beside those of people'
 DESCRIPTION = (
@@ -16,7 +16,7 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('folder', metavar='FOLDER', help="the toolbox's cue-conflict")
+  parser.add_argument('folder', metavar='FOLDER', nargs='+', help="the toolbox's cue-conflict; a network too")
   add_weights(parser, classes=False)
   parser.add_argument(
     '--humans', metavar='FILE', nargs='+', default=[], help="trials of people or networks: the toolbox's CSV"
@@ -31,7 +31,10 @@ def run(arguments: argparse.Namespace) -> None:
 
   if arguments.out is not None:
     check_writable(expanded(arguments.out))
-  images = bias.cue_images(arguments.folder)
+  places = take_network(arguments, arguments.folder)
+  if len(places) > 1:
+    raise UsageError(f'name one folder, not {len(places)}: {", ".join(places)}')
+  images = bias.cue_images(places[0])
   others = bias.read_trials(arguments.humans, images)
   network = load(arguments)
   ours = bias.network_decisions(network, images)

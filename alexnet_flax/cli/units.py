@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
   if not 0 <= arguments.seed < 2**32:
     raise UsageError(f'--seed (={arguments.seed}) must be between 0 and {2**32 - 1}')
   out, data_dir, images = expanded(arguments.out), arguments.data_dir, None
-  if out.suffix not in ('.html', '.png'):
+  if out.suffix.lower() not in ('.html', '.png'):
     raise UsageError(f'--out {arguments.out}: the ending must be .html or .png')
   check_writable(out)
   arguments.weights = arguments.network or arguments.weights

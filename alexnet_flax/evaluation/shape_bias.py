@@ -197,7 +197,9 @@ def read_trials(paths: Sequence[str], names: Collection[str]) -> dict[str, Decis
           seen[name] = one['object_response']
     except KeyError as error:
       raise UsageError(f'{path} has no column {error}; it must have {", ".join(COLUMNS)}') from None
-    except (OSError, UnicodeDecodeError, csv.Error, UsageError) as error:
+    except (UnicodeDecodeError, csv.Error):
+      raise UsageError(f'cannot read {path}: it is no CSV file in UTF-8') from None
+    except (OSError, UsageError) as error:
       raise UsageError(f'cannot read {path}: {getattr(error, "strerror", None) or error}') from None
   for observer, seen in observers.items():
     if other := sorted(seen.keys() ^ set(names)):

@@ -13,9 +13,9 @@ import numpy as np
 
 from alexnet_flax.data.bad_images import BadImages
 from alexnet_flax.data.source import Source
-from alexnet_flax.data.tfds_source import open_dataset
+from alexnet_flax.data.tfds_source import open_dataset, split_names
 from alexnet_flax.data.views import Resize
-from alexnet_flax.errors import UsageError, one_line
+from alexnet_flax.errors import UsageError, one_line, unknown_name
 from alexnet_flax.evaluation.adversarial import Attack
 from alexnet_flax.evaluation.calibration import HALVES, require_other_images, scale_by, scale_by_halves
 from alexnet_flax.evaluation.evaluate import correct_classes, predict_dataset
@@ -81,9 +81,15 @@ def evaluate(
     allowed = tuple(sorted({label for classes in correct_classes(whole) for label in classes}))
   chosen, bad = protocol_of(networks, protocol, resize, size, allowed), bad or BadImages()
   chosen = chosen.with_views(turn=orientation == 'upright')
-  if attacks and (chosen.view.ten_crop or len(set(chosen.views)) > 1 or name == CORRUPTED or calibrate):
-    what = f'{protocol} of {len(networks)} networks on {name}' + ' with --calibrate' * bool(calibrate)
-    raise UsageError(f'an attack is on one crop that all networks see, of one data set: not {what}')
+  refusals = {
+    f'--protocol={protocol}: an attack is on one crop': chosen.view.ten_crop,
+    'the networks see different crops: an attack is on one; evaluate one at a time': len(set(chosen.views))
+    > 1,
+    f'{name} is many data sets: attack a part of it, such as {name}/fog_3': name == CORRUPTED,
+    '--calibrate: adversarial images are not calibrated; leave it out': calibrate is not None,
+  }
+  if attacks and any(refusals.values()):
+    raise UsageError(next(reason for reason, applies in refusals.items() if applies))
   if known and known.is_cropped:
     views = (dataclasses.replace(view, resize_side=view.image_size) for view in chosen.views)
     chosen = dataclasses.replace(chosen, views=tuple(views))
@@ -102,6 +108,9 @@ def evaluate(
   fit_on = None
   if calibrate not in (None, HALVES):
     other = re.match(r'[^\[]+:', calibrate)  # a slice, test[:50%], has its colon in brackets
+    splits = split_names(name, data_dir)
+    if not other and '[' not in calibrate and calibrate not in splits:
+      raise unknown_name('--calibrate', calibrate, (*splits, HALVES))
     fit_on = open_evaluated(calibrate, data_dir) if other else open_dataset(name, calibrate, data_dir)
     require_other_images(fit_on, source)
   predictions = predict(source, bad=bad)

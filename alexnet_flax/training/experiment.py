@@ -290,7 +290,7 @@ def _resolve(config: Config, source: Source, devices: int) -> Config:
   if devices % split:
     possible = ', '.join(str(count) for count in range(1, devices + 1) if devices % count == 0)
     raise UsageError(f'mesh.model (={split}) must divide the number of devices (={devices}): {possible}')
-  evaluated = data.eval_batch_size or data.batch_size
+  evaluated, side = data.eval_batch_size or data.batch_size, build_spec(config).image_size
   for key, size, micro in (
     ('data.batch_size', data.batch_size, config.optimizer.accumulate_steps),
     ('data.eval_batch_size', evaluated, 1),
@@ -299,5 +299,11 @@ def _resolve(config: Config, source: Source, devices: int) -> Config:
       by = f'devices (={devices})' + (f' times optimizer.accumulate_steps (={micro})' if micro > 1 else '')
       nearest = max(round(size / (devices * micro)), 1) * devices * micro
       raise UsageError(f'{key} (={size}) must be divisible by the number of {by}; the nearest is {nearest}')
-  model = dataclasses.replace(model, image_size=build_spec(config).image_size, num_classes=num_classes)
+    images, here = size // jax.process_count(), os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if images * side**2 * 3 > here:  # the system might end the process without a word
+      what = f'{images:,} images of {side}x{side} pixels, {images * side**2 * 3 / 1e9:,.0f} GB'
+      raise UsageError(
+        f'{key} (={size}): {what}, do not fit the memory of this machine, {here / 1e9:,.0f} GB'
+      )
+  model = dataclasses.replace(model, image_size=side, num_classes=num_classes)
   return dataclasses.replace(config, model=model, data=dataclasses.replace(data, eval_batch_size=evaluated))

@@ -1,5 +1,6 @@
 """`alexnet-flax units`: a page of what each unit likes, as HTML or PNG."""
 
+import glob
 import os
 import pathlib
 import sys
@@ -32,10 +33,13 @@ def open_images(place: str, spec: Spec, data_dir: str | None = None) -> Images:
 
   Returns its name, the number of images, and their names and views, uint8 [S, S, 3], or why it has none.
   """
-  if os.path.exists(expanded(place)) or '*' in place or '?' in place:
+  if os.path.exists(expanded(place)) or any(sign in place for sign in '*?') or glob.glob(place):
     paths = files.image_files([place])
     views = (view for batch in files.views_of_files(paths, spec, 64) for view in batch)
-    names = [files.printable(os.path.basename(path)) for path in paths]
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    names = [
+      files.printable(os.path.relpath(path, root)) for path in paths
+    ]  # the page names no folder of the user
     return os.path.basename(place.rstrip('/')), len(paths), zip(names, views, strict=True)
   try:
     source = open_evaluated(place, data_dir)
@@ -99,7 +103,7 @@ def write_units(
   drawn = [[(one, *_draw(one, field.spans)) for one in row] for row in found]
   rows = list(zip(names, made, values, drawn, strict=True))
   try:
-    if path.suffix == '.png':
+    if path.suffix.lower() == '.png':
       with atomic_path(path) as partial:
         _sheet(rows, facts).save(partial, 'PNG')
     else:

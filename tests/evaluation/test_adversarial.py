@@ -139,6 +139,8 @@ def test_several_networks(data_dir, tmp_path, capsys):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
+    ('--epsilons=', '--norm, --epsilons and --steps are for --attack=fgsm or pgd'),
+    ('--attack pgd --epsilons=', "--epsilons: '' is no number"),
     ('--epsilons 0', '--norm, --epsilons and --steps are for --attack=fgsm or pgd'),
     ('--attack fgsm --steps 3', '--steps is for --attack=pgd; fgsm is one step'),
     ('--attack pgd --epsilons 8/0', "--epsilons: '8/0' is no number; write them as in 0,1/255,0.03"),
@@ -146,11 +148,12 @@ def test_several_networks(data_dir, tmp_path, capsys):
     ('--attack pgd --epsilons 8', 'epsilon (=8) is no bound for linf'),
     ('--attack pgd --steps 0', 'steps (=0) must be at least 1'),
     ('--attack pdg', "argument --attack: invalid choice: 'pdg'"),
+    ('--attack pgd --protocol ten-crop', '--protocol=ten-crop: an attack is on one crop'),
+    ('--attack pgd --calibrate halves', '--calibrate: adversarial images are not calibrated'),
     (
-      '--attack pgd --protocol ten-crop',
-      'an attack is on one crop that all networks see, of one data set: not ten-crop of 1 networks on digits',
+      '--attack pgd --dataset imagenet2012_corrupted',
+      'imagenet2012_corrupted is many data sets: attack a part of it, such as imagenet2012_corrupted/fog_3',
     ),
-    ('--attack pgd --dataset imagenet2012_corrupted', 'not 1-crop of 1 networks on imagenet2012_corrupted'),
   ],
 )
 def test_mistakes(tmp_path, data_dir, capsys, arguments, message):

@@ -148,7 +148,8 @@ def test_no_temperature_is_fitted_on_what_is_evaluated(run, data_dir, capsys):
   for split, message in [
     ('test', 'digits:test has 182 of the images that are evaluated, digits:test[:50%]'),
     ('digits:test[100:200]', 'digits:test[100:200] has 82 of the images'),
-    ('tset', "unknown split 'tset'; did you mean 'test'"),
+    ('tset', "unknown --calibrate 'tset'; did you mean 'test'"),
+    ('halfs', "unknown --calibrate 'halfs'; did you mean 'halves'"),
     ('train[:1]', 'no temperature can be fitted to digits:train[:1]: none from 0.01 to 100 is best'),
   ]:
     assert main([*common, split]) == 2

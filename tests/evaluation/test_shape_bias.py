@@ -199,7 +199,7 @@ def spoil(place, what):
       'subject-01 has trials with 3 images, and the folder 5; dog7-truck3.png is not in',
     ),
     ('again', '--humans a.csv c.csv', 'cannot read c.csv: subject-01 has two trials with truck2-bear1.png'),
-    ('bytes', '--humans c.csv', 'cannot read c.csv: '),
+    ('bytes', '--humans c.csv', 'cannot read c.csv: it is no CSV file in UTF-8'),
     ('empty', '--humans c.csv', 'no trials in c.csv'),
     ('absent', '--humans c.csv', 'cannot read c.csv: No such file or directory'),
     ('out', '--out nowhere/f.csv', 'cannot write nowhere/f.csv: there is no folder nowhere'),
@@ -213,11 +213,12 @@ def test_mistakes(place, capsys, what, arguments, message):
   assert (out, len(errors.splitlines())) == ('', 1)
 
 
-def test_folders_without_images(place, capsys):
+def test_what_is_not_one_folder_of_images(place, capsys):
   (place / 'empty').mkdir()
-  for folder, message in (
-    ('empty', 'no images in the folder empty'),
-    ('a.csv', 'a.csv is no folder; it must'),
+  for places, message in (
+    (['empty'], 'no images in the folder empty'),
+    (['a.csv'], 'a.csv is no folder; it must'),
+    (['empty', 'a.csv'], 'name one folder, not 2: empty, a.csv'),
   ):
-    assert main(['shape-bias', folder, '--weights', 'net.safetensors']) == 2
+    assert main(['shape-bias', *places, 'net.safetensors']) == 2
     assert message in capsys.readouterr().err

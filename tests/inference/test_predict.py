@@ -145,7 +145,7 @@ def test_thin_images_do_not_take_all_memory(weights, tmp_path, capsys):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (['absent.jpg'], 'error: cannot read absent.jpg: No such file'),
+    (['absent.jpg'], 'error: cannot read absent.jpg: there is no such file, folder or network'),
     (['nothing/*.jpg'], 'no images match nothing/*.jpg'),
     (['{folder}'], 'no images in the folder'),
     (['{photos}', '--classes', '{names}'], 'has 2 lines; it must have one for each of 6 classes'),

@@ -347,6 +347,10 @@ def test_is_time():
   [
     ({'data': {'batch_size': 12}}, r'data.batch_size \(=12\) must be divisible by .* devices \(=8\)'),
     ({'data': {'eval_batch_size': 9}}, r'data.eval_batch_size \(=9\)'),
+    (
+      {'data': {'batch_size': 2_000_000_000}},
+      r'2,000,000,000 images of .* pixels, .* GB, do not fit the memory of',
+    ),
     ({'optimizer': {'accumulate_steps': 4}}, 'the nearest is 32'),
     ({'model': {'num_classes': 9}}, r'model.num_classes \(=9\) is less than the 10 classes of digits'),
     ({'data': {'dataset': 'cifar10'}}, "'cifar10' is not prepared"),

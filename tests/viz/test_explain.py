@@ -101,6 +101,7 @@ def test_a_network_without_relu(explained, tmp_path):
     (['--class', '7'], "there is no class '7'; give a name, or a number in 0 ... 6"),
     (['--class', 'cat'], "'cat' is the name of the classes 0, 6; give a number"),
     (['--out', 'a.jpg'], '--out a.jpg: the ending must be .png, .svg or .pdf; or name a folder'),
+    (['--out', '/dev/full'], '--out /dev/full: the ending must be .png, .svg or .pdf; or name a folder'),
     (['--out', '{}/absent/a.png'], 'there is no folder'),
     (['--out', '{}/broken.png/a'], 'cannot write to --out'),
     (['{}/elu.safetensors'], 'are both networks'),
