@@ -180,7 +180,7 @@ def check_devices() -> None:
 def compile_train_step(experiment: Experiment, like: TrainState) -> Any:
   """Compiles the training step for the shapes of the run, before there is a batch."""
   # To look into the step. There is nothing to compile then.
-  if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+  if cast(Any, jax.config).jax_disable_jit:
     return experiment.steps.train
   return lower_train_step(experiment, like).compile()
 

@@ -22,7 +22,7 @@ from alexnet_flax.errors import UsageError
 from alexnet_flax.weights.format import open_archive
 
 _LEGACY = bytes.fromhex('80028a0a6cfc9c46f9206aa850192e')  # the first of the five pickles
-_TYPES = {
+_TYPES: dict[str, Any] = {
   'Float': '<f4', 'Double': '<f8', 'Half': '<f2', 'BFloat16': jnp.bfloat16, 'Byte': 'u1', 'Char': 'i1',
   'Short': '<i2', 'Int': '<i4', 'Long': '<i8', 'Bool': '?',
 }  # fmt: skip
