@@ -1,9 +1,9 @@
 """`alexnet-flax verify-resume`: kills a run repeatedly and compares it with an uninterrupted run.
 
-Both are the real program in separate processes. A kill is SIGKILL: at a random step, during a save, or during
-start-up, and always after a checkpoint: only then does it prove anything. After each kill the last complete
-checkpoint must be bit-identical to that of the uninterrupted run at the same step; at the end, so must
-everything else.
+Both are the real program in separate processes. A kill is SIGKILL: at a random step, during a save or an
+upload, or during start-up, and always after a checkpoint: only then does it prove anything. After each kill
+the last complete checkpoint must be bit-identical to that of the uninterrupted run at the same step; at the
+end, so must everything else.
 """
 
 import collections
@@ -46,6 +46,7 @@ class Verification:
 
   kills: int = 0  # after which a checkpoint was restored
   inside_save: int = 0  # kills of those that left an unfinished checkpoint behind
+  inside_upload: int = 0  # kills of those that left a part of a checkpoint in a bucket
   equal: int = 0  # kills of those after which the run was bit-identical
   differences: list[str] = dataclasses.field(default_factory=list)
   compared: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # by kind
@@ -63,8 +64,10 @@ def verify_resume(
 
   Args:
     flags: `--config=FILE` and overrides, as for `train.py`. The default is a small number of steps.
-    kills: The number of kills. A third of them waits for a save, a sixth strikes during start-up. One that
-      leaves no checkpoint to resume from, or strikes after the last one, is not counted.
+    kills: The number of kills, of which those of a run are spread over its length, each at a random step. A
+      third of them waits for a save from there on (in a bucket a sixth, and a sixth for an upload), a sixth
+      strikes during start-up. One that leaves no checkpoint to resume from, or strikes after the last one, is
+      not counted.
     seed: The seed of the random times.
     say: Receives lines about the progress.
     bucket: The URL below which the killed runs lie; they lie in temporary folders if None.
@@ -91,7 +94,10 @@ def verify_resume(
     saved = _steps(whole)
     if len(saved) < 2 or not read_metrics(whole):
       raise UsageError('the run is too short to be interrupted: it needs two checkpoints and logged metrics')
-    say(f'uninterrupted: {len(saved)} checkpoints in {time.monotonic() - start:.0f} s')
+    seconds = time.monotonic() - start
+    say(f'uninterrupted: {len(saved)} checkpoints in {seconds:.0f} s')
+    to_start = max(seconds - read_metrics(whole)[-1]['seconds'], 0)
+    kinds = ('step', 'save' if bucket is None else 'upload', 'step', 'start', 'step', 'save')
     rounds = 0
     while result.kills < kills:
       rounds += 1
@@ -102,19 +108,26 @@ def verify_resume(
       if bucket is not None:
         workdir = f'{bucket}/killed-{rounds}'
       before, wrong, restored = result.kills, list[str](), 0
-      while result.kills < min(before + _KILLS_PER_RUN, kills):
-        inside_save = _kill(command, workdir, whole, rng, result.kills)
+      count = min(_KILLS_PER_RUN, kills - before)
+      while (part := result.kills - before) < count:
+        kind, start = kinds[result.kills % len(kinds)], time.monotonic()
+        step = round((part + rng.random()) / count * saved[1])
+        killed = _kill(command, workdir, kind, step, rng.uniform(0, to_start))
         folder = fetched(expanded(workdir))
         latest = _latest_whole(folder)
         restored = latest if latest < saved[0] else 0
-        if inside_save is None or not restored:
+        if killed is None or not restored:
           break
+        made, inside = killed
         result.kills += 1
-        result.inside_save += inside_save
+        result.inside_save += 'save' in inside
+        result.inside_upload += 'upload' in inside
         different, _ = _compare_arrays(whole, folder, latest)
         wrong += different
         verdict = '; DIFFERENT' if different else ''
-        say(f'kill {result.kills} of {kills}: last checkpoint at step {latest}{verdict}')
+        where = ' and '.join([f'at step {made}', *(f'inside the {one}' for one in inside)])
+        what = f'{where}, after {time.monotonic() - start:.0f} s'
+        say(f'kill {result.kills} of {kills} {what}: last checkpoint at step {latest}{verdict}')
       said = _run(command, workdir)
       folder = fetched(expanded(workdir))
       if restored and f'steps {restored + 1} to' not in said:
@@ -137,44 +150,50 @@ def _run(command: list[str], folder: str | pathlib.Path) -> str:
 
 
 def _kill(
-  command: list[str], workdir: str | pathlib.Path, whole: pathlib.Path, rng: random.Random, number: int
-) -> bool | None:
+  command: list[str], workdir: str | pathlib.Path, kind: str, step: int, seconds: float
+) -> tuple[int, list[str]] | None:
   """Runs the program and kills it once there is a checkpoint; returns None if it ends before.
 
-  Returns otherwise whether an unfinished checkpoint is left.
+  It is killed as soon as `step` steps are made, of the kind 'save' or 'upload' within the next of these; of
+  the kind 'start' after so many `seconds`. Returns the steps that were made, and which it left unfinished.
   """
-  folder = place_here(workdir)
-  partial, log = _partial(folder), _examples_inode(folder)  # as the previous kill left them
-  steps = len(read_examples(whole / _EXAMPLES))
-  first = next(iter(_steps(folder)), 0) + 1
-  last = min(first + steps // _KILLS_PER_RUN, steps)
-  step, seconds = rng.randint(min(first, last), last), rng.uniform(0, 5)
-  kind = ('step', 'step', 'save', 'start', 'step', 'save')[number % 6]
-  begin = time.monotonic()
+  folder, begin = place_here(workdir), time.monotonic()
+  log = _examples_inode(folder)  # all as the previous kill left them
+  before = {one: _unfinished(one, workdir) for one in ('save', 'upload')}
+  is_resumable = False
 
-  in_bucket = not is_bucket(workdir)  # where a checkpoint appears later than here
+  def made() -> int:
+    return 0 if _examples_inode(folder) == log else len(read_examples(folder / _EXAMPLES))
 
   def is_time() -> bool:
-    nonlocal in_bucket
-    in_bucket = in_bucket or any(name.endswith(f'/{checkpoint.MANIFEST}') for name in listing(str(workdir)))
-    if not (in_bucket and _steps(folder)):
-      return False
-    if kind == 'save':
-      return bool(_partial(folder) - partial)
+    nonlocal is_resumable
+    if not is_resumable and is_bucket(workdir):
+      is_resumable = any(name.endswith(f'/{checkpoint.MANIFEST}') for name in listing(str(workdir)))
+    elif not is_resumable:
+      is_resumable = bool(_steps(folder))
     if kind == 'start':
-      return time.monotonic() - begin > seconds
-    return _examples_inode(folder) != log and len(read_examples(folder / _EXAMPLES)) >= step
+      return is_resumable and time.monotonic() - begin > seconds
+    is_inside = kind == 'step' or bool(_unfinished(kind, workdir) - before[kind])
+    return is_resumable and is_inside and made() >= step
 
   with subprocess.Popen(
     [*command, f'--workdir={workdir}'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
   ) as process:
     while process.poll() is None and not is_time():
-      time.sleep(0.001 if kind == 'save' else 0.01)
-    time.sleep(rng.uniform(0, 0.05))
+      time.sleep(0.001 if kind == 'save' else 0.05)  # a server, which may be in this process, has work to do
     if process.poll() is not None:
       return None
     process.kill()
-  return bool(_partial(folder) - partial)
+  return made(), [one for one, left in before.items() if _unfinished(one, workdir) - left]
+
+
+def _unfinished(kind: str, workdir: str | pathlib.Path) -> set[tuple[str, float]]:
+  """Returns what identifies unfinished checkpoints: on the disk, or for the kind 'upload' in the bucket."""
+  if kind == 'save':
+    return _partial(place_here(workdir))
+  there = listing(f'{workdir}/checkpoints') if is_bucket(workdir) else {}
+  whole = {name.partition('/')[0] for name in there if name.endswith(f'/{checkpoint.MANIFEST}')}
+  return {(name, one.time) for name, one in there.items() if name.partition('/')[0] not in whole}
 
 
 def _steps(folder: pathlib.Path) -> list[int]:
@@ -187,9 +206,9 @@ def _examples_inode(folder: pathlib.Path) -> int | None:
   return path.stat().st_ino if path.exists() else None
 
 
-def _partial(folder: pathlib.Path) -> set[tuple[str, int]]:
+def _partial(folder: pathlib.Path) -> set[tuple[str, float]]:
   """Returns names and inodes of the unfinished checkpoints."""
-  found = set()
+  found = set[tuple[str, float]]()
   for path in (folder / 'checkpoints').glob(f'*{checkpoint.PARTIAL}'):
     with contextlib.suppress(FileNotFoundError):  # finished in the meantime
       found.add((path.name, path.stat().st_ino))

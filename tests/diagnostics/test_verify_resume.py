@@ -74,9 +74,9 @@ def in_process(runs, monkeypatch, capsys):
     train.train(config, folder)
     return capsys.readouterr().out
 
-  def kill(command, folder, whole, rng, number):
+  def kill(command, folder, *moment):
     shutil.copytree(root / 'killed', folder)
-    return False
+    return 3, []
 
   monkeypatch.setattr(verify_resume, '_run', run)
   monkeypatch.setattr(verify_resume, '_kill', kill)
@@ -144,10 +144,10 @@ def test_what_the_command_and_the_benchmark_say_of_a_broken_restore(in_process, 
 
 @pytest.mark.parametrize('when', ['before the first checkpoint', 'after the last'])
 def test_kills_that_prove_nothing_are_not_counted(runs, in_process, monkeypatch, when):
-  def kill(command, folder, whole, rng, number):
+  def kill(command, folder, *moment):
     if when == 'after the last':
-      shutil.copytree(whole, folder)
-    return False
+      shutil.copytree(runs[1] / 'whole', folder)
+    return 3, []
 
   monkeypatch.setattr(verify_resume, '_kill', kill)
   monkeypatch.setattr(verify_resume, '_run', lambda command, folder: _copied(runs, folder))
