@@ -1,4 +1,7 @@
-"""Saves and restores training states with Orbax, and digests of every file: Orbax restores a flipped byte."""
+"""Saves and restores training states with Orbax, and digests of every file: Orbax restores a flipped byte.
+
+Of several processes the first saves alone, and each restores for itself: none waits for another's files.
+"""
 
 import atexit
 import contextlib
@@ -22,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers as policies
 
 from alexnet_flax.errors import UsageError, one_line
@@ -52,16 +55,19 @@ def checkpoint_manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager
   """Returns a manager that saves asynchronously to `folder`/STEP and keeps the last `keep` and the best.
 
   The best has the greatest 'top1' among those saved with scores. A checkpoint appears at its place when it is
-  whole, with a manifest of its files' digests inside.
+  whole, with a manifest of its files' digests inside. In other processes than the first it only restores.
   """
   _mute_echoes()
+  folder.mkdir(parents=True, exist_ok=True)
   folder, score = _safe(folder), operator.itemgetter('top1')
   # `max_to_keep` with `best_fn` would drop the latest, from which a run resumes.
   best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
   options = ocp.CheckpointManagerOptions(
     preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
     best_fn=score,  # without it Orbax forgets the scores of before a restart
-    create=True,
+    create=False,  # Orbax cannot, for one of several processes
+    read_only=jax.process_index() > 0,
+    multiprocessing_options=_alone(),
     cleanup_tmp_directories=True,  # of saves that a kill interrupted
     async_options=ocp.options.AsyncOptions(
       # Called when all files are written, just before the checkpoint is moved to its place.
@@ -71,7 +77,14 @@ def checkpoint_manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager
     ),
   )
   # The handler is named, or a new process could not read the metadata before it restores.
-  return ocp.CheckpointManager(folder, options=options, item_handlers=ocp.StandardCheckpointHandler())
+  handler = ocp.StandardCheckpointHandler(multiprocessing_options=_alone())
+  return ocp.CheckpointManager(folder, options=options, item_handlers=handler)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+  """Makes Orbax work in this process without the others."""
+  index = jax.process_index()
+  return ocp.options.MultiprocessingOptions(index, {index}, barrier_sync_key_prefix=f'process-{index}')
 
 
 @functools.cache
@@ -91,10 +104,23 @@ def _safe(folder: pathlib.Path) -> pathlib.Path:
 def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, float] | None = None) -> None:
   """Begins to save the state as the checkpoint of its step, with its scores if they are known.
 
-  The save before must be finished. Raises SaveError if the save cannot begin.
+  All processes call it, and the first saves. The save before must be finished. Raises SaveError if the save
+  cannot begin.
   """
-  with _failures(manager, step := int(state.step)):
-    manager.save(step, args=ocp.args.StandardSave(_saved_tree(state)), metrics=metrics)
+  step, tree = int(state.step), _whole(_saved_tree(state))
+  if jax.process_index() == 0:
+    with _failures(manager, step):
+      manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics)
+
+
+def _whole(tree: dict[str, Any]) -> dict[str, Any]:
+  """Returns arrays that the first process can save alone; of several processes all must call it."""
+  if jax.process_count() == 1:
+    return tree
+  whole = jax.device_put(tree, jax.tree.map(lambda x: NamedSharding(x.sharding.mesh, PartitionSpec()), tree))
+  return (
+    whole if jax.process_index() else jax.device_get(whole)
+  )  # arrays on devices are saved by all, or none
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
@@ -180,12 +206,12 @@ def steps_in(folder: pathlib.Path) -> list[int]:
 
 
 def latest_whole(folder: pathlib.Path, damaged: pathlib.Path, say: Callable[[str], None]) -> int | None:
-  """Returns the step of the last undamaged checkpoint in a folder.
+  """Returns the step of the last undamaged checkpoint in a folder, None if there is none.
 
   Damaged ones after it are moved to the folder `damaged`; `say` is called with a line for each.
   """
   latest = None
-  for step in steps_in(folder) if jax.process_index() == 0 else ():
+  for step in steps_in(folder):
     # Of those before the last whole one, Orbax reads the scores alone.
     wrong = damage(folder / str(step), 'metrics/*' if latest else '*')
     if wrong is None:
@@ -193,8 +219,7 @@ def latest_whole(folder: pathlib.Path, damaged: pathlib.Path, say: Callable[[str
       continue
     aside = set_aside(folder / str(step), damaged)
     say(one_line(f'warning: the checkpoint of step {step} is damaged ({wrong}); it is set aside as {aside}'))
-  agreed = int(multihost_utils.broadcast_one_to_all(-1 if latest is None else latest))
-  return None if agreed < 0 else agreed
+  return latest
 
 
 # Names a leaf 'params/conv1/kernel', in a named tuple as in Orbax's dictionaries.
@@ -230,12 +255,15 @@ def _failures(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None
 
 
 def save_alone(place: pathlib.Path, state: TrainState) -> None:
-  """Saves a state to a folder of its own; raises OSError or ValueError if it cannot be written."""
+  """Saves a state, as `save` does, to a folder; raises OSError or ValueError if it cannot be written."""
+  tree = _whole(_saved_tree(state))
+  if jax.process_index():
+    return
   place.parent.mkdir(parents=True, exist_ok=True)
   # Not the asynchronous StandardCheckpointer: it leaves threads behind where it fails.
-  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-    saved = ocp.args.StandardSave(_saved_tree(state))
-    checkpointer.save(_safe(place.parent) / place.name, args=saved, force=True)
+  handler = ocp.StandardCheckpointHandler(multiprocessing_options=_alone())
+  with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as checkpointer:
+    checkpointer.save(_safe(place.parent) / place.name, args=ocp.args.StandardSave(tree), force=True)
   ocp.StandardCheckpointHandler().metadata(_safe(place.parent) / place.name)  # ValueError if one is not there
 
 
@@ -282,7 +310,7 @@ def _write_manifests(folder: pathlib.Path) -> None:
 
   Raises ValueError if not all arrays are there.
   """
-  for checkpoint in folder.glob(f'*{PARTIAL}') if jax.process_index() == 0 else ():
+  for checkpoint in folder.glob(f'*{PARTIAL}'):
     ocp.StandardCheckpointHandler().metadata(checkpoint / _ITEM)  # opens each array
     paths = [path for path in sorted(checkpoint.rglob('*')) if path.is_file() and path.name not in _UNLISTED]
     files = {path.relative_to(checkpoint).as_posix(): _digest(path) for path in paths}

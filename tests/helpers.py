@@ -80,8 +80,8 @@ def eval_view(image, view):
   return decode_eval(view, [read_header(image)], np.zeros((1, 0)))['image'][0]
 
 
-def command(data_dir, *flags):
-  return [sys.executable, 'train.py', *SMALL, f'--config.data.data_dir={data_dir}', *flags]
+def command(data_dir, *flags, program='train.py'):
+  return [sys.executable, program, *SMALL, f'--config.data.data_dir={data_dir}', *flags]
 
 
 def initialize(model, images, seed=0):

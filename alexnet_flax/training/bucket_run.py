@@ -2,6 +2,8 @@
 
 The bucket is the truth. A start takes the lease, copies the run from the bucket (of its checkpoints the last
 whole one), and goes on from there; what an earlier process of this machine had not uploaded is dropped.
+Of several processes each has such a folder. The first has the lease and saves; the others upload what they
+alone write, and of a checkpoint its manifest waits for that.
 """
 
 import contextlib
@@ -13,6 +15,7 @@ import platform
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -20,15 +23,26 @@ from collections.abc import Iterable, Iterator
 import jax
 
 from alexnet_flax.checkpoint import MANIFEST, PARTIAL
-from alexnet_flax.errors import COPIES, BusyError, PreemptedError, UnreachableError, UsageError, one_line
+from alexnet_flax.errors import (
+  COPIES,
+  BusyError,
+  DivergedError,
+  PreemptedError,
+  UnreachableError,
+  UsageError,
+  one_line,
+)
 from alexnet_flax.files import buckets, expanded, is_running
 from alexnet_flax.files.cache import cache_folder
+from alexnet_flax.training import distributed
 from alexnet_flax.training.experiment import check_devices
 
 _RENEW, _LEASE = 10.0, 60.0  # seconds
 _LOCK = '.lock'
 _EVERY = 5.0  # seconds between uploads of the logs; a checkpoint is uploaded as soon as it is whole
 _LOOK = 0.5
+# Steps that processes post: of the checkpoint that the first uploads; until which another has uploaded.
+_UPLOADS, _UPLOADED = 'uploads', 'uploaded'
 _CHECKPOINT = re.compile(r'((?:.*/)?checkpoints/\d+)/')
 
 
@@ -37,12 +51,15 @@ def run_folder(workdir: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   """Gives the folder of a run; for one in a bucket a copy, whose changes are uploaded until the block ends.
 
   Raises:
-    UsageError: Another process trains there, or the bucket cannot be used.
+    UsageError: Another run trains there, the bucket cannot be used, or a process has another.
     PreemptedError: A bucket, of the run or of its data, does not answer.
   """
   try:
-    if buckets.is_bucket(workdir):
-      with _copied_run(os.fspath(workdir).rstrip('/')) as folder:
+    url = os.fspath(workdir).rstrip('/') if buckets.is_bucket(workdir) else None
+    check_devices()
+    distributed.check_equal({'the bucket of --workdir': url})
+    if url:
+      with _copied_run(url) as folder:
         yield folder
     else:
       yield expanded(workdir)
@@ -50,40 +67,40 @@ def run_folder(workdir: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     raise PreemptedError(f'{error}; the same command goes on when it does') from None
 
 
-def place_here(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Returns the folder of this machine in which a run is trained."""
+def place_here(workdir: str | os.PathLike[str], process: int = 0) -> pathlib.Path:
+  """Returns the folder of this machine in which a process trains a run."""
   if not buckets.is_bucket(workdir):
     return pathlib.Path(workdir)
   url = os.fspath(workdir)
   digest = hashlib.sha256(url.encode()).hexdigest()[:16]
-  return cache_folder().absolute() / 'runs' / digest / url.rpartition('/')[2]
+  of_process = f'{digest}-{process}' if process else digest
+  return cache_folder().absolute() / 'runs' / of_process / url.rpartition('/')[2]
 
 
 @contextlib.contextmanager
 def _copied_run(url: str) -> Iterator[pathlib.Path]:
-  check_devices()
-  if jax.process_count() > 1:
-    advice = 'several processes need a folder that they share'
-    raise UsageError(f'--workdir={url}: a run in a bucket is of one process; {advice}')
-  folder = place_here(url)
+  folder = place_here(url, jax.process_index())
   COPIES[str(folder)] = url
-  lease = _Lease(url)
-  try:
-    shutil.rmtree(folder, ignore_errors=True)
-    objects = {name: one for name, one in buckets.listing(url).items() if not name.startswith(f'{_LOCK}/')}
-    uploads = _Uploads(folder, url, lease, set(objects))
-    for step in _steps(objects):
-      if f'{step}/{MANIFEST}' not in objects:  # an upload of it was cut short
-        uploads.remove(step)
-    objects = {name: one for name, one in objects.items() if name in uploads.there}
-    buckets.fetch(url, folder, buckets.without_arrays(objects))
+  distributed.clear_posts()
+  with contextlib.ExitStack() as stack:
+    uploads, in_step = _Uploads(folder, url), jax.process_count() == 1
+    for is_first in (True, False):  # the first removes what the others must not copy
+      with distributed.together():
+        if is_first and jax.process_index() == 0:
+          uploads.lease = _Lease(url)
+          stack.callback(uploads.lease.release)
+        if is_first == (jax.process_index() == 0):
+          uploads.fetch()
     uploads.begin()
     try:
       yield folder
-    finally:
-      uploads.finish()
-  finally:
-    lease.release()
+      in_step = True
+    except (DivergedError, PreemptedError):
+      in_step = True
+      raise
+    finally:  # after another error the others may still train, or be lost
+      with distributed.end_together() if in_step else contextlib.nullcontext():
+        uploads.finish(in_step)
 
 
 def _steps(names: Iterable[str]) -> set[str]:
@@ -92,24 +109,42 @@ def _steps(names: Iterable[str]) -> set[str]:
 
 
 class _Uploads(threading.Thread):
-  """Uploads what is new in a run's folder, now and then and at the end; removes checkpoints that are gone."""
+  """Uploads what is new in a run's folder, now and then and at the end; removes checkpoints that are gone.
 
-  def __init__(self, folder: pathlib.Path, url: str, lease: '_Lease', there: set[str]):
+  Checkpoints are the business of the process with the `lease`. Another uploads its own files, and needs no
+  lease for that: it makes no step without the first.
+  """
+
+  def __init__(self, folder: pathlib.Path, url: str):
     super().__init__(daemon=True)
-    self._folder, self._url, self._lease, self.there = folder, url, lease, there
+    self._folder, self._url = folder, url
+    self.lease: _Lease | None = None
+    self._there: set[str] = set()
     self._sent: dict[str, tuple[int, int]] = {}  # what tells whether a file has changed since
-    self._end = threading.Event()
+    self._end, self._given_up = threading.Event(), False
+
+  def fetch(self) -> None:
+    """Copies the run from the bucket, without arrays; with the lease, removes half checkpoints before."""
+    shutil.rmtree(self._folder, ignore_errors=True)
+    objects = buckets.listing(self._url)
+    self._there = {name for name in objects if not name.startswith(f'{_LOCK}/')}
+    for step in _steps(self._there) if self.lease else ():
+      if f'{step}/{MANIFEST}' not in self._there:
+        self._remove(step)
+    wanted = {name: objects[name] for name in self._there}
+    buckets.fetch(self._url, self._folder, buckets.without_arrays(wanted))
 
   def begin(self) -> None:
     self._sent = {name: self._state(name) for name in self._files()}
     self.start()
 
   def run(self) -> None:
-    last, whole, warned = time.monotonic(), self._manifests(), False
+    last, before, warned = time.monotonic(), self._due(), False
     while not self._end.wait(_LOOK):
-      if (now := self._manifests()) != whole or time.monotonic() - last > _EVERY:
+      if (now := self._due()) != before or time.monotonic() - last > _EVERY:
         try:
           self._upload()
+          distributed.post(_UPLOADED, now[1])
           warned = False
         except BusyError:  # the lease ends the run
           return
@@ -117,23 +152,21 @@ class _Uploads(threading.Thread):
           if not warned:
             print(one_line(f'warning: {error}; the run goes on, and it is tried again'), flush=True)
           warned = True
-        last, whole = time.monotonic(), now
+        last, before = time.monotonic(), now
 
-  def finish(self) -> None:
-    """Uploads what is left; raises UsageError if that cannot be."""
+  def finish(self, everything: bool) -> None:
+    """Ends; uploads what is left if it is to be `everything`, and raises UsageError if that cannot be."""
+    self._given_up = not everything
     self._end.set()
     self.join()
-    self._upload()
+    if everything:
+      self._upload()
+      distributed.post(_UPLOADED, sys.maxsize)
 
-  def remove(self, step: str) -> None:
-    """Removes a checkpoint from the bucket, its manifest first: without it there is no checkpoint."""
-    names = sorted(
-      (x for x in self.there if x.startswith(f'{step}/')), key=lambda x: not x.endswith(MANIFEST)
-    )
-    self._lease.check()
-    buckets.remove([f'{self._url}/{name}' for name in names])
-    self.there -= {*names}
-    self._sent = {name: state for name, state in self._sent.items() if name not in names}
+  def _due(self) -> tuple[list[str], int]:
+    """Returns what calls for an upload when it changes: checkpoints here, and the first process's post."""
+    manifests = [name for name in self._files() if name.endswith(f'/{MANIFEST}')]
+    return manifests, distributed.posted(_UPLOADS, 0) or 0
 
   def _upload(self) -> None:
     names = self._files()  # before the logs are read, which then have all lines of these checkpoints
@@ -141,24 +174,50 @@ class _Uploads(threading.Thread):
       if not _CHECKPOINT.match(name):
         with contextlib.suppress(FileNotFoundError):
           self._send(name)
+    if not self.lease:
+      return
     for step in _steps(name for name in names if name.endswith(f'/{MANIFEST}')):
       with contextlib.suppress(FileNotFoundError):  # of one that Orbax removes
         if self._sent.get(f'{step}/{MANIFEST}') != self._state(f'{step}/{MANIFEST}'):
-          self.remove(step)  # one of that step that was damaged
+          self._remove(step)  # one of that step that was damaged
           inside = (name for name in names if name.startswith(f'{step}/'))
           for name in sorted(inside, key=lambda name: name.endswith(f'/{MANIFEST}')):
+            if name.endswith(f'/{MANIFEST}'):
+              self._wait_for_others(int(step.rpartition('/')[2]))
             self._send(name)
-    for step in _steps(self.there):
+    for step in _steps(self._there):
       if not (self._folder / step).exists():
-        self.remove(step)
+        self._remove(step)
+
+  def _wait_for_others(self, step: int) -> None:
+    """Returns when the other processes have uploaded what they wrote until a step."""
+    distributed.post(_UPLOADS, step)
+    end = time.monotonic() + _LEASE
+    for one in range(1, jax.process_count()):
+      while (distributed.posted(_UPLOADED, one) or 0) < step:
+        if time.monotonic() > end or self._given_up:
+          raise UnreachableError(f'process {one} has not uploaded what it wrote until step {step}')
+        time.sleep(_LOOK)
+
+  def _remove(self, step: str) -> None:
+    """Removes a checkpoint from the bucket, its manifest first: without it there is no checkpoint."""
+    names = sorted(
+      (x for x in self._there if x.startswith(f'{step}/')), key=lambda x: not x.endswith(MANIFEST)
+    )
+    if self.lease:
+      self.lease.check()
+    buckets.remove([f'{self._url}/{name}' for name in names])
+    self._there -= {*names}
+    self._sent = {name: state for name, state in self._sent.items() if name not in names}
 
   def _send(self, name: str) -> None:
     state = self._state(name)
     if self._sent.get(name) != state:
-      self._lease.check()
+      if self.lease:
+        self.lease.check()
       buckets.upload(self._folder / name, f'{self._url}/{name}')
       self._sent[name] = state
-      self.there.add(name)
+      self._there.add(name)
 
   def _state(self, name: str) -> tuple[int, int]:
     found = (self._folder / name).stat()
@@ -169,9 +228,6 @@ class _Uploads(threading.Thread):
     places = (pathlib.Path(place, name) for place, _, names in os.walk(self._folder) for name in names)
     found = (place.relative_to(self._folder) for place in places)
     return sorted(str(one) for one in found if not any(x[0] == '.' or PARTIAL in x for x in one.parts))
-
-  def _manifests(self) -> list[str]:
-    return [name for name in self._files() if name.endswith(f'/{MANIFEST}')]
 
 
 class _Lease(threading.Thread):

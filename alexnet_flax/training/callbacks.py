@@ -248,8 +248,7 @@ def _save_errors(experiment: Experiment, logger: Logger) -> Iterator[None]:
   except SaveError as error:
     if 'timed out' in str(error):  # by the clock of the system, which may jump
       raise PreemptedError(f'{error}; the same command goes on from the checkpoint before it') from None
-    # Of several processes the others would wait for a save that never ends.
-    if experiment.config.on_save_error == 'stop' or jax.process_count() > 1:
+    if experiment.config.on_save_error == 'stop':
       message = f'{error}; make room and start again: the checkpoints before it are whole'
       raise UsageError(message) from None
     logger.say(f'warning: {error}; the run goes on, and the checkpoints before it are whole')

@@ -24,10 +24,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax._src.clusters import ClusterEnv
+from jax._src.distributed import global_state as _runtime  # there is no public way to its messages
 from jax.experimental import multihost_utils
 
-from alexnet_flax.errors import PreemptedError, UsageError
+from alexnet_flax.errors import PreemptedError, UnreachableError, UsageError
 from alexnet_flax.files import write_text
+from alexnet_flax.files.buckets import url_of
 from alexnet_flax.training.preemption import heeded_signals
 from alexnet_flax.training.rendezvous import meet
 
@@ -39,6 +41,8 @@ _CONNECTION = re.compile(
   r'UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|heartbeat|coordination service|PollForError|[Gg]loo|NCCL'
   r'|[Cc]onnection|[Ss]ocket'
 )
+_COMES_WITHIN, _LOOK = 60.0, 0.2  # seconds in which processes come to the end of a run; between two looks
+_run = 0  # the number of the run of this process
 _LOST = 76  # the child's exit code when a collective failed and JAX did not say which process was gone
 
 
@@ -117,7 +121,7 @@ def check_equal(values: Mapping[str, Any]) -> None:
 
 def check_one_folder(folder: pathlib.Path) -> None:
   """Raises UsageError if a process has another folder of that name, on a disk of its own."""
-  if jax.process_count() == 1:
+  if jax.process_count() == 1 or url_of(folder):  # of a run in a bucket, each has a copy
     return
   path, text, is_first = folder / '.one-folder', secrets.token_hex(), jax.process_index() == 0
   if is_first:
@@ -131,6 +135,12 @@ def check_one_folder(folder: pathlib.Path) -> None:
     raise UsageError(f'{what}; it must be one, on a disk that all processes share')
 
 
+def of_process(name: str) -> str:
+  """Returns this process's name of a file that each of them may write: hang.txt, hang-1.txt, ..."""
+  path = pathlib.Path(name)
+  return f'{path.stem}-{index}{path.suffix}' if (index := jax.process_index()) else name
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
   """A block whose UsageError in one process ends all of them with it, instead of being waited for."""
@@ -139,12 +149,70 @@ def together() -> Iterator[None]:
     yield
   except UsageError as raised:
     error = raised
-  said = gather(error and str(error))
+  said = gather(_said(error))
   if error:
     raise error
-  for process, text in enumerate(said):
-    if text:
-      raise UsageError(f'process {process}: {text}')
+  _raise_of(said)
+
+
+def _said(error: Exception | None) -> list[Any] | None:
+  """Returns what others need to know of an error: its text, and whether a bucket did not answer."""
+  return None if error is None else [str(error), isinstance(error, UnreachableError)]
+
+
+def _raise_of(said: Sequence[list[Any] | None]) -> None:
+  for process, found in enumerate(said):
+    if found:
+      raise (UnreachableError if found[1] else UsageError)(f'process {process}: {found[0]}')
+
+
+def clear_posts() -> None:
+  """Begins a new run, in which nothing is posted yet; all processes call it."""
+  global _run
+  _run += 1
+
+
+def post(name: str, value: Any) -> None:
+  """Posts a value of this process under a name, for the others to see in the place of the one before.
+
+  Nobody waits for it, so that threads may post.
+  """
+  if client := _runtime.client:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 is lost, of which JAX makes an end
+      key = f'alexnet_flax/{_run}/{name}/{jax.process_index()}'
+      client.key_value_set(key, json.dumps(value), allow_overwrite=True)
+
+
+def posted(name: str, process: int) -> Any:
+  """Returns what a process has posted last under a name; None if nothing."""
+  if client := _runtime.client:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # of what is not there
+      return json.loads(client.key_value_try_get(f'alexnet_flax/{_run}/{name}/{process}'))
+  return None
+
+
+@contextlib.contextmanager
+def end_together() -> Iterator[None]:
+  """A block at the end of a run that takes some processes longer: all end with the first error.
+
+  JAX takes a process that waits long for others at its end for lost. One that does not come here within a
+  minute ends in another way, and is not waited for.
+  """
+  error = None
+  post('comes', True)
+  try:
+    yield
+  except Exception as raised:
+    error = raised
+  post('ended', [_said(error)])
+  everyone, since = range(jax.process_count()) if _runtime.client else (), time.monotonic()
+  while missing := [one for one in everyone if posted('ended', one) is None]:
+    if time.monotonic() - since > _COMES_WITHIN and any(posted('comes', one) is None for one in missing):
+      break
+    time.sleep(_LOOK)
+  if error:
+    raise error
+  _raise_of([(posted('ended', one) or [None])[0] for one in everyone])
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from alexnet_flax.data.tfrecord import framed
 from alexnet_flax.errors import one_line
 from alexnet_flax.files import read_lines, rewrite_lines
 from alexnet_flax.metrics import Metrics
+from alexnet_flax.training.distributed import of_process
 from alexnet_flax.training.trackers import Tracking
 
 
@@ -182,7 +183,7 @@ class _SteadyOutput:
 @contextlib.contextmanager
 def steady_output(folder: pathlib.Path) -> Iterator[None]:
   """A block that prints on into `folder`/output.log when nobody reads its output any more."""
-  path, out, error = folder / 'output.log', contextlib.redirect_stdout, contextlib.redirect_stderr
+  path, out, error = folder / of_process('output.log'), contextlib.redirect_stdout, contextlib.redirect_stderr
   with contextlib.ExitStack() as stack:
     for stream, redirect in ((sys.stdout, out), (sys.stderr, error)):
       if stream is None:  # closed from the start

@@ -18,13 +18,14 @@ from alexnet_flax.config import Config, all_keys, from_dict, idle_keys, to_dict,
 from alexnet_flax.data.source import read_labels
 from alexnet_flax.data.tfds_source import IMAGE_FOLDER
 from alexnet_flax.errors import PreemptedError, UsageError, one_line
+from alexnet_flax.files.buckets import fetched
 from alexnet_flax.steps import GuardedStep, TrainState
 from alexnet_flax.training import callbacks as builtin
 from alexnet_flax.training import distributed, trackers
 from alexnet_flax.training.batches import train_batches, with_features
 from alexnet_flax.training.bucket_run import run_folder
 from alexnet_flax.training.callbacks import Callback
-from alexnet_flax.training.experiment import Experiment, check_devices, compile_train_step
+from alexnet_flax.training.experiment import Experiment, compile_train_step
 from alexnet_flax.training.initialize import initial_state, training_lines
 from alexnet_flax.training.logger import Logger, format_values, read_metrics, steady_output
 from alexnet_flax.training.loop import Request, drive, make_steps, run_steps
@@ -70,7 +71,6 @@ def train(
 def _train_in(folder: pathlib.Path, config: Config, callbacks: Sequence[Callback]) -> dict[str, float]:
   try:
     with GracefulShutdown() as shutdown, steady_output(folder), contextlib.ExitStack() as stack:
-      check_devices()
       shared = {name: value_of(config, name) for name in all_keys() if name not in LOCAL_KEYS}
       distributed.check_equal(shared | versions())
       with distributed.together():
@@ -165,7 +165,11 @@ def _train(
   label: str,
 ) -> Generator[Request, Any, dict[str, float]]:
   config, last, is_writer = experiment.config, experiment.schedule.total_steps, jax.process_index() == 0
-  latest = checkpoint.latest_whole(folder / 'checkpoints', folder / 'damaged', print)
+  with distributed.together():
+    latest = checkpoint.latest_whole(folder / 'checkpoints', folder / 'damaged', print) if is_writer else None
+  latest = distributed.gather(latest)[0]
+  with distributed.together():  # of a run in a bucket, each has a copy
+    fetched(folder / 'checkpoints' / str(latest))
   if latest is not None and latest > last:
     advice = 'use another --workdir or a greater --config.total_steps'
     raise UsageError(
@@ -201,14 +205,15 @@ def _train(
     progress, stopped = yield from run_steps(
       experiment, state, itertools.chain(first, batches), due, shutdown
     )
-    builtin.finish_save(manager, experiment, logger)
+    with distributed.together():
+      builtin.finish_save(manager, experiment, logger)
+    saved = distributed.gather(manager.latest_step() or 0)[0]
     if stopped:
-      saved = manager.latest_step() or 0
       where = 'there' if saved == progress.step else f'step {saved}, after which nothing could be saved'
       ended = f'ended at step {progress.step} of {last}, as asked'
       raise PreemptedError(f'{ended}; the same command goes on from {where}')
     logger.say(_closing_line(experiment, progress.values, folder))
-    if (saved := manager.latest_step() or 0) != last:  # on_save_error=continue
+    if saved != last:  # on_save_error=continue
       logger.say(f'warning: step {saved} is the last that is saved; the same command goes on from there')
     return progress.values
   finally:

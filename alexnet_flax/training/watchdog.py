@@ -4,6 +4,7 @@ What waits inside a library cannot be interrupted, so the process ends at once, 
 schedulers start the command again. It goes on from the last checkpoint, as after a kill.
 """
 
+import concurrent.futures
 import contextlib
 import faulthandler
 import itertools
@@ -15,10 +16,12 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
-from alexnet_flax.errors import PreemptedError
-from alexnet_flax.training.distributed import tell_parent
+from alexnet_flax.errors import PreemptedError, UsageError
+from alexnet_flax.files import buckets
+from alexnet_flax.training.distributed import of_process, tell_parent
 
 Item = TypeVar('Item')
+_UPLOAD_WITHIN = 20.0  # seconds
 
 
 class _Sign(NamedTuple):
@@ -49,7 +52,7 @@ def ends_if_it_hangs(seconds: float, folder: pathlib.Path) -> Iterator[None]:
   """A block in which the process ends when it has given no sign of life for `seconds`; 0: never.
 
   Time counts from the first batch on: before, data may be copied for hours.
-  What its threads wait for is written to `folder`/hang.txt.
+  What its threads wait for is written to `folder`/hang.txt, and uploaded if the run is in a bucket.
   """
   global _last
   over, _last = threading.Event(), None
@@ -74,11 +77,22 @@ def _watch(seconds: float, folder: pathlib.Path, over: threading.Event) -> None:
       return
     if _last and time.monotonic() - before > 10 * tick:  # the process itself was stopped, and goes on
       _note(_last.what)
-  place = folder / 'hang.txt'
+  place = folder / of_process('hang.txt')
   with contextlib.suppress(OSError), place.open('w', encoding='utf-8') as file:
     faulthandler.dump_traceback(file, all_threads=True)
   reason = f'nothing has happened for {waited:.0f} s (hang_seconds), since {_last.what}'
-  error = PreemptedError(f'{reason}; {place} shows what waits; the same command goes on')
+  error = PreemptedError(f'{reason}; {_uploaded(place)} shows what waits; the same command goes on')
   with contextlib.suppress(OSError):
     print(error, file=sys.stderr, flush=True)
   os._exit(tell_parent(error.exit_code))
+
+
+def _uploaded(place: pathlib.Path) -> str:
+  """Uploads a file of a run in a bucket, which may be what hangs; returns where the file is."""
+  if (url := buckets.url_of(place)) is None:
+    return str(place)
+  try:
+    concurrent.futures.ThreadPoolExecutor(1).submit(buckets.upload, place, url).result(_UPLOAD_WITHIN)
+    return url
+  except (OSError, UsageError):  # messages name the bucket for the copy of a run, but not for what it is in
+    return f'{place.name} below {place.parents[1]}'
