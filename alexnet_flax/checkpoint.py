@@ -118,9 +118,8 @@ def _whole(tree: dict[str, Any]) -> dict[str, Any]:
   if jax.process_count() == 1:
     return tree
   whole = jax.device_put(tree, jax.tree.map(lambda x: NamedSharding(x.sharding.mesh, PartitionSpec()), tree))
-  return (
-    whole if jax.process_index() else jax.device_get(whole)
-  )  # arrays on devices are saved by all, or none
+  # Orbax would wait for the other processes to save arrays that are on their devices too.
+  return whole if jax.process_index() else jax.device_get(whole)
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
