@@ -61,10 +61,9 @@ def take_network(arguments: argparse.Namespace, paths: list[str], listed: Sequen
     (arguments.weights,) = networks
   images = [path for path in paths if path not in networks] + [*listed]
   absent = [path for path in images if not (buckets.is_bucket(path) or glob.has_magic(path))]
-  if len(absent) == len(images) and not any(os.path.exists(expanded(path)) for path in absent):
-    raise UsageError(
-      f'cannot read {images[0]}: there is no such file, folder or network'
-    )  # before a download
+  is_default = arguments.weights is None  # which may be downloaded first
+  if is_default and len(absent) == len(images) and not any(os.path.exists(expanded(path)) for path in absent):
+    raise UsageError(f'cannot read {images[0]}: there is no such file, folder or network')
   return images
 
 

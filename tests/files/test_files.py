@@ -214,7 +214,7 @@ LONG = 'x' * 300
     (['predict', 'a.jpg', '--weights', LONG], 'no file and no published weights'),
     (['predict', 'a.jpg', '--weights', f'{LONG}.pth'], '.pth: File name too long'),
     (['report', LONG], 'config.json: File name too long'),
-    (['evaluate', LONG], 'give --dataset NAME'),
+    (['evaluate', LONG], 'there is no such network'),
     (
       ['features', 'a.jpg', '--layers', 'fc7', '--out', f'{LONG}.h5', '--weights', 'a.pth'],
       '.h5: File name too',

@@ -145,7 +145,7 @@ def test_thin_images_do_not_take_all_memory(weights, tmp_path, capsys):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (['absent.jpg'], 'error: cannot read absent.jpg: there is no such file, folder or network'),
+    (['absent.jpg'], 'error: cannot read absent.jpg: No such file'),
     (['nothing/*.jpg'], 'no images match nothing/*.jpg'),
     (['{folder}'], 'no images in the folder'),
     (['{photos}', '--classes', '{names}'], 'has 2 lines; it must have one for each of 6 classes'),
@@ -159,6 +159,12 @@ def test_mistakes(photos, weights, tmp_path, arguments, message, capsys):
   places = {'folder': tmp_path / 'empty', 'photos': photos, 'names': tmp_path / 'names.txt'}
   assert main(['predict', *[text.format(**places) for text in arguments], '--weights', weights]) == 2
   assert message in capsys.readouterr().err
+
+
+def test_without_a_network_none_is_downloaded_for_images_that_are_not_there(capsys):
+  assert main(['predict', 'runs/typo', 'a.jpg']) == 2
+  expected = 'error: cannot read runs/typo: there is no such file, folder or network\n'
+  assert capsys.readouterr().err == expected
 
 
 def test_the_map_of_an_image_with_the_longest_name(tmp_path):
