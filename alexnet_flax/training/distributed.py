@@ -325,7 +325,7 @@ def _lost(lines: list[str], cluster: Cluster) -> str:
   if match := re.search(r'stopped sending heartbeats\):\s+((?:[^\s]*task:)?[\d, ]+)', text):
     numbers = ', '.join(re.findall(r'\d+', match[1].rpartition('task:')[2]))
     return f'process {numbers} is lost (no sign of life for {cluster.lost_after} s)'
-  if 'coordination service' in text or 'PollForError' in text:
+  if re.search('coordination service|PollForError|CoordinationService/Heartbeat', text):
     place = f' at {cluster.coordinator}' if cluster.coordinator else ''
     return f'process 0, the coordinator{place}, is lost'
   return 'another process is lost'

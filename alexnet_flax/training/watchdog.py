@@ -52,7 +52,8 @@ def ends_if_it_hangs(seconds: float, folder: pathlib.Path) -> Iterator[None]:
   """A block in which the process ends when it has given no sign of life for `seconds`; 0: never.
 
   Time counts from the first batch on: before, data may be copied for hours.
-  What its threads wait for is written to `folder`/hang.txt, and uploaded if the run is in a bucket.
+  What its threads wait for is written to `folder`/hang.txt, by process N > 0 of several to hang-N.txt, and
+  uploaded if the run is in a bucket.
   """
   global _last
   over, _last = threading.Event(), None
