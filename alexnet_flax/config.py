@@ -142,7 +142,7 @@ class Config:
   hang_seconds: float = 1800.0  # without a step or a batch, after which the run ends with 75; 0: never
   on_save_error: Literal['stop', 'continue'] = 'stop'  # when a checkpoint cannot be written
   compilation_cache: bool = True  # in the user's cache folder: a second start compiles nothing
-  deterministic: bool = False  # on GPUs, by slower operations; CPUs and TPUs always are
+  deterministic: bool = False  # by slower operations on GPUs, by one thread on CPUs; TPUs always are
   record_examples: bool = False  # the indices of each step's examples, in examples-PROCESS.jsonl
   report: bool = True  # report.html when the run has ended
   tracker: Literal['none', 'trackio', 'wandb', 'mlflow', 'aim'] = 'none'  # beside TensorBoard

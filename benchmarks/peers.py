@@ -29,15 +29,17 @@ class Worker:
     )
     reply = json.loads(self._read())
     self.absent = reply.get('absent')
+    self.wall_seconds: list[float] = []
     self.cpu_seconds: list[float] = []
     self.peak_mb = 0
 
   def seconds(self, times: int) -> float:
-    """Returns the duration of `times` units of work; notes their CPU time, and the most memory so far."""
+    """Returns the duration of `times` units of work; notes it, their CPU time, and the most memory so far."""
     assert self._process.stdin is not None
     self._process.stdin.write(f'{times}\n')
     self._process.stdin.flush()
     reply = json.loads(self._read())
+    self.wall_seconds.append(reply['seconds'])
     self.cpu_seconds.append(reply['cpu_seconds'])
     self.peak_mb = reply['peak_mb']
     return reply['seconds']

@@ -1,11 +1,13 @@
 """The whole training step, or the forward pass alone: ours, plain linen code, PyTorch and Keras.
 
   python benchmarks/train_step.py [--batch 32] [--network batchnorm] [--forward] [--torch-python PATH]
+  python benchmarks/train_step.py --only ours deterministic     the price of deterministic=true, on CPU or GPU
 
 All programs run the same network and batch in turn: float32, forward, backward and SGD with momentum, on
 images in memory. PyTorch may be in another environment. The last line is one JSON object: images/s (medians
 of the rounds), milliseconds of CPU time a step on all cores together, which other programs disturb less, and
-the most memory of each process in MB. A peer that is not installed is null.
+the most memory of each process in MB. A peer that is not installed is null. `price` is the time of a step
+with deterministic=true, as a multiple of that without it: medians of the rounds' ratios, of wall and CPU.
 """
 
 import argparse
@@ -33,7 +35,7 @@ def stages(network: str):
   return zip(WIDTHS[network], SIZES, strides, groups, pooled, strict=True)
 
 
-def ours(network: str, batch: int, forward: bool):
+def ours(network: str, batch: int, forward: bool, options: dict | None = None):
   """This package's training step."""
   import jax
   import jax.numpy as jnp
@@ -49,8 +51,8 @@ def ours(network: str, batch: int, forward: bool):
     'label': jax.random.randint(key, (batch,), 0, CLASSES),
     'weight': jnp.ones(batch),
   }
-  step = jax.jit(train_step, donate_argnums=0)
-  predict = jax.jit(functools.partial(model.apply, train=False))
+  step = jax.jit(train_step, donate_argnums=0, compiler_options=options)
+  predict = jax.jit(functools.partial(model.apply, train=False), compiler_options=options)
 
   def work(times: int) -> None:
     nonlocal state
@@ -62,6 +64,15 @@ def ours(network: str, batch: int, forward: bool):
     jax.block_until_ready((state, out))
 
   return work
+
+
+def deterministic(network: str, batch: int, forward: bool):
+  """This package's training step, with what deterministic=true sets."""
+  os.environ['NPROC'] = '1'
+  import jax
+
+  on_gpu = jax.default_backend() == 'gpu'
+  return ours(network, batch, forward, {'xla_gpu_deterministic_ops': True} if on_gpu else None)
 
 
 def plain_linen(network: str, batch: int, forward: bool):
@@ -239,7 +250,13 @@ def keras(network: str, batch: int, forward: bool):
   return work
 
 
-PEERS = {'ours': ours, 'plain_linen': plain_linen, 'torch': torch, 'keras': keras}
+PEERS = {
+  'ours': ours,
+  'deterministic': deterministic,
+  'plain_linen': plain_linen,
+  'torch': torch,
+  'keras': keras,
+}
 
 
 def main() -> None:
@@ -264,7 +281,14 @@ def main() -> None:
   found = {name: None if s is None else round(images / s, 2) for name, s in seconds.items()}
   present = [worker for worker in workers if worker.cpu_seconds]
   cpu = {w.name: round(statistics.median(w.cpu_seconds) / arguments.steps * 1000) for w in present}
-  print(json.dumps(found | case | {'cpu_ms': cpu, 'peak_mb': {w.name: w.peak_mb for w in present}}))
+  both = {w.name: w for w in workers if w.name in ('ours', 'deterministic')}
+  price = {}
+  if len(both) == 2:
+    for kind in ('wall_seconds', 'cpu_seconds'):
+      pairs = zip(getattr(both['deterministic'], kind), getattr(both['ours'], kind), strict=True)
+      price[kind.removesuffix('_seconds')] = round(statistics.median(one / other for one, other in pairs), 3)
+  memory = {w.name: w.peak_mb for w in present}
+  print(json.dumps(found | case | {'cpu_ms': cpu, 'peak_mb': memory, 'price': price}))
 
 
 if __name__ == '__main__':

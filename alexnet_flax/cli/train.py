@@ -118,7 +118,7 @@ def train_and_report(config: Config, workdir: str) -> None:
 
 
 def parse(argv: list[str], values: 'flags.FlagValues | None' = None) -> tuple[Config, str]:
-  """Returns the configuration and the run's folder.
+  """Returns the configuration and the run's folder; with `deterministic`, XLA gets one thread on CPUs.
 
   Raises:
     UsageError: A flag, key or name is misspelt, a file is missing, or values are not allowed.
@@ -133,6 +133,8 @@ def parse(argv: list[str], values: 'flags.FlagValues | None' = None) -> tuple[Co
       raise UsageError(f'{line}; leave it out')
     print(f"note: {line}; the recipe's is left out", file=sys.stderr)
     config = with_values(config, {key: configuration.value_of(Config(), key)})
+  if config.deterministic:  # read by XLA when JAX is first asked for its devices
+    os.environ['NPROC'] = '1'
   return config, values.workdir or f'runs/{recipe.stem}'
 
 

@@ -12,6 +12,7 @@ from alexnet_flax.training.batches import train_batches
 from alexnet_flax.training.experiment import Experiment, build_experiment
 
 TIMES = 10
+ADVICE = 'set deterministic=true'
 
 
 def other_bits(experiment: Experiment, state: TrainState, batch: Batch, times: int = TIMES) -> int:
@@ -36,13 +37,6 @@ def what_differed(different: int, times: int = TIMES) -> str:
   return f'the same step gave other bits in {different} of {times} repetitions'
 
 
-def advice() -> str:
-  """Returns what to do where steps do not repeat."""
-  if jax.default_backend() == 'cpu':
-    return 'set XLA_FLAGS=--xla_cpu_multi_thread_eigen=false, or run on one core (taskset -c 0)'
-  return 'set deterministic=true'
-
-
 def line_if_other_bits(config: Config, times: int = TIMES) -> str | None:
   """Builds a run's step, and returns what to say if it does not repeat; None if it does.
 
@@ -59,4 +53,4 @@ def line_if_other_bits(config: Config, times: int = TIMES) -> str | None:
   if not different:
     return None
   what = what_differed(different, times)
-  return f'{what}: on this machine a run that resumes need not end with the same bits; {advice()}'
+  return f'{what}: on this machine a run that resumes need not end with the same bits; {ADVICE}'

@@ -1,6 +1,10 @@
 """A step that does not repeat is found, and the commands say so."""
 
 import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -47,7 +51,7 @@ def test_a_step_repeats_to_the_bit(tiny):
     'look',
     'the same step gave other bits in 2 of 10 repetitions: runs do not repeat here',
   )
-  assert 'XLA_FLAGS' in found.advice
+  assert found.advice == 'set deterministic=true'
 
 
 def test_the_proof_of_resuming_says_so_first(data_dir, monkeypatch, capsys):
@@ -61,3 +65,21 @@ def test_the_proof_of_resuming_says_so_first(data_dir, monkeypatch, capsys):
   )
   places = [line.startswith(warning) for line in lines], [line.startswith('1 kills') for line in lines]
   assert places[0].index(True) < places[1].index(True)
+
+
+@pytest.mark.skipif(not pathlib.Path('/proc/self/task').is_dir(), reason='no threads to look at')
+def test_what_deterministic_sets_on_cpus():
+  """One thread of XLA, which otherwise has as many as there are processors: here three, on any machine."""
+  program = (
+    'import pathlib, jax\n'
+    'from alexnet_flax.cli.train import parse\n'
+    'parse(["train.py", "--config=configs/digits.py", "--config.deterministic=true"])\n'
+    'jax.devices()\n'
+    'names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]\n'
+    'print(sum("XLAEigen" in name for name in names))\n'
+  )
+  flags = {'NPROC': '3', 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+  said = subprocess.run(
+    [sys.executable, '-c', program], env=os.environ | flags, capture_output=True, text=True, check=True
+  )
+  assert said.stdout.split() == ['1']
