@@ -260,7 +260,7 @@ def lost_processes(cluster: Cluster) -> Iterator[None]:
     if jax.process_count() == 1 or not _CONNECTION.search(text):
       raise
     print(text[:300], file=sys.stderr, flush=True)
-    time.sleep(cluster.lost_after)
+    time.sleep(1.5 * cluster.lost_after)  # heartbeats are missed a little late
     os._exit(_LOST)
 
 
