@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+import urllib.request
 from collections.abc import Iterator
 
 BUCKET = 'alexnet-tests'
@@ -44,6 +45,8 @@ def server(scheme: str) -> Iterator[dict[str, str]]:
     if scheme == 's3':
       import s3fs
 
+      # What earlier servers of this process were given, moto has kept.
+      urllib.request.urlopen(f'{environment["AWS_ENDPOINT_URL"]}/moto-api/reset', b'').close()
       s3fs.S3FileSystem(skip_instance_cache=True).mkdir(BUCKET)
     yield environment
   finally:

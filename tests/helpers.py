@@ -2,7 +2,10 @@
 
 import functools
 import io
+import os
 import pathlib
+import socket
+import subprocess
 import sys
 import tempfile
 
@@ -10,6 +13,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from alexnet_flax import checkpoint
 from alexnet_flax.cli.train import train_and_report
 from alexnet_flax.config import Config, with_values
 from alexnet_flax.data.decode import decode_eval
@@ -51,6 +55,16 @@ SMALL = (
   '--config.report=false',
 )
 
+LOST_AFTER = 10  # seconds, of runs in several processes
+_DISTRIBUTED = (
+  '--config.optimizer.learning_rate=0.0005',  # at a high one rounding grows fast
+  '--config.checkpoint_every_steps=2',
+  '--config.keep_checkpoints=9',
+  '--config.optimizer.schedule=constant',
+  '--config.log_every_steps=4',
+  '--config.record_examples=true',
+)
+
 
 def replace(config, **groups):
   """A configuration with changed keys: replace(TINY, data={'batch_size': 8}, seed=1)."""
@@ -80,8 +94,57 @@ def eval_view(image, view):
   return decode_eval(view, [read_header(image)], np.zeros((1, 0)))['image'][0]
 
 
-def command(data_dir, *flags, program='train.py'):
-  return [sys.executable, program, *SMALL, f'--config.data.data_dir={data_dir}', *flags]
+def command(data_dir, *flags):
+  return [sys.executable, 'train.py', *SMALL, f'--config.data.data_dir={data_dir}', *flags]
+
+
+def start_processes(
+  data_dir, workdir, processes, devices, *flags, of_last=(), program='train.py', host='127.0.0.1', before=None
+):
+  """The processes of a run; together they have four devices. The last has further flags.
+
+  Process 0 is on `host`; `before` has what stands before the command of each.
+  """
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    address = f'{host}:{probe.getsockname()[1]}'
+  environment = os.environ | {
+    'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}',
+    'JAX_PLATFORMS': 'cpu',
+  }
+  cluster = [f'--coordinator={address}', f'--processes={processes}', f'--lost_after={LOST_AFTER}']
+  python, _, *given = command(data_dir, *_DISTRIBUTED, *flags, f'--workdir={workdir}')
+  return [
+    subprocess.Popen(
+      [
+        *(before[number] if before else ()),
+        python,
+        program,
+        *given,
+        *([*cluster, f'--process_id={number}'] if processes > 1 else []),
+        *(of_last if number == processes - 1 else ()),
+      ],
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for number in range(processes)
+  ]
+
+
+def finish(running):
+  """(exit code, stdout, stderr) of each."""
+  try:
+    said = [process.communicate(timeout=240) for process in running]
+  finally:
+    for process in running:
+      process.kill()  # which a test that failed would leave behind
+  return [(process.returncode, *texts) for process, texts in zip(running, said, strict=True)]
+
+
+def arrays(folder, step):
+  return checkpoint.load_arrays(folder / 'checkpoints', step)
 
 
 def initialize(model, images, seed=0):

@@ -110,3 +110,8 @@ def test_public_names():
     assert getattr(alexnet_flax, name) is not None
   with pytest.raises(AttributeError, match='No alexnet_flax attribute picture'):
     alexnet_flax.picture  # noqa: B018
+
+
+def test_what_tests_share_is_in_their_helpers():
+  for path in pathlib.Path('tests').rglob('*.py'):
+    assert not re.findall(r'^from tests\.[\w.]*test_\w+ import', path.read_text('utf-8'), re.M), path

@@ -20,7 +20,7 @@ from alexnet_flax.training import bucket_run, distributed, watchdog
 from alexnet_flax.training.batches import read_examples
 from alexnet_flax.training.logger import read_metrics
 from benchmarks.emulators import BUCKET, server
-from tests.training.test_distributed import finish, start
+from tests.helpers import finish, start_processes
 
 # The axis of the model goes across both processes, and divides the head.
 FLAGS = (
@@ -82,13 +82,13 @@ def contents(url):
 @pytest.mark.usefixtures('standard_promotion')
 def test_when_one_is_killed_both_end_and_go_on_with_the_same_bits(bucket, data_dir, tmp_path):
   whole, killed = f'{bucket}/whole', f'{bucket}/killed'
-  results = finish(start(data_dir, whole, 2, 2, *FLAGS))
+  results = finish(start_processes(data_dir, whole, 2, 2, *FLAGS))
   assert [code for code, _, _ in results] == [0, 0], results
   assert f'steps 1 to 8, in {whole}\n' in results[0][1]
 
   program = tmp_path / 'stands_still.py'
   program.write_text(STANDS_STILL)
-  running = start(data_dir, killed, 2, 2, *FLAGS, program=str(program))
+  running = start_processes(data_dir, killed, 2, 2, *FLAGS, program=str(program))
   while 'checkpoints/4/manifest.json' not in buckets.listing(killed):
     assert all(process.poll() is None for process in running)
     time.sleep(0.1)
@@ -97,7 +97,7 @@ def test_when_one_is_killed_both_end_and_go_on_with_the_same_bits(bucket, data_d
   assert code == 75
   assert 'process 0 of 2 ends: process 1 is lost' in error.splitlines()[-1]
 
-  results = finish(start(data_dir, killed, 2, 2, *FLAGS))
+  results = finish(start_processes(data_dir, killed, 2, 2, *FLAGS))
   assert [code for code, _, _ in results] == [0, 0], results
   assert f'steps 5 to 8, in {killed}\n' in results[0][1]
   assert 'damaged' not in ''.join(results[0][1:] + results[1][1:])

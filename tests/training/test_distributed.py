@@ -2,8 +2,6 @@
 
 import os
 import signal
-import socket
-import subprocess
 
 import jax
 import numpy as np
@@ -13,18 +11,7 @@ from alexnet_flax import checkpoint
 from alexnet_flax.errors import PreemptedError, UnreachableError, UsageError
 from alexnet_flax.training import batches, distributed, logger
 from alexnet_flax.training.distributed import Cluster
-from tests.helpers import command
-
-LOST_AFTER = 10
-FLAGS = (
-  '--config.optimizer.learning_rate=0.0005',  # at a high one rounding grows fast
-  '--config.checkpoint_every_steps=2',
-  '--config.keep_checkpoints=9',
-  '--config.optimizer.schedule=constant',
-  '--config.log_every_steps=4',
-  '--config.record_examples=true',
-)
-
+from tests.helpers import arrays, finish, start_processes
 
 SLURM = {
   'SLURM_JOB_ID': '1',
@@ -34,51 +21,6 @@ SLURM = {
   'SLURM_LOCALID': '0',
   'SLURM_STEP_NUM_NODES': '2',
 }
-
-
-def start(
-  data_dir, workdir, processes, devices, *flags, of_last=(), program='train.py', host='127.0.0.1', before=None
-):
-  """The processes of a run; together they have four devices. The last has further flags.
-
-  Process 0 is on `host`; `before` has what stands before the command of each.
-  """
-  with socket.socket() as probe:
-    probe.bind(('127.0.0.1', 0))
-    address = f'{host}:{probe.getsockname()[1]}'
-  environment = os.environ | {
-    'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}',
-    'JAX_PLATFORMS': 'cpu',
-  }
-  cluster = [f'--coordinator={address}', f'--processes={processes}', f'--lost_after={LOST_AFTER}']
-  python, _, *given = command(data_dir, *FLAGS, *flags, f'--workdir={workdir}')
-  return [
-    subprocess.Popen(
-      [
-        *(before[number] if before else ()),
-        python,
-        program,
-        *given,
-        *([*cluster, f'--process_id={number}'] if processes > 1 else []),
-        *(of_last if number == processes - 1 else ()),
-      ],
-      env=environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for number in range(processes)
-  ]
-
-
-def finish(running):
-  """(exit code, stdout, stderr) of each."""
-  try:
-    said = [process.communicate(timeout=240) for process in running]
-  finally:
-    for process in running:
-      process.kill()  # which a test that failed would leave behind
-  return [(process.returncode, *texts) for process, texts in zip(running, said, strict=True)]
 
 
 def examples(folder, processes):
@@ -91,10 +33,6 @@ def examples(folder, processes):
   return {step: [number for part in parts for number in part[step]] for step in sorted(common)}
 
 
-def arrays(folder, step):
-  return checkpoint.load_arrays(folder / 'checkpoints', step)
-
-
 def assert_close(one, other, greatest):
   for name, array in one.items():
     assert np.abs(array - other[name]).max() <= greatest, name
@@ -104,7 +42,7 @@ def assert_close(one, other, greatest):
 def alone(data_dir, tmp_path_factory):
   """A run of eight steps in one process of four devices."""
   folder = tmp_path_factory.mktemp('alone')
-  ((code, _, error),) = finish(start(data_dir, folder, 1, 4, '--config.total_steps=8'))
+  ((code, _, error),) = finish(start_processes(data_dir, folder, 1, 4, '--config.total_steps=8'))
   assert code == 0, error
   return folder
 
@@ -118,7 +56,7 @@ def values(folder, last_step):
 
 
 def test_two_processes_are_one_run_and_each_resumes_the_other(alone, data_dir, tmp_path):
-  results = finish(start(data_dir, tmp_path, 2, 2, '--config.total_steps=4'))
+  results = finish(start_processes(data_dir, tmp_path, 2, 2, '--config.total_steps=4'))
   assert [code for code, _, _ in results] == [0, 0], results
   assert 'in 2 processes' in results[0][1]
   assert 'step 4/4' in results[0][1]
@@ -134,7 +72,7 @@ def test_two_processes_are_one_run_and_each_resumes_the_other(alone, data_dir, t
 
   # On with one process of two devices, and with two processes again.
   for processes, devices, steps in ((1, 2, 6), (2, 2, 8)):
-    results = finish(start(data_dir, tmp_path, processes, devices, f'--config.total_steps={steps}'))
+    results = finish(start_processes(data_dir, tmp_path, processes, devices, f'--config.total_steps={steps}'))
     assert [code for code, _, _ in results] == [0] * processes, results
     assert 'resuming' in results[0][1]
   keys = [(line['step'], line['split'], line['name']) for line in logger.read_metrics(tmp_path)]
@@ -152,7 +90,7 @@ def test_two_processes_are_one_run_and_each_resumes_the_other(alone, data_dir, t
 @pytest.mark.usefixtures('hangup_counts')
 def test_a_signal_to_one_ends_both_at_the_same_step(data_dir, tmp_path):
   flags = ('--config.total_steps=100000', '--config.eval_every_steps=100000')
-  running = start(data_dir, tmp_path, 2, 2, *flags, '--config.checkpoint_every_steps=100000')
+  running = start_processes(data_dir, tmp_path, 2, 2, *flags, '--config.checkpoint_every_steps=100000')
   assert running[0].stdout is not None
   for line in running[0].stdout:
     if line.startswith('step '):
@@ -167,7 +105,9 @@ def test_a_signal_to_one_ends_both_at_the_same_step(data_dir, tmp_path):
 
 def test_processes_with_different_configurations_name_the_first_key(data_dir, tmp_path):
   """And it stays a mistake, not a lost process, after which a scheduler would start all again for ever."""
-  results = finish(start(data_dir, tmp_path, 2, 2, of_last=['--config.seed=1', '--config.total_steps=3']))
+  results = finish(
+    start_processes(data_dir, tmp_path, 2, 2, of_last=['--config.seed=1', '--config.total_steps=3'])
+  )
   assert [code for code, _, _ in results] == [2, 2], results
   for _, _, error in results:
     assert error.splitlines()[-1].startswith('error: seed is 0 in process 0 and 1 in process 1; start all')

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from alexnet_flax import checkpoint
-from tests.training.test_distributed import LOST_AFTER, arrays, finish, start
+from tests.helpers import LOST_AFTER, arrays, finish, start_processes
 
 ENDLESS = ('--config.total_steps=100000', '--config.eval_every_steps=100000')
 STEP = 7  # when its checkpoints of steps 2 and 4 are whole
@@ -63,7 +63,7 @@ def go_on(data_dir, folder, *flags, **options):
   before = arrays(folder, last)
   shutil.rmtree(folder / 'checkpoints' / str(last))
   flags = flags or (f'--config.total_steps={last}',)
-  results = finish(start(data_dir, folder, 2, 1, *flags, **options))
+  results = finish(start_processes(data_dir, folder, 2, 1, *flags, **options))
   assert f', steps {last - 1} to ' in results[0][1], results
   after = arrays(folder, last)
   assert before.keys() == after.keys()
@@ -73,7 +73,7 @@ def go_on(data_dir, folder, *flags, **options):
 
 
 def test_when_the_first_is_killed_the_other_says_so(data_dir, tmp_path):
-  running = start(data_dir, tmp_path, 2, 1, *ENDLESS)
+  running = start_processes(data_dir, tmp_path, 2, 1, *ENDLESS)
   while not checkpoint.steps_in(tmp_path / 'checkpoints'):
     time.sleep(0.1)
     assert all(process.poll() is None for process in running)
@@ -88,7 +88,7 @@ def test_one_is_lost_while_the_other_waits_in_a_collective(data_dir, tmp_path):
   """It is killed; after the restart it has heartbeats, but waits for ever: `hang_seconds` ends both."""
   folder = tmp_path / 'run'
   killed, hangs = tmp_path / 'killed', tmp_path / 'hangs'
-  running = start(
+  running = start_processes(
     data_dir, folder, 2, 1, *ENDLESS, program=program(killed, 'os.kill(os.getpid(), signal.SIGKILL)')
   )
   assert running[1].wait(240) == 128 + signal.SIGKILL  # of its training process
@@ -145,7 +145,7 @@ def network():
 
 def test_a_cut_network_ends_both_and_the_restart_goes_on(data_dir, tmp_path, network):
   before = [inside(host, 'env') for host in network]
-  running = start(data_dir, tmp_path, 2, 1, *ENDLESS, host='10.99.0.1', before=before)
+  running = start_processes(data_dir, tmp_path, 2, 1, *ENDLESS, host='10.99.0.1', before=before)
   while len(checkpoint.steps_in(tmp_path / 'checkpoints')) < 2:
     time.sleep(0.1)
     assert all(process.poll() is None for process in running), finish(running)
