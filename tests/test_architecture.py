@@ -1,6 +1,7 @@
 """The order of imports, the sizes of modules, and what importing the package loads."""
 
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
