@@ -108,6 +108,10 @@ def _steps(names: Iterable[str]) -> set[str]:
   return {found[1] for name in names if (found := _CHECKPOINT.match(name))}
 
 
+def _number(step: str) -> int:
+  return int(step.rpartition('/')[2])
+
+
 class _Uploads(threading.Thread):
   """Uploads what is new in a run's folder, now and then and at the end; removes checkpoints that are gone.
 
@@ -176,14 +180,15 @@ class _Uploads(threading.Thread):
           self._send(name)
     if not self.lease:
       return
-    for step in _steps(name for name in names if name.endswith(f'/{MANIFEST}')):
+    whole = _steps(name for name in names if name.endswith(f'/{MANIFEST}'))
+    for step in sorted(whole, key=_number, reverse=True):  # older ones may be removed in the meantime
       with contextlib.suppress(FileNotFoundError):  # of one that Orbax removes
         if self._sent.get(f'{step}/{MANIFEST}') != self._state(f'{step}/{MANIFEST}'):
           self._remove(step)  # one of that step that was damaged
           inside = (name for name in names if name.startswith(f'{step}/'))
           for name in sorted(inside, key=lambda name: name.endswith(f'/{MANIFEST}')):
             if name.endswith(f'/{MANIFEST}'):
-              self._wait_for_others(int(step.rpartition('/')[2]))
+              self._wait_for_others(_number(step))
             self._send(name)
     for step in _steps(self._there):
       if not (self._folder / step).exists():
