@@ -181,9 +181,7 @@ class _Uploads(threading.Thread):
     if not self.lease:
       return
     whole = _steps(name for name in names if name.endswith(f'/{MANIFEST}'))
-    for step in sorted(
-      whole, key=_number
-    ):  # a kill may lose the last ones, which are made again, and not the best
+    for step in sorted(whole, key=_number):  # what a kill loses of them is made again
       with contextlib.suppress(FileNotFoundError):  # of one that Orbax removes
         if self._sent.get(f'{step}/{MANIFEST}') != self._state(f'{step}/{MANIFEST}'):
           self._remove(step)  # one of that step that was damaged
