@@ -1,6 +1,8 @@
 """`python train.py --config=FILE --workdir=DIR [--config.KEY=VALUE ...]`: reads the flags and trains."""
 
 import difflib
+import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import re
@@ -117,6 +119,12 @@ def train_and_report(config: Config, workdir: str) -> None:
       print(one_line(f'warning: no report: {error}'), flush=True)
 
 
+def _has_cpus_alone() -> bool:
+  """Whether JAX will find no accelerator; to ask JAX would start XLA's threads."""
+  plugins = importlib.metadata.entry_points(group='jax_plugins')
+  return os.environ.get('JAX_PLATFORMS') == 'cpu' or not (plugins or importlib.util.find_spec('libtpu'))
+
+
 def parse(argv: list[str], values: 'flags.FlagValues | None' = None) -> tuple[Config, str]:
   """Returns the configuration and the run's folder; with `deterministic`, XLA gets one thread on CPUs.
 
@@ -133,7 +141,7 @@ def parse(argv: list[str], values: 'flags.FlagValues | None' = None) -> tuple[Co
       raise UsageError(f'{line}; leave it out')
     print(f"note: {line}; the recipe's is left out", file=sys.stderr)
     config = with_values(config, {key: configuration.value_of(Config(), key)})
-  if config.deterministic:  # read by XLA when JAX is first asked for its devices
+  if config.deterministic and _has_cpus_alone():  # read by XLA when JAX is first asked for its devices
     os.environ['NPROC'] = '1'
   return config, values.workdir or f'runs/{recipe.stem}'
 
