@@ -113,6 +113,8 @@ def run(arguments: argparse.Namespace) -> None:
   figures = evaluate(networks, dataset, **options, bad=bad, attacks=attacks, quiet=arguments.json == '-')
   if arguments.json is not None:
     write_json(arguments.json, figures)
+  if error := figures.get('temperature_scaling', {}).get('error'):
+    raise UsageError(error)
 
 
 def _attacks(arguments: argparse.Namespace) -> 'list[Attack]':

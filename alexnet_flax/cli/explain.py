@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ' (default: all)',
   )
   parser.add_argument('--class', dest='label', metavar='CLASS', help='name or number of the class to explain')
+  parser.add_argument('--steps', type=int, default=32, help='of integrated gradients (32)')
   parser.add_argument(
     '--out',
     metavar='FILE_OR_FOLDER',
@@ -37,6 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
   for name in named:
     if name not in (*METHODS, 'all'):
       raise unknown_name('method', name, (*METHODS, 'all'))
+  if arguments.steps < 1:
+    raise UsageError(f'--steps (={arguments.steps}) must be at least 1')
   methods = [name for name in METHODS if name in named or 'all' in named]
   out = expanded(arguments.out)
   if (out.suffix or out.exists()) and not out.is_dir():
@@ -52,5 +55,5 @@ def run(arguments: argparse.Namespace) -> None:
     methods = [name for name in methods if name not in OF_RELU]
     print(f'note: {what}; left out', file=sys.stderr)
   label = None if arguments.label is None else network.label_of(arguments.label)
-  if failed := write_explanations(network, images, methods, label, out):
+  if failed := write_explanations(network, images, methods, label, out, arguments.steps):
     raise UsageError(f'{failed} of the images cannot be read')

@@ -64,7 +64,7 @@ def predict_dataset(
     UsageError: The data set's classes differ from the networks', or an image cannot be decoded.
   """
   for network in networks:
-    _check_classes(network, source)
+    require_classes(network, source)
   sizes = {network.source: len(network.class_names) for network in networks}
   if len(set(sizes.values())) > 1:
     raise UsageError(f'averaged networks must have the same classes ({sizes})')
@@ -203,7 +203,8 @@ def _changed(
   return 255.0 * attack(log_probabilities, images.astype(jnp.float32) / 255.0, labels, epsilon, key)
 
 
-def _check_classes(network: PretrainedModel, source: Source) -> None:
+def require_classes(network: PretrainedModel, source: Source) -> None:
+  """Raises UsageError if a data set has other classes than those that a network was trained on."""
   theirs, ours = source.class_names, network.class_names
   if ours[: len(theirs)] == theirs and set(ours[len(theirs) :]) <= set(unnamed(len(ours))):
     return  # a head may be wider than the data set it was trained on

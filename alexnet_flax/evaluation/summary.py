@@ -18,7 +18,7 @@ from alexnet_flax.data.views import Resize
 from alexnet_flax.errors import UsageError, one_line, unknown_name
 from alexnet_flax.evaluation.adversarial import Attack
 from alexnet_flax.evaluation.calibration import HALVES, require_other_images, scale_by, scale_by_halves
-from alexnet_flax.evaluation.evaluate import correct_classes, predict_dataset
+from alexnet_flax.evaluation.evaluate import correct_classes, predict_dataset, require_classes
 from alexnet_flax.evaluation.imagenet import (
   ALEXNET_ERRORS,
   CORRUPTED,
@@ -113,21 +113,20 @@ def evaluate(
       raise unknown_name('--calibrate', calibrate, (*splits, HALVES))
     fit_on = open_evaluated(calibrate, data_dir) if other else open_dataset(name, calibrate, data_dir)
     require_other_images(fit_on, source)
+    for network in networks:
+      require_classes(network, fit_on)
   predictions = predict(source, bad=bad)
   confusion = predictions.confusion(len(networks[0].class_names))
   results = _results(networks, source, chosen, predictions, confusion, bad.skipped)
-  failed = None
   try:
     if fit_on is not None:
       fitted = predict(fit_on, bad=dataclasses.replace(bad, reasons={}))
       results['temperature_scaling'] = scale_by(fitted, fit_on.name, predictions)
     elif calibrate is not None:
       results['temperature_scaling'] = scale_by_halves(predictions, source.name)
-  except UsageError as error:  # the evaluation itself is told all the same
-    failed = error
+  except UsageError as error:  # the evaluation itself is not lost
+    results['temperature_scaling'] = {'error': str(error)}
   print(_table(results, chosen, confusion, networks[0].readable_names), bad.summary(), sep='\n', file=out)
-  if failed:
-    raise failed
   return results
 
 
@@ -274,11 +273,12 @@ def _table(results: dict[str, Any], protocol: Protocol, confusion: np.ndarray, n
     f'loss         {loss:7.4f}     {low:.4f} ... {high:.4f}',
     f'calibration  {100 * results["calibration_error"]:7.2f} %   expected error, 15 bins',
   ]
-  if scaling := results.get('temperature_scaling'):
+  scaling = results.get('temperature_scaling', {})
+  if 'loss' in scaling:
     loss, low, high = scaling['loss'].values()
     temperatures = ' and '.join(f'{one:.4f}' for one in scaling['temperatures'])
     lines += [
-      f'\nat temperature {temperatures}, fitted on {scaling["fitted_on"]}',
+      f'\nat temperature {temperatures}, fitted on {scaling["images"]:,} images, {scaling["fitted_on"]}',
       f'loss         {loss:7.4f}     {low:.4f} ... {high:.4f}',
       f'calibration  {100 * scaling["calibration_error"]:7.2f} %',
     ]

@@ -37,7 +37,7 @@ _OTHERS = {(64, 128, 256, 512, 512): 'VGG', (64, 128, 256, 384, 384, 512, 512): 
 def lpips(
   model: AlexNet, variables: Any, heads: Sequence[Any], first: jax.Array, second: jax.Array
 ) -> jax.Array:
-  """Computes LPIPS, version 0.1: a distance that is 0 for equal images and can be differentiated.
+  """Computes LPIPS, version 0.1: a distance, 0 for equal images but for rounding, that can be differentiated.
 
   In each of the layers relu1 ... relu5 the channels of each position are divided by their norm; the squared
   differences are weighted by the layer's head and averaged over positions; the layers are added (Zhang et al.

@@ -23,6 +23,7 @@ from alexnet_flax.pretrained import PretrainedModel
 from alexnet_flax.viz.figures import data_uri, page_template
 
 _SIDE, _GAP, _LINE = 128, 6, 20  # pixels: an image of a data set, between images, a line of text
+_KEY = 'a number is the greatest activation of all places; the first image was made for the unit'
 _ACROSS = 4  # units in a row of a PNG without images of a data set
 
 Images = tuple[str, int, Iterator[tuple[str, np.ndarray | str]]]
@@ -105,7 +106,7 @@ def write_units(
   try:
     if path.suffix.lower() == '.png':
       with atomic_path(path) as partial:
-        _sheet(rows, facts).save(partial, 'PNG')
+        _sheet(rows, [*facts, _KEY]).save(partial, 'PNG')
     else:
       write_text(path, page_template('units.html').render(rows=rows, facts=facts, uri=data_uri))
   except OSError as error:

@@ -132,7 +132,7 @@ def test_temperature_scaling(run, data_dir, tmp_path, capsys):
   assert scaling['loss']['value'] == pytest.approx(expected, rel=1e-5)
   assert scaling['loss']['value'] != plain['loss']['value']
   assert (scaling['fitted_on'], scaling['images']) == ('digits:test[50%:]', 182)
-  assert f'at temperature {temperature:.4f}, fitted on digits:test[50%:]' in table
+  assert f'at temperature {temperature:.4f}, fitted on 182 images, digits:test[50%:]' in table
 
   halves, _ = evaluated(capsys, tmp_path, *common, '--calibrate', 'halves')
   fits = [calibration.fit_temperature(rows[half::2], np.array(labels)[half::2]) for half in (0, 1)]
@@ -141,6 +141,16 @@ def test_temperature_scaling(run, data_dir, tmp_path, capsys):
   swapped = np.where(np.arange(len(rows)) % 2, fits[0], fits[1])
   expected = sklearn.metrics.log_loss(labels, scipy.special.softmax(rows / swapped[:, None], axis=1))
   assert scaling['loss']['value'] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_temperature_that_cannot_be_fitted_loses_no_evaluation(run, data_dir, tmp_path, capsys):
+  out = tmp_path / 'figures.json'
+  common = ['--dataset', 'digits:test[:1]', '--calibrate', 'halves', '--json', str(out)]
+  assert main(['evaluate', str(run), '--data_dir', data_dir, *common]) == 2
+  assert 'has one image; halves need two or more' in capsys.readouterr().err
+  figures = json.loads(out.read_text())
+  assert figures['images'] == 1
+  assert 'halves need' in figures['temperature_scaling']['error']
 
 
 def test_no_temperature_is_fitted_on_what_is_evaluated(run, data_dir, capsys):
