@@ -29,7 +29,7 @@ from alexnet_flax.evaluation.imagenet import (
 from alexnet_flax.evaluation.protocols import Protocol, open_evaluated, protocol_of, split_name
 from alexnet_flax.evaluation.scores import Predictions, most_confused
 from alexnet_flax.files import expanded, write_text
-from alexnet_flax.pretrained import PretrainedModel
+from alexnet_flax.pretrained import PretrainedModel, unnamed
 
 Orientation = Literal['upright', 'stored']
 _FEW_CLASSES = 20  # up to which the whole confusion matrix is printed
@@ -126,7 +126,9 @@ def evaluate(
       results['temperature_scaling'] = scale_by_halves(predictions, source.name)
   except UsageError as error:  # the evaluation itself is not lost
     results['temperature_scaling'] = {'error': str(error)}
-  print(_table(results, chosen, confusion, networks[0].readable_names), bad.summary(), sep='\n', file=out)
+  is_named = lambda network: network.class_names != unnamed(len(network.class_names))  # noqa: E731
+  named = next(filter(is_named, networks), networks[0])
+  print(_table(results, chosen, confusion, named.readable_names), bad.summary(), sep='\n', file=out)
   return results
 
 
@@ -187,14 +189,16 @@ def _evaluate_attacked(
 ) -> dict[str, Any]:
   conditions, rows = _conditions(networks, protocol), []
   print(f'{source.name}, predicted by {_names(conditions)}\n{protocol}\n{attacks[0]}\n', file=out)
-  print('epsilon      top-1     95 % interval      top-5      loss', file=out, flush=True)
+  five = len(networks[0].class_names) > 5
+  columns = f'epsilon      top-1     95 % interval {"     top-5" if five else ""}      loss'
+  print(columns, file=out, flush=True)
   for attack in attacks:
     found = predict_dataset(networks, source, protocol, batch_size=batch_size, bad=bad, attack=attack)
     top1, top5, loss = found.top_k(1), found.top_k(5), found.mean_loss()
     shown = f'{255 * attack.epsilon:g}/255' if attack.norm == 'linf' else f'{attack.epsilon:g}'
     value, low, high, both = (100 * x for x in (*top1, top5.value))
-    line = f'{shown:9} {value:7.2f} %  {low:6.2f} ... {high:6.2f}  {both:7.2f} %  {loss.value:8.4f}'
-    print(line, file=out, flush=True)
+    line = f'{shown:9} {value:7.2f} %  {low:6.2f} ... {high:6.2f}' + f'  {both:7.2f} %' * five
+    print(f'{line}  {loss.value:8.4f}', file=out, flush=True)
     figures = {'top1': top1._asdict(), 'top5': top5._asdict(), 'loss': loss._asdict()}
     steps = {'steps': attack.steps if attack.method == 'pgd' else 1}
     rows.append({**dataclasses.asdict(attack), **steps, 'images': len(found.labels), **figures})

@@ -226,6 +226,7 @@ def _attributes(network: PretrainedModel, names: str, pool: str | None, dtype: n
     'variant_source': spec.source,
     'image_size': spec.image_size,
     'layer_names': names,
+    'view': 'upright, short side by antialiased bilinear resizing (Pillow), crop of the centre',
     'preprocessing': json.dumps(dataclasses.asdict(spec.preprocessing)),
     'pool': pool or 'none',
     'dtype': str(dtype),
