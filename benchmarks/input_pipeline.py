@@ -17,7 +17,7 @@ import json
 import multiprocessing
 import os
 import pathlib
-import resource
+import re
 import sys
 import tempfile
 
@@ -94,10 +94,10 @@ def torchvision(data_dir: str, folder: str):
   return _pull(forever())
 
 
-def ours(data_dir: str, folder: str, form: str = '', crop: str = 'random_resized_crop', **options):
+def ours(data_dir: str, folder: str, **options):
   """This package's batches for training, from the originals or from a prepared form."""
   del folder
-  return _pull(_our_batches(data_dir, form, crop, BATCH, **options))
+  return _pull(_our_batches(data_dir, **options))
 
 
 def jpeg_decode_limit(data_dir: str, folder: str):
@@ -117,23 +117,28 @@ def jpeg_decode_limit(data_dir: str, folder: str):
   return work
 
 
-def memory(data_dir: str, form: str, batches: int) -> list[int]:
-  """Returns the resident megabytes after each tenth of the batches (of 16), and the maximum."""
+def memory(data_dir: str, options: dict, batches: int) -> list[int]:
+  """Returns the megabytes of this process and its children after each tenth of the batches (of 16).
+
+  What they share counts once (PSS).
+  """
   seen = []
-  stream = _our_batches(data_dir, form, 'random_resized_crop', 16, None)
+  stream = _our_batches(data_dir, batch_size=16, **options)
   for number in range(1, batches + 1):
     next(stream)
     if number % (batches // 10) == 0:
-      pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
-      seen.append(pages * resource.getpagesize() >> 20)
-  return [*seen, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10]
+      children = pathlib.Path(f'/proc/self/task/{os.getpid()}/children').read_text().split()
+      processes = [os.getpid(), *children]
+      texts = [pathlib.Path(f'/proc/{one}/smaps_rollup').read_text() for one in processes]
+      seen.append(sum(int(re.search(r'Pss: +(\d+)', text)[1]) for text in texts) >> 10)
+  return seen
 
 
 def _our_batches(
   data_dir: str,
-  form: str,
-  crop: str,
-  batch_size: int,
+  form: str = '',
+  crop: str = 'random_resized_crop',
+  batch_size: int = BATCH,
   threads: int | None = None,
   size: int = SIZE,
   processes: int = 0,
@@ -198,6 +203,11 @@ FORMS = {
     'crop_on': 'device',
   },
 }
+_MEMORY = (
+  ('threads', 'prepared_jpeg_resized_crop', {}),
+  ('2 processes', 'prepared_jpeg_resized_crop', {'processes': 2}),
+  ('gathered', 'raw_cropped_on_device', {}),
+)
 
 
 def pack(images: list[bytes], root: pathlib.Path) -> None:
@@ -295,13 +305,13 @@ def main() -> None:
       by_way = compare(workers, options.batches, 3)
       shown = ', '.join(f'{label} {round(made / (value or 1)):,}' for label, value in by_way.items())
       print(f'{name}, images/s: {shown}')
-    if options.memory_batches:
+    for label, name, more in _MEMORY if options.memory_batches else ():
       with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as alone:
-        *seen, most = alone.submit(memory, str(root), '256_q90', options.memory_batches).result()
+        seen = alone.submit(memory, str(root), FORMS[name] | more, options.memory_batches).result()
       growth = (seen[-1] - seen[0]) / seen[0]
       print(
-        f'prepared_jpeg_resized_crop, MB resident after each tenth of {options.memory_batches:,} batches:'
-        f' {seen}, at most {most}; from the first to the last tenth {growth:+.1%}'
+        f'{name}, {label}: MB after each tenth of {options.memory_batches:,} batches {seen};'
+        f' from the first to the last {growth:+.1%}'
       )
   print(json.dumps(rates))
 
