@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.metadata
 import re
 
 import jax
@@ -70,7 +71,9 @@ def greatest_error(state, reference):
 
 
 # As users compile: rounding then differs inside of fusions, where a derivative once got lost (`layers.py`).
-AS_USERS = {'xla_backend_optimization_level': 3, 'xla_cpu_use_fusion_emitters': True}
+AS_USERS = {'xla_backend_optimization_level': 3}
+if importlib.metadata.version('jaxlib') < '0.11':  # as in conftest.py
+  AS_USERS['xla_cpu_use_fusion_emitters'] = True
 
 
 def mesh(name='data', kind=AxisType.Auto):

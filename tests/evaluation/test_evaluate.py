@@ -422,4 +422,4 @@ def test_folders_that_are_not_runs(tmp_path, run, capsys):
   assert main(['evaluate']) == 2
   assert 'name what to evaluate' in capsys.readouterr().err
   assert main(['evaluate', '--weights', 'x.safetensors']) == 2
-  assert 'give --dataset' in capsys.readouterr().err
+  assert 'there is no such network' in capsys.readouterr().err
