@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--bootstrap', metavar='N', type=int, help='95 %% confidence intervals by N draws of stimuli; for rsa-...'
   )
+  parser.add_argument(
+    '--ceiling',
+    action='store_true',
+    help='print noise ceilings: the files after the first are of at least two subjects; for rsa-...',
+  )
   parser.add_argument('--out', metavar='FILE', help='F.csv or F.json')
   parser.add_argument('--figure', metavar='FILE', help='F.svg or F.png')
 
@@ -37,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
   out = figure = None
   if arguments.out is not None:
     out = expanded(arguments.out)
-    if out.suffix not in ('.csv', '.json'):
+    if out.suffix.lower() not in ('.csv', '.json'):
       raise UsageError(f'--out {arguments.out}: the ending must be .csv or .json')
     check_writable(out)
   if arguments.figure is not None:
@@ -50,6 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     distance=arguments.distance,
     layers=arguments.layers.split(','),
     bootstrap=arguments.bootstrap,
+    ceiling=arguments.ceiling,
   )
   for line in tables(result):
     print(one_line(line))

@@ -1,12 +1,14 @@
 """Compares representations of the same stimuli: dissimilarity matrices (RSA), and linear CKA."""
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
 from scipy.spatial.distance import num_obs_y, squareform
+from tqdm import tqdm
 
 from alexnet_flax.errors import UsageError, unknown_name
 
@@ -14,6 +16,7 @@ DISTANCES = ('correlation', 'cosine')
 COMPARISONS = ('spearman', 'kendall', 'pearson', 'cosine')
 MEASURES = (*(f'rsa-{comparison}' for comparison in COMPARISONS), 'cka', 'cka-debiased')
 _EQUAL = 1e-12  # of the greatest dissimilarity: less is rounding
+_LARGE = 1e70  # fourth powers of larger activations, in norms of Gram matrices, may overflow
 
 
 class BetweenRuns(NamedTuple):
@@ -115,11 +118,11 @@ def bootstrap_interval(
   count = num_obs_y(one[0])
   _require(count, 3)
   rng, found = np.random.default_rng(seed), list[np.ndarray]()
-  while len(found) < draws:
-    chosen = rng.integers(count, size=count)
-    if len(np.unique(chosen)) >= 3:
-      pairs = resampled_pairs(chosen)
-      found.append(_compare(one[:, pairs], other[:, pairs], comparison))
+  for _ in tqdm(range(draws), unit='draw', disable=not sys.stderr.isatty()):
+    while len(np.unique(chosen := rng.integers(count, size=count))) < 3:
+      pass
+    pairs = resampled_pairs(chosen)
+    found.append(_compare(one[:, pairs], other[:, pairs], comparison))
   ends = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2], axis=0)
   return ends.reshape((2, *np.shape(first)[:-1], *np.shape(second)[:-1]))
 
@@ -300,6 +303,9 @@ def _rows(features: np.ndarray, names: Sequence[str] | None) -> np.ndarray:
   rows = np.array(array.reshape(len(array), -1), np.float64)
   if (bad := ~np.isfinite(rows).all(axis=1)).any():
     raise UsageError(f'the activations of {some(_called(bad, names))} are NaN or infinite; leave them out')
+  if (bad := (np.abs(rows) > _LARGE).any(axis=1)).any():
+    which = some(_called(bad, names))
+    raise UsageError(f'the activations of {which} are too large: their magnitudes must be below {_LARGE:g}')
   return rows
 
 
@@ -320,7 +326,9 @@ def _compare(first: np.ndarray, second: np.ndarray, comparison: str) -> np.ndarr
   """Returns similarities [A, B]; NaN where they are undefined."""
   if comparison != 'kendall':
     return _directions(first, comparison) @ _directions(second, comparison).T
-  return np.array([[_tau_a(one, other) for other in second] for one in first])
+  pairs = [(one, other) for one in first for other in second]
+  taus = np.array([scipy.stats.kendalltau(*pair, method='asymptotic').statistic for pair in pairs])
+  return taus.reshape(len(first), -1) * np.outer(_untied(first), _untied(second))
 
 
 def _directions(rdms: np.ndarray, comparison: str) -> np.ndarray:
@@ -339,11 +347,10 @@ def _is_flat(rdms: np.ndarray, comparison: str) -> np.ndarray:
   return greatest == 0 if comparison == 'cosine' else np.ptp(rdms, axis=-1) <= _EQUAL * greatest
 
 
-def _tau_a(first: np.ndarray, second: np.ndarray) -> float:
-  """Kendall's tau-a: SciPy's tau-b, whose denominator leaves tied pairs out."""
-  if _is_flat(first, 'kendall') or _is_flat(second, 'kendall'):
-    return math.nan
-  pairs = math.comb(len(first), 2)
-  counts = [np.unique(one, return_counts=True)[1] for one in (first, second)]
-  untied = [1 - int(np.sum(count * (count - 1) // 2)) / pairs for count in counts]
-  return scipy.stats.kendalltau(first, second, method='asymptotic').statistic * math.sqrt(math.prod(untied))
+def _untied(rdms: np.ndarray) -> np.ndarray:
+  """Returns the factors [A] from tau-b, which leaves tied pairs out, to tau-a; NaN for flat matrices."""
+  counts = [np.unique(rdm, return_counts=True)[1] for rdm in rdms]
+  tied = np.array([int(np.sum(count * (count - 1) // 2)) for count in counts])
+  factors = np.sqrt(1 - tied / max(1, math.comb(rdms.shape[1], 2)))
+  factors[_is_flat(rdms, 'kendall')] = np.nan
+  return factors

@@ -32,7 +32,7 @@ def figure_path(path: str) -> pathlib.Path:
     UsageError: Its ending is neither .svg nor .png, or it cannot be written.
   """
   place = expanded(path)
-  if place.suffix not in ('.svg', '.png'):
+  if place.suffix.lower() not in ('.svg', '.png'):
     raise UsageError(f'--figure {path}: the ending must be .svg or .png')
   check_writable(place)
   return place

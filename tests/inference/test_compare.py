@@ -144,11 +144,12 @@ def test_files_of_other_programs(files, tmp_path, monkeypatch, capsys):
   ]
 
 
-def test_two_files_without_names(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('names', [{}, {'names': ['image'] * 5}])
+def test_two_files_without_names(tmp_path, monkeypatch, capsys, names):
   monkeypatch.chdir(tmp_path)
   rows = np.random.default_rng(0).normal(size=(5, 8))
-  for name in ('a.npz', 'b.npz'):
-    np.savez(name, layer=rows)
+  np.savez('a.npz', layer=rows)
+  np.savez('b.npz', layer=rows, **names)
   assert main(['compare', 'a.npz', 'b.npz', '--measure', 'cka-debiased']) == 0
   out, notes = capsys.readouterr()
   assert out.splitlines()[3].split() == ['layer', '1.000']
@@ -166,6 +167,35 @@ def test_what_a_file_says(files):
     assert read_layer(found, 'fc7').shape == (5, 256)
 
 
+def test_a_noise_ceiling(tmp_path, monkeypatch, capsys):
+  """Of two subjects, whose layers and stimuli are in different orders."""
+  monkeypatch.chdir(tmp_path)
+  angles = {'a': (0, 10, 30), 'b': (20, 0, 50)}  # ranks of the distances 01, 02, 12: 1, 3, 2 and 1, 2, 3
+  rows = {key: np.stack([np.cos(np.deg2rad(of)), np.sin(np.deg2rad(of))], 1) for key, of in angles.items()}
+  names = ['0.png', '1.png', '2.png']
+  np.savez('model.npz', fc7=rows['a'], names=names)
+  np.savez('s1.npz', V4=rows['b'], IT=rows['a'], names=names)
+  np.savez('s2.npz', IT=rows['b'][::-1], V4=rows['b'][::-1], names=names[::-1])
+  flags = ['--ceiling', '--distance', 'cosine', '--layers', 'fc7,IT,V4,IT', '--figure', 'f.PNG']
+  for out in ('o.CSV', 'o.JSON'):
+    assert main(['compare', 'model.npz', 's1.npz', 's2.npz', *flags, '--out', out]) == 0
+  assert [line.split() for line in capsys.readouterr().out.splitlines()[-5:]] == [
+    ['mean', 'of', '2', 'subjects,', 'and', 'their', 'noise', 'ceiling'],
+    ['IT', 'V4'],
+    ['fc7', '0.750', '0.500'],  # rho is 1 and 0.5; 0.5 and 0.5
+    ['lower', 'bound', '0.500', '1.000'],  # between both subjects
+    ['upper', 'bound', '0.866', '1.000'],  # of 1, 3, 2 and the mean of both, 1, 2.5, 2.5
+  ]
+  expected = {'IT': [0.5, 3**0.5 / 2], 'V4': [1, 1]}
+  found = json.loads((tmp_path / 'o.JSON').read_text(encoding='utf-8'))['ceilings']
+  assert found == {layer: pytest.approx(bounds) for layer, bounds in expected.items()}
+  with open('o.CSV', encoding='utf-8', newline='') as file:
+    for row in csv.DictReader(file):
+      bounds = float(row['ceiling_low']), float(row['ceiling_high'])
+      assert bounds == pytest.approx(expected[row['second_layer']])
+  assert (tmp_path / 'f.PNG').read_bytes().startswith(b'\x89PNG')
+
+
 def plain(path, **changes):
   rows = np.random.default_rng(0).normal(size=(5, 8))
   np.savez(path, **({'fc7': rows, 'names': [f'{number}.png' for number in range(5)]} | changes))
@@ -179,6 +209,10 @@ def bad(tmp_path, monkeypatch):
   plain('good.npz')
   plain('none.npz', fc7=np.where(np.arange(5)[:, None] == 3, np.nan, rows))
   plain('equal.npz', fc7=np.ones((5, 8)))
+  plain('large.npz', fc7=rows * np.where(np.arange(5) == 2, 1e200, 1)[:, None])
+  plain('it.npz', IT=rows)
+  with h5py.File('uneven.h5', 'w') as file:
+    file['fc7'], file['fc8'] = rows, rows[:4]
   plain('one.npz', fc7=rows[:1], names=['0.png'])
   plain('others.npz', names=['0.png', '1.png', 'x.png', 'y.png', 'z\n.png'])
   plain('uneven.npz', relu1=rows[:4])
@@ -216,6 +250,12 @@ def bad(tmp_path, monkeypatch):
       'equal.npz',
       'equal.npz: fc7: the activations of 0.png, 1.png, 2.png and 2 more are all equal: the correlation',
     ),
+    ('large.npz', 'large.npz: fc7: the activations of 2.png are too large: their magnitudes must be'),
+    ('large.npz --measure cka', 'large.npz: fc7: the activations of 2.png are too large'),
+    ('uneven.h5', 'must have a row for each stimulus, but their rows are: fc7 5, fc8 4'),
+    ('good.npz --ceiling', '--ceiling needs the files of at least two subjects after the first file'),
+    ('good.npz good.npz --ceiling --measure cka', '--ceiling is for dissimilarities, which cka does not'),
+    ('good.npz it.npz --ceiling', 'different layers: good.npz has fc7, it.npz has fc7, IT; choose by'),
     ('equal.npz --measure cka', 'equal.npz: fc7: the activations of all stimuli are the same'),
     ('short.npz', 'good.npz has 5 rows and short.npz has 4; they must be of the same stimuli'),
     (
@@ -252,6 +292,18 @@ def test_too_few_stimuli(bad, capsys):
   ):
     assert main(['compare', file, file]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_networks_instead_of_features(bad, capsys):
+  save_weights('torch.pth', SPEC, random_variables(SPEC, 5))
+  batchnorm = VARIANTS['batchnorm'].scaled(1 / 16, 67)
+  save_weights('keras.weights.h5', batchnorm, random_variables(batchnorm, 5))
+  (bad / 'run').mkdir()
+  (bad / 'run/config.json').write_text('{}', encoding='utf-8')
+  for network in ('torch.pth', 'keras.weights.h5', 'torchvision', 'run', 'run@best', 'hf:ada/net'):
+    assert main(['compare', 'good.npz', network]) == 2
+    advice = f'write its features first: alexnet-flax features IMAGES {network} --layers relu5,fc7'
+    assert capsys.readouterr().err == f'error: {network} is a network; {advice} --out FEATURES.h5\n'
 
 
 def test_layers_that_a_file_lacks(bad, capsys):
