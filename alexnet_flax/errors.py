@@ -62,6 +62,10 @@ class PreemptedError(_Foreseen):
   exit_code = 75  # EX_TEMPFAIL of sysexits.h, on which schedulers start a job again
 
 
+class StoppedError(PreemptedError):
+  """The run ended as it was asked to, in all of its processes at the same step."""
+
+
 def unknown_name(what: str, name: str, choices: Iterable[str], adjective: str = 'unknown') -> UsageError:
   """Returns an error for a misspelt name, with the nearest right one and the choices.
 

@@ -12,7 +12,11 @@ from alexnet_flax.training.batches import train_batches
 from alexnet_flax.training.experiment import Experiment, build_experiment
 
 TIMES = 10
-ADVICE = 'set deterministic=true'
+
+
+def advice(config: Config) -> str:
+  """Returns what to do where steps do not repeat."""
+  return 'use another machine or version' if config.deterministic else 'set deterministic=true'
 
 
 def other_bits(experiment: Experiment, state: TrainState, batch: Batch, times: int = TIMES) -> int:
@@ -53,4 +57,4 @@ def line_if_other_bits(config: Config, times: int = TIMES) -> str | None:
   if not different:
     return None
   what = what_differed(different, times)
-  return f'{what}: on this machine a run that resumes need not end with the same bits; {ADVICE}'
+  return f'{what}: on this machine a run that resumes need not end with the same bits; {advice(config)}'

@@ -170,7 +170,7 @@ def repeats(experiment: Experiment, state: TrainState, batch: Batch) -> Finding:
   different = determinism.other_bits(experiment, state, batch)
   if different:
     what = f'{determinism.what_differed(different)}: runs do not repeat here'
-    return Finding('look', what, determinism.ADVICE)
+    return Finding('look', what, determinism.advice(experiment.config))
   return Finding('ok', f'the same step gave the same bits, {determinism.TIMES} times')
 
 

@@ -157,20 +157,20 @@ def _kill(
   It is killed as soon as `step` steps are made, of the kind 'save' or 'upload' within the next of these; of
   the kind 'start' after so many `seconds`. Returns the steps that were made, and which it left unfinished.
   """
-  folder, begin = place_here(workdir), time.monotonic()
-  log = _examples_inode(folder)  # all as the previous kill left them
+  begin, log = time.monotonic(), _examples_inode(place_here(workdir))  # all as the previous kill left them
   before = {one: _unfinished(one, workdir) for one in ('save', 'upload')}
   is_resumable = False
 
   def made() -> int:
-    return 0 if _examples_inode(folder) == log else len(read_examples(folder / _EXAMPLES))
+    folder = place_here(workdir)
+    return 0 if _examples_inode(folder) in (log, None) else len(read_examples(folder / _EXAMPLES))
 
   def is_time() -> bool:
     nonlocal is_resumable
     if not is_resumable and is_bucket(workdir):
       is_resumable = any(name.endswith(f'/{checkpoint.MANIFEST}') for name in listing(str(workdir)))
     elif not is_resumable:
-      is_resumable = bool(_steps(folder))
+      is_resumable = bool(_steps(place_here(workdir)))
     if kind == 'start':
       return is_resumable and time.monotonic() - begin > seconds
     is_inside = kind == 'step' or bool(_unfinished(kind, workdir) - before[kind])

@@ -55,7 +55,10 @@ def is_bucket(place: str | os.PathLike[str] | None) -> bool:
   Raises:
     UsageError: It has a scheme of which nothing is known, or names no bucket.
   """
-  found = re.match(r'([A-Za-z][\w+.-]*)://', text := os.fspath(place or ''))
+  text = os.fspath(place or '')
+  if short := re.match(r'(gs|s3):(?!//)', text):
+    raise UsageError(f'{place}: it must begin with {short[1]}://')
+  found = re.match(r'([A-Za-z][\w+.-]*)://', text)
   if not found or found[1] in ('http', 'https'):
     return False
   if found[1] not in SCHEMES:
@@ -104,7 +107,10 @@ def asking(url: str) -> Iterator[Any]:
 
 
 def listing(url: str) -> dict[str, Object]:
-  """Returns the objects below a URL by their names from there; UsageError if there is no such bucket."""
+  """Returns the objects below a URL by their names from there, without locks below it.
+
+  UsageError if there is no such bucket.
+  """
   with asking(url) as fs:
     try:
       found = fs.find(url, detail=True)
@@ -112,7 +118,7 @@ def listing(url: str) -> dict[str, Object]:
       raise UsageError(f'{"/".join(url.split("/")[:3])}: there is no such bucket') from None
   start = len(url.partition('://')[2].rstrip('/')) + 1
   names = {key[start:]: _object(one) for key, one in found.items()}
-  return {name: one for name, one in names.items() if not {'', '.', '..'} & {*name.split('/')}}
+  return {name: one for name, one in names.items() if not {'', '.', '..', '.lock'} & {*name.split('/')}}
 
 
 def without_arrays(objects: dict[str, Object]) -> dict[str, Object]:

@@ -13,12 +13,14 @@ import os
 import pathlib
 import platform
 import re
+import secrets
 import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 
@@ -28,6 +30,7 @@ from alexnet_flax.errors import (
   BusyError,
   DivergedError,
   PreemptedError,
+  StoppedError,
   UnreachableError,
   UsageError,
   one_line,
@@ -36,13 +39,15 @@ from alexnet_flax.files import buckets, expanded, is_running
 from alexnet_flax.files.cache import cache_folder
 from alexnet_flax.training import distributed
 from alexnet_flax.training.experiment import check_devices
+from alexnet_flax.training.preemption import GracefulShutdown
 
 _RENEW, _LEASE = 10.0, 60.0  # seconds
 _LOCK = '.lock'
 _EVERY = 5.0  # seconds between uploads of the logs; a checkpoint is uploaded as soon as it is whole
 _LOOK = 0.5
-# Steps that processes post: of the checkpoint that the first uploads; until which another has uploaded.
-_UPLOADS, _UPLOADED = 'uploads', 'uploaded'
+_GIVEN_UP = 20.0  # seconds for the others to upload, after an error of one process
+# What processes post: the step that the first uploads; that until which another has; renewals of the lease.
+_UPLOADS, _UPLOADED, _BEAT = 'uploads', 'uploaded', 'beat'
 _CHECKPOINT = re.compile(r'((?:.*/)?checkpoints/\d+)/')
 
 
@@ -67,39 +72,54 @@ def run_folder(workdir: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     raise PreemptedError(f'{error}; the same command goes on when it does') from None
 
 
-def place_here(workdir: str | os.PathLike[str], process: int = 0) -> pathlib.Path:
-  """Returns the folder of this machine in which a process trains a run."""
+def place_here(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Returns the folder of this machine in which the first process trains a run, or did so last."""
   if not buckets.is_bucket(workdir):
     return pathlib.Path(workdir)
-  url = os.fspath(workdir)
+  url = os.fspath(workdir).rstrip('/')
+  starts = _places(url)
+  return (max(starts, key=lambda one: int(one.name)) if starts else _place(url)) / url.rpartition('/')[2]
+
+
+def _place(url: str, process: int = 0) -> pathlib.Path:
   digest = hashlib.sha256(url.encode()).hexdigest()[:16]
-  of_process = f'{digest}-{process}' if process else digest
-  return cache_folder().absolute() / 'runs' / of_process / url.rpartition('/')[2]
+  return cache_folder().absolute() / 'runs' / (f'{digest}-{process}' if process else digest)
+
+
+def _places(url: str, process: int = 0) -> list[pathlib.Path]:
+  """Returns the folders of a process, of which each start has its own: an earlier one may still write."""
+  with contextlib.suppress(FileNotFoundError):
+    return [path for path in _place(url, process).iterdir() if path.name.isdigit()]
+  return []
 
 
 @contextlib.contextmanager
 def _copied_run(url: str) -> Iterator[pathlib.Path]:
-  folder = place_here(url, jax.process_index())
-  COPIES[str(folder)] = url
   distributed.clear_posts()
+  index, is_first = jax.process_index(), jax.process_index() == 0
   with contextlib.ExitStack() as stack:
-    uploads, in_step = _Uploads(folder, url), jax.process_count() == 1
-    for is_first in (True, False):  # the first removes what the others must not copy
+    with distributed.together():
+      lease = _Lease(url) if is_first else _LeaseOfFirst(url)
+    stack.callback(lease.release)
+    for old in _places(url, index):
+      shutil.rmtree(old, ignore_errors=True)
+    start = distributed.gather(time.time_ns())[0]
+    folder = _place(url, index) / str(start) / url.rpartition('/')[2]
+    COPIES[str(folder)] = url
+    uploads, in_step = _Uploads(folder, url, lease), jax.process_count() == 1
+    for of_first in (True, False):  # the first removes what the others must not copy
       with distributed.together():
-        if is_first and jax.process_index() == 0:
-          uploads.lease = _Lease(url)
-          stack.callback(uploads.lease.release)
-        if is_first == (jax.process_index() == 0):
+        if of_first == is_first:
           uploads.fetch()
     uploads.begin()
     try:
       yield folder
       in_step = True
-    except (DivergedError, PreemptedError):
+    except (DivergedError, StoppedError):
       in_step = True
       raise
     finally:  # after another error the others may still train, or be lost
-      with distributed.end_together() if in_step else contextlib.nullcontext():
+      with distributed.end_together() if in_step else contextlib.nullcontext(), GracefulShutdown():
         uploads.finish(in_step)
 
 
@@ -115,24 +135,22 @@ def _number(step: str) -> int:
 class _Uploads(threading.Thread):
   """Uploads what is new in a run's folder, now and then and at the end; removes checkpoints that are gone.
 
-  Checkpoints are the business of the process with the `lease`. Another uploads its own files, and needs no
-  lease for that: it makes no step without the first.
+  Checkpoints are the business of the first process. Another uploads its own files.
   """
 
-  def __init__(self, folder: pathlib.Path, url: str):
+  def __init__(self, folder: pathlib.Path, url: str, lease: '_Lease | _LeaseOfFirst'):
     super().__init__(daemon=True)
-    self._folder, self._url = folder, url
-    self.lease: _Lease | None = None
+    self._folder, self._url, self._lease = folder, url, lease
+    self._is_first = isinstance(lease, _Lease)
     self._there: set[str] = set()
     self._sent: dict[str, tuple[int, int]] = {}  # what tells whether a file has changed since
     self._end, self._given_up = threading.Event(), False
 
   def fetch(self) -> None:
-    """Copies the run from the bucket, without arrays; with the lease, removes half checkpoints before."""
-    shutil.rmtree(self._folder, ignore_errors=True)
+    """Copies the run from the bucket, without arrays; the first removes half checkpoints before."""
     objects = buckets.listing(self._url)
-    self._there = {name for name in objects if not name.startswith(f'{_LOCK}/')}
-    for step in _steps(self._there) if self.lease else ():
+    self._there = {*objects}
+    for step in _steps(self._there) if self._is_first else ():
       if f'{step}/{MANIFEST}' not in self._there:
         self._remove(step)
     wanted = {name: objects[name] for name in self._there}
@@ -159,13 +177,17 @@ class _Uploads(threading.Thread):
         last, before = time.monotonic(), now
 
   def finish(self, everything: bool) -> None:
-    """Ends; uploads what is left if it is to be `everything`, and raises UsageError if that cannot be."""
+    """Ends, and uploads what is left; raises UsageError if it is to be `everything`, and cannot be."""
     self._given_up = not everything
     self._end.set()
     self.join()
-    if everything:
+    try:
       self._upload()
-      distributed.post(_UPLOADED, sys.maxsize)
+    except UsageError as error:
+      if everything:
+        raise
+      print(one_line(f'warning: not all of the run is in the bucket: {error}'), flush=True)
+    distributed.post(_UPLOADED, sys.maxsize)
 
   def _due(self) -> tuple[list[str], int]:
     """Returns what calls for an upload when it changes: checkpoints here, and the first process's post."""
@@ -178,7 +200,7 @@ class _Uploads(threading.Thread):
       if not _CHECKPOINT.match(name):
         with contextlib.suppress(FileNotFoundError):
           self._send(name)
-    if not self.lease:
+    if not self._is_first:
       return
     whole = _steps(name for name in names if name.endswith(f'/{MANIFEST}'))
     for step in sorted(whole, key=_number):  # what a kill loses of them is made again
@@ -197,10 +219,10 @@ class _Uploads(threading.Thread):
   def _wait_for_others(self, step: int) -> None:
     """Returns when the other processes have uploaded what they wrote until a step."""
     distributed.post(_UPLOADS, step)
-    end = time.monotonic() + _LEASE
+    end = time.monotonic() + (_GIVEN_UP if self._given_up else _LEASE)
     for one in range(1, jax.process_count()):
       while (distributed.posted(_UPLOADED, one) or 0) < step:
-        if time.monotonic() > end or self._given_up:
+        if time.monotonic() > end:
           raise UnreachableError(f'process {one} has not uploaded what it wrote until step {step}')
         time.sleep(_LOOK)
 
@@ -209,8 +231,7 @@ class _Uploads(threading.Thread):
     names = sorted(
       (x for x in self._there if x.startswith(f'{step}/')), key=lambda x: not x.endswith(MANIFEST)
     )
-    if self.lease:
-      self.lease.check()
+    self._lease.check()
     buckets.remove([f'{self._url}/{name}' for name in names])
     self._there -= {*names}
     self._sent = {name: state for name, state in self._sent.items() if name not in names}
@@ -218,8 +239,7 @@ class _Uploads(threading.Thread):
   def _send(self, name: str) -> None:
     state = self._state(name)
     if self._sent.get(name) != state:
-      if self.lease:
-        self.lease.check()
+      self._lease.check()
       buckets.upload(self._folder / name, f'{self._url}/{name}')
       self._sent[name] = state
       self._there.add(name)
@@ -241,12 +261,13 @@ class _Lease(threading.Thread):
   A bucket creates an object once, so of several processes that create the next number one has the right. A
   holder that does not renew it for a minute, or was a process of this machine and is gone, has ended.
 
-  Raises BusyError if another process has it.
+  Raises BusyError if another process has it. Once it is lost it stays lost, whatever becomes of the other.
   """
 
   def __init__(self, url: str):
     super().__init__(daemon=True)
     self._place, self._url, self._end, self._beat = f'{url}/{_LOCK}', url, threading.Event(), 0
+    self._token, self._is_lost = secrets.token_hex(8), False
     before = self._greatest()
     if before and not _has_ended(f'{self._place}/{before}'):
       raise self._busy()
@@ -260,7 +281,9 @@ class _Lease(threading.Thread):
     self.start()
 
   def check(self) -> None:
-    """Renews it if that is overdue: raises BusyError if another process has it, or what a network raises."""
+    """Renews it if that is overdue: raises BusyError if it is lost, or what a network raises."""
+    if self._is_lost:
+      raise self._busy()
     if time.monotonic() > self._until:
       self._renew()
 
@@ -288,15 +311,44 @@ class _Lease(threading.Thread):
     return max((int(name) for name in buckets.listing(self._place) if name.isdigit()), default=0)
 
   def _renew(self) -> None:
-    if self._greatest() > self._number:
+    if (
+      self._greatest() != self._number or _holder(f'{self._place}/{self._number}').get('token') != self._token
+    ):
+      self._is_lost = True  # to a process that may have ended since
       raise self._busy()
     self._write()
 
   def _write(self, only_if_absent: bool = False) -> None:
     start, self._beat = time.monotonic(), self._beat + 1
-    holder = {'machine': _machine(), 'process': os.getpid(), 'beat': self._beat}
+    holder = {'machine': _machine(), 'process': os.getpid(), 'beat': self._beat, 'token': self._token}
     buckets.write(f'{self._place}/{self._number}', json.dumps(holder).encode(), only_if_absent)
     self._until = start + _LEASE - _RENEW
+    distributed.post(_BEAT, self._beat)
+
+
+class _LeaseOfFirst:
+  """What another process knows of the first one's lease: when it was renewed last."""
+
+  def __init__(self, url: str):
+    self._url, self._seen, self._beat = url, time.monotonic(), None
+
+  def check(self) -> None:
+    """Raises UnreachableError if the first process may have lost its lease."""
+    if (beat := distributed.posted(_BEAT, 0)) != self._beat:
+      self._seen, self._beat = time.monotonic(), beat
+    if time.monotonic() - self._seen > _LEASE - _RENEW:
+      raise UnreachableError(f'process 0 cannot renew its right to write to {self._url}')
+
+  def release(self) -> None:
+    """Does nothing: the first does it."""
+
+
+def _holder(lock: str) -> dict[str, Any]:
+  """Returns what is written in a lock; nothing if it is gone, or not ours."""
+  with contextlib.suppress(ValueError, TypeError, AttributeError):
+    found = buckets.stat(lock)
+    return dict(json.loads(buckets.read_ranges([(lock, 0, found.size)])[0])) if found else {}
+  return {}
 
 
 def _has_ended(lock: str) -> bool:
@@ -304,8 +356,8 @@ def _has_ended(lock: str) -> bool:
   before = buckets.stat(lock)
   if before is None:
     return True
-  with contextlib.suppress(ValueError, TypeError, KeyError):  # not ours
-    holder = json.loads(buckets.read_ranges([(lock, 0, before.size)])[0])
+  with contextlib.suppress(ValueError, KeyError):  # not ours
+    holder = _holder(lock)
     if holder['machine'] == _machine() and not is_running(int(holder['process'])):
       return True
   print(f'note: {lock} is of a process that may have been killed; waiting for a minute', flush=True)

@@ -41,6 +41,7 @@ _CONNECTION = re.compile(
   r'UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|heartbeat|coordination service|PollForError|[Gg]loo|NCCL'
   r'|[Cc]onnection|[Ss]ocket'
 )
+_SILENT = r'Socket closed|UNAVAILABLE|[Cc]onnection (refused|reset)|failed to connect'
 _COMES_WITHIN, _LOOK = 60.0, 0.2  # seconds in which processes come to the end of a run; between two looks
 _run = 0  # the number of the run of this process
 _LOST = 76  # the child's exit code when a collective failed and JAX did not say which process was gone
@@ -325,7 +326,10 @@ def _lost(lines: list[str], cluster: Cluster) -> str:
   if match := re.search(r'stopped sending heartbeats\):\s+((?:[^\s]*task:)?[\d, ]+)', text):
     numbers = ', '.join(re.findall(r'\d+', match[1].rpartition('task:')[2]))
     return f'process {numbers} is lost (no sign of life for {cluster.lost_after} s)'
-  if re.search('coordination service|PollForError|CoordinationService/Heartbeat', text):
+  is_silent = re.search('CoordinationService/Heartbeat', text) or (
+    re.search('coordination service|PollForError', text) and re.search(_SILENT, text)
+  )
+  if is_silent and cluster.process_id != 0:
     place = f' at {cluster.coordinator}' if cluster.coordinator else ''
     return f'process 0, the coordinator{place}, is lost'
   return 'another process is lost'

@@ -17,8 +17,8 @@ from alexnet_flax import checkpoint
 from alexnet_flax.config import Config, all_keys, from_dict, idle_keys, to_dict, value_of
 from alexnet_flax.data.source import read_labels
 from alexnet_flax.data.tfds_source import IMAGE_FOLDER
-from alexnet_flax.errors import PreemptedError, UsageError, one_line
-from alexnet_flax.files.buckets import fetched
+from alexnet_flax.errors import PreemptedError, StoppedError, UsageError, one_line
+from alexnet_flax.files.buckets import fetched, url_of
 from alexnet_flax.steps import GuardedStep, TrainState
 from alexnet_flax.training import callbacks as builtin
 from alexnet_flax.training import distributed, trackers
@@ -169,7 +169,9 @@ def _train(
     latest = checkpoint.latest_whole(folder / 'checkpoints', folder / 'damaged', print) if is_writer else None
   latest = distributed.gather(latest)[0]
   with distributed.together():  # of a run in a bucket, each has a copy
-    fetched(folder / 'checkpoints' / str(latest))
+    place = fetched(folder / 'checkpoints' / str(latest))
+    if url_of(place) and latest is not None and not is_writer and (wrong := checkpoint.damage(place)):
+      raise UsageError(f'the copy of {place} is damaged: {wrong}; start again')
   if latest is not None and latest > last:
     advice = 'use another --workdir or a greater --config.total_steps'
     raise UsageError(
@@ -211,7 +213,7 @@ def _train(
     if stopped:
       where = 'there' if saved == progress.step else f'step {saved}, after which nothing could be saved'
       ended = f'ended at step {progress.step} of {last}, as asked'
-      raise PreemptedError(f'{ended}; the same command goes on from {where}')
+      raise StoppedError(f'{ended}; the same command goes on from {where}')
     logger.say(_closing_line(experiment, progress.values, folder))
     if saved != last:  # on_save_error=continue
       logger.say(f'warning: step {saved} is the last that is saved; the same command goes on from there')

@@ -22,7 +22,7 @@ from alexnet_flax.data.images import UnreadableError
 from alexnet_flax.data.tfds_source import open_dataset, prepare, split_names
 from alexnet_flax.data.views import EvalView
 from alexnet_flax.errors import COPIES, BusyError, PreemptedError, UnreachableError, UsageError
-from alexnet_flax.files import buckets
+from alexnet_flax.files import buckets, expanded
 from alexnet_flax.files.cache import cache_folder
 from alexnet_flax.training import bucket_run
 from alexnet_flax.training.batches import read_examples
@@ -121,7 +121,8 @@ def test_a_run_that_is_killed_goes_on_with_the_same_bits(bucket, data, undisturb
       assert process.poll() is None
       time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
-  assert {'config.json', 'metrics.jsonl', 'examples-0.jsonl', '.lock/1'} <= {*buckets.listing(url)}
+  assert {'config.json', 'metrics.jsonl', 'examples-0.jsonl'} <= {*buckets.listing(url)}
+  assert {*buckets.listing(f'{url}/.lock')} == {'1'}
   half = f'{url}/checkpoints/6'  # of a kill during an upload
   buckets.write(f'{half}/_CHECKPOINT_METADATA', b'{}')
   capfd.readouterr()
@@ -131,7 +132,7 @@ def test_a_run_that_is_killed_goes_on_with_the_same_bits(bucket, data, undisturb
   assert 'damaged' not in said
 
   there = buckets.listing(url)
-  assert '.lock/1' not in there
+  assert not buckets.listing(f'{url}/.lock')
   assert {name.split('/')[1] for name in there if name.startswith('checkpoints/')} == {'4', '6', '8'}
   shutil.rmtree(cache_folder() / 'buckets')
   copy = files.expanded(url)
@@ -328,7 +329,7 @@ def test_a_run_has_one_process(bucket, monkeypatch, capsys):
   url = f'{bucket}/runs/one'
   with bucket_run.run_folder(url), pytest.raises(BusyError, match=f'trains in {url}; wait for its end'):
     bucket_run.run_folder(url).__enter__()
-  assert not buckets.listing(url)
+  assert not buckets.listing(f'{url}/.lock')
   with subprocess.Popen(['true']) as ended:
     pass
   for holder in (
@@ -337,27 +338,77 @@ def test_a_run_has_one_process(bucket, monkeypatch, capsys):
   ):
     buckets.write(f'{url}/.lock/7', json.dumps(holder).encode())
     with bucket_run.run_folder(url):
-      assert '.lock/8' in buckets.listing(url)
-      assert '.lock/7' not in buckets.listing(url)
+      assert {*buckets.listing(f'{url}/.lock')} == {'8'}
   assert 'waiting for a minute' in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures('quick')
-def test_a_process_whose_run_was_taken_over_ends_and_uploads_nothing(bucket, monkeypatch, capsys):
-  url, asked = f'{bucket}/runs/taken', threading.Event()
+@pytest.mark.parametrize('other_has_ended', [False, True])
+def test_a_process_whose_run_was_taken_over_ends_and_uploads_nothing(
+  bucket, monkeypatch, capsys, other_has_ended
+):
+  url, asked = f'{bucket}/runs/taken-{other_has_ended}', threading.Event()
   monkeypatch.setattr(bucket_run.os, 'kill', lambda *_: asked.set())
 
   def train():
     with bucket_run.run_folder(url) as folder:
       buckets.write(f'{url}/.lock/2', b'{}')
+      buckets.remove([f'{url}/.lock/1'])
+      if other_has_ended:
+        buckets.remove([f'{url}/.lock/2'])
       assert asked.wait(20)
-      time.sleep(bucket_run._LEASE)
       (folder / 'metrics.jsonl').write_text('late')
 
   with pytest.raises(BusyError):
     train()
-  assert {*buckets.listing(url)} == {'.lock/2'}
+  assert not buckets.listing(url)
+  assert {*buckets.listing(f'{url}/.lock')} == (set() if other_has_ended else {'2'})
   assert f'another process trains in {url}; ' in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures('quick')
+def test_what_a_suspended_process_writes_when_it_goes_on_is_not_uploaded(bucket, monkeypatch):
+  url, asked = f'{bucket}/runs/suspended', threading.Event()
+  monkeypatch.setattr(bucket_run, '_has_ended', lambda lock: True)  # as after a minute
+  monkeypatch.setattr(bucket_run.os, 'kill', lambda *_: asked.set())
+
+  def run():
+    with bucket_run.run_folder(url) as suspended:
+      with bucket_run.run_folder(url) as folder:
+        assert bucket_run.place_here(url) == folder != suspended
+        for place, text in ((suspended, 'late'), (folder, 'new')):
+          place.mkdir(parents=True, exist_ok=True)
+          (place / 'metrics.jsonl').write_text(text)
+      assert asked.wait(20)
+
+  with pytest.raises(BusyError):
+    run()
+  assert expanded(f'{url}/metrics.jsonl').read_text() == 'new'
+
+
+def test_a_signal_during_the_last_upload_does_not_cut_it_off(bucket, monkeypatch):
+  url, upload = f'{bucket}/runs/late', buckets.upload
+
+  def slow(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    upload(*arguments)
+
+  with bucket_run.run_folder(url) as folder:
+    monkeypatch.setattr(bucket_run, '_EVERY', 1e9)
+    monkeypatch.setattr(buckets, 'upload', slow)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'metrics.jsonl').write_text('the last lines')
+  assert {*buckets.listing(url)} == {'metrics.jsonl'}
+  assert not buckets.listing(f'{url}/.lock')
+
+
+def test_a_run_that_was_copied_from_a_disk_may_hold_its_lock_file(bucket):
+  url = f'{bucket}/runs/from_disk'
+  buckets.write(f'{url}/config.json', b'{}')
+  buckets.write(f'{url}/.lock', b'')
+  buckets.write(f'{url}/.lock/1', b'{}')
+  assert {*buckets.listing(url)} == {'config.json'}
+  assert (expanded(url) / 'config.json').read_text() == '{}'
 
 
 def test_a_full_disk_and_a_refusal_are_not_the_network(bucket):

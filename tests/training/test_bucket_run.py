@@ -105,7 +105,7 @@ def test_when_one_is_killed_both_end_and_go_on_with_the_same_bits(bucket, data_d
   assert found == contents(whole)
   assert {6, 8} <= {*arrays} <= {4, 6, 8}  # the last two, and the best
   assert [len(one) for one in read] == [8, 8]
-  assert not [name for name in buckets.listing(killed) if name.startswith('.lock')]
+  assert not buckets.listing(f'{killed}/.lock')
   assert main(['evaluate', f'{killed}@8', '--json', str(tmp_path / 'scores.json')]) == 0
   top1 = json.loads((tmp_path / 'scores.json').read_text())['top1']['value']
   assert (8, 'top1', top1) in [(step, name, value) for step, _, name, value, _ in metrics]
@@ -169,8 +169,7 @@ def test_who_does_not_come_to_the_end_is_not_waited_for(processes, monkeypatch):
 
 def test_a_manifest_waits_for_what_the_others_write(bucket, processes, tmp_path, monkeypatch):
   url = f'{bucket}/waits'
-  uploads = bucket_run._Uploads(tmp_path, url)
-  uploads.lease = bucket_run._Lease(url)
+  uploads = bucket_run._Uploads(tmp_path, url, lease := bucket_run._Lease(url))
   monkeypatch.setattr(bucket_run, '_LEASE', 0.1)
   for name in ('config.json', 'checkpoints/4/array', 'checkpoints/4/manifest.json'):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -178,16 +177,17 @@ def test_a_manifest_waits_for_what_the_others_write(bucket, processes, tmp_path,
   with pytest.raises(UnreachableError, match='process 1 has not uploaded what it wrote until step 4'):
     uploads._upload()
   assert processes['uploads/0'] == '4'
-  assert {*buckets.listing(url)} == {'.lock/1', 'checkpoints/4/array', 'config.json'}
+  assert {*buckets.listing(url)} == {'checkpoints/4/array', 'config.json'}
   processes['uploaded/1'] = '4'
   uploads._upload()
   assert 'checkpoints/4/manifest.json' in buckets.listing(url)
-  uploads.lease.release()
+  lease.release()
 
   # The other: it says until where it has uploaded its files, and leaves checkpoints alone.
   monkeypatch.setattr(jax, 'process_index', lambda: 1)
   monkeypatch.setattr(bucket_run, '_LOOK', 0.05)
-  other = bucket_run._Uploads(tmp_path / 'other', url)
+  monkeypatch.setattr(bucket_run, '_LEASE', 60.0)
+  other = bucket_run._Uploads(tmp_path / 'other', url, bucket_run._LeaseOfFirst(url))
   other.fetch()
   other.begin()
   shutil.rmtree(tmp_path / 'other' / 'checkpoints')
@@ -197,6 +197,11 @@ def test_a_manifest_waits_for_what_the_others_write(bucket, processes, tmp_path,
     assert other.is_alive()
     time.sleep(0.05)
   assert {'checkpoints/4/manifest.json', 'examples-1.jsonl'} <= {*buckets.listing(url)}
+  (tmp_path / 'other' / 'examples-1.jsonl').write_text('more lines')
+  other._lease._seen -= 60  # since when the first has not renewed its lease
+  with pytest.raises(UnreachableError, match='process 0 cannot renew its right to write'):
+    other._upload()
+  processes['beat/0'] = '9'
   other.finish(everything=True)
   assert int(processes['uploaded/1']) > 1 << 60
 
