@@ -2,6 +2,7 @@
 
 import argparse
 
+from alexnet_flax.cli.options import add_figure, figure_file
 from alexnet_flax.errors import UsageError, one_line
 from alexnet_flax.files import check_writable, expanded
 
@@ -33,22 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='print noise ceilings: the files after the first are of at least two subjects; for rsa-...',
   )
   parser.add_argument('--out', metavar='FILE', help='F.csv or F.json')
-  parser.add_argument('--figure', metavar='FILE', help='F.svg or F.png')
+  add_figure(parser, 'a matrix of similarities for each comparison')
 
 
 def run(arguments: argparse.Namespace) -> None:
   from alexnet_flax.inference.compare import compare_files, tables, write_result
 
-  out = figure = None
+  out = None
   if arguments.out is not None:
     out = expanded(arguments.out)
     if out.suffix.lower() not in ('.csv', '.json'):
       raise UsageError(f'--out {arguments.out}: the ending must be .csv or .json')
     check_writable(out)
-  if arguments.figure is not None:
-    from alexnet_flax.viz.similarity import draw_comparisons, figure_path
-
-    figure = figure_path(arguments.figure)
+  figure = figure_file(arguments)
   result = compare_files(
     arguments.files,
     arguments.measure,
@@ -62,4 +60,6 @@ def run(arguments: argparse.Namespace) -> None:
   if out:
     write_result(result, out)
   if figure:
+    from alexnet_flax.viz.similarity import draw_comparisons
+
     draw_comparisons(result, figure)

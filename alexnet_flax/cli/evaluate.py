@@ -6,7 +6,15 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from alexnet_flax.cli.options import NETWORK, add_data_dir, add_network, check_batch_size, network_options
+from alexnet_flax.cli.options import (
+  NETWORK,
+  add_data_dir,
+  add_figure,
+  add_network,
+  check_batch_size,
+  figure_file,
+  network_options,
+)
 from alexnet_flax.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,10 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--on_bad_image', choices=['error', 'skip'], help="(default: error; or the run's own)")
   parser.add_argument('--any_count', action='store_true', help='score a published set that is not whole')
   parser.add_argument('--json', metavar='FILE', help='file for all figures; - is the standard output')
+  add_figure(parser, 'a reliability diagram, or accuracy by epsilon under --attack')
 
 
 def run(arguments: argparse.Namespace) -> None:
   from alexnet_flax.data.bad_images import BadImages
+  from alexnet_flax.evaluation.imagenet import CORRUPTED
   from alexnet_flax.evaluation.summary import evaluate, write_json
   from alexnet_flax.files import check_writable, expanded
   from alexnet_flax.pretrained import (
@@ -75,6 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
   check_batch_size(arguments)
   if arguments.json not in (None, '-'):
     check_writable(expanded(arguments.json))
+  figure = figure_file(arguments)
   attacks = _attacks(arguments)
   say = functools.partial(print, file=sys.stderr)
   bad = BadImages(arguments.on_bad_image or 'error', say, '--on_bad_image=skip')
@@ -90,6 +101,8 @@ def run(arguments: argparse.Namespace) -> None:
     data = run_config(run).data
     dataset = f'{data.dataset}:{data.eval_split}'
     bad.policy, bad.max_pixels = arguments.on_bad_image or data.on_bad_image, data.max_pixels
+  if figure and dataset == CORRUPTED:
+    raise UsageError(f'--figure is for one data set; name a part of this one, such as {dataset}/fog_3')
   for one in filter(find_run, sources):
     if run_config(one).data.corruption == 'shuffled_pixels':
       advice = f'its own evaluations are in {one}/metrics.jsonl'
@@ -113,6 +126,10 @@ def run(arguments: argparse.Namespace) -> None:
   figures = evaluate(networks, dataset, **options, bad=bad, attacks=attacks, quiet=arguments.json == '-')
   if arguments.json is not None:
     write_json(arguments.json, figures)
+  if figure:
+    from alexnet_flax.viz.perception import draw_evaluation
+
+    draw_evaluation(figures, figure)
   if error := figures.get('temperature_scaling', {}).get('error'):
     raise UsageError(error)
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import glob
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,20 @@ def take_network(arguments: argparse.Namespace, paths: list[str], listed: Sequen
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
   """Adds the folder of the data sets."""
   parser.add_argument('--data_dir', help="folder of the data sets (default: TFDS's own)")
+
+
+def add_figure(parser: argparse.ArgumentParser, what: str) -> None:
+  """Adds `--figure`, a file for a drawing of `what`."""
+  parser.add_argument('--figure', metavar='FILE', help=f'F.svg or F.png: {what}')
+
+
+def figure_file(arguments: argparse.Namespace) -> pathlib.Path | None:
+  """Returns the file of `--figure`, if given; raises UsageError if it cannot be written."""
+  if arguments.figure is None:
+    return None
+  from alexnet_flax.viz.similarity import figure_path
+
+  return figure_path(arguments.figure)
 
 
 def check_batch_size(arguments: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ import json
 import pathlib
 import sys
 
-from alexnet_flax.cli.options import add_weights, load, take_network
+from alexnet_flax.cli.options import add_figure, add_weights, figure_file, load, take_network
 from alexnet_flax.errors import UsageError, one_line
 
 HELP = 'shape or texture: decisions on cue-conflict images, beside those of people'
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument('--out', metavar='FILE', help="CSV for the network's own trials")
   parser.add_argument('--json', action='store_true', help='one JSON object')
+  add_figure(parser, 'shape decisions by shape')
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -31,6 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
 
   if arguments.out is not None:
     check_writable(expanded(arguments.out))
+  figure = figure_file(arguments)
   places = take_network(arguments, arguments.folder)
   if len(places) > 1:
     raise UsageError(f'name one folder, not {len(places)}: {", ".join(places)}')
@@ -46,12 +48,17 @@ def run(arguments: argparse.Namespace) -> None:
   name = one_line(pathlib.PurePath(network.source).name)
   if arguments.out is not None:
     bias.write_trials(arguments.out, name, ours)
+  title = f'{name} ({network.spec.name})'
+  if figure:
+    from alexnet_flax.viz.perception import draw_shape_bias
+
+    draw_shape_bias({title: ours, **others}, figure)
   if arguments.json:
     print(json.dumps({'network': name, 'variant': network.spec.name, **result}))
     return
   print(f'{result["images"]:,} images with a conflict, of {len(images):,}\n')
   print('shape bias  95 % interval   error consistency with the network')
-  for observer, figures in {f'{name} ({network.spec.name})': result, **result['observers']}.items():
+  for observer, figures in {title: result, **result['observers']}.items():
     bounds = [figures[key] for key in ('shape_bias', 'low', 'high')]
     value, low, high = ('-' if bound is None else f'{100 * bound:.1f}' for bound in bounds)
     kappa = '' if figures is result else f'{figures["error_consistency"]:.3f}'

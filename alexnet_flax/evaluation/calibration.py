@@ -79,7 +79,7 @@ def scaled(predictions: Predictions, temperatures: np.ndarray) -> Predictions:
 def scale_by(fitted: Predictions, name: str, predictions: Predictions) -> dict[str, Any]:
   """Returns figures of predictions at the temperature that is fitted on others, of images called `name`.
 
-  'loss' and 'calibration_error' are at 'temperatures'; 'fitted_on' and 'images' say where those are from. All
+  'loss' and 'calibration_...' are at 'temperatures'; 'fitted_on' and 'images' say where those are from. All
   predictions must have the log probabilities of all classes. Raises the errors of `fit_temperature`.
   """
   temperature = _temperature(fitted, np.arange(len(fitted.labels)), name)
@@ -112,6 +112,7 @@ def _figures(after: Predictions, temperatures: list[float], name: str, images: i
     'temperatures': temperatures,
     'loss': after.mean_loss()._asdict(),
     'calibration_error': after.calibration_error(),
+    'calibration_bins': after.calibration_bins(),
   }
 
 

@@ -65,10 +65,15 @@ class Predictions:
 
     The mean distance between confidence and accuracy, with each bin weighted by its number of images.
     """
-    confidence, hit = self.probabilities[:, 0], self.hits[:, 0]
+    _, confidence, correct = map(np.array, self.calibration_bins().values())
+    return float(np.abs(correct - confidence).sum() / len(self.hits))
+
+  def calibration_bins(self) -> dict[str, list[float]]:
+    """Returns sums over the images of each of 15 equal bins: of 'images', 'confidence' and 'correct'."""
+    confidence, hit = self.probabilities[:, 0].astype(np.float64), self.hits[:, 0]
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, weights=hit - confidence.astype(np.float64), minlength=CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(hit))
+    sums = {'images': np.ones(len(hit)), 'confidence': confidence, 'correct': hit}
+    return {name: np.bincount(bins, one, CALIBRATION_BINS).tolist() for name, one in sums.items()}
 
   def confusion(self, num_classes: int) -> np.ndarray:
     """Confusion matrix, int [C, C]: rows are labels, columns top-1 predictions.

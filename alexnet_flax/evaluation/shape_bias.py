@@ -141,6 +141,15 @@ def shape_bias(decisions: Decisions) -> dict[str, Any]:
   return {'shape_bias': value, 'low': low, 'high': high, **counts}
 
 
+def by_shape(decisions: Decisions) -> dict[str, dict[str, Any]]:
+  """Returns what `shape_bias` returns, for the images of each shape that has one with a conflict."""
+  parts: dict[str, Decisions] = {}
+  for name, decision in decisions.items():
+    parts.setdefault(cues(name)[1], {})[name] = decision
+  found = {shape: shape_bias(part) for shape, part in sorted(parts.items())}
+  return {shape: figures for shape, figures in found.items() if figures['images']}
+
+
 def error_consistency(first: Decisions, second: Decisions) -> float:
   """Returns Cohen's kappa of two observers' being right on the same images (Geirhos et al. 2020, section 2).
 

@@ -248,6 +248,7 @@ def _results(
     'top5': predictions.top_k(5)._asdict(),
     'loss': predictions.mean_loss()._asdict(),
     'calibration_error': predictions.calibration_error(),
+    'calibration_bins': predictions.calibration_bins(),
     'classes': list(names),
     'per_class': [
       {'class': names[i], 'images': int(counts[i]), 'top1': float(confusion[i, i] / counts[i])}

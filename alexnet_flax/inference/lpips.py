@@ -35,7 +35,12 @@ _OTHERS = {(64, 128, 256, 512, 512): 'VGG', (64, 128, 256, 384, 384, 512, 512): 
 
 
 def lpips(
-  model: AlexNet, variables: Any, heads: Sequence[Any], first: jax.Array, second: jax.Array
+  model: AlexNet,
+  variables: Any,
+  heads: Sequence[Any],
+  first: jax.Array,
+  second: jax.Array,
+  spatial: bool = False,
 ) -> jax.Array:
   """Computes LPIPS, version 0.1: a distance, 0 for equal images but for rounding, that can be differentiated.
 
@@ -49,9 +54,10 @@ def lpips(
     variables: Its variables.
     heads: The weights of the channels of the five layers, [C] each; see `load_heads`.
     first, second: float RGB in 0 ... 1, [N, H, W, 3].
+    spatial: Instead of their means, resize the layers to the images' sides, bilinearly: where images differ.
 
   Returns:
-    float32 [N].
+    float32 [N], or [N, H, W] if spatial.
 
   Raises:
     UsageError: The network is another one.
@@ -70,7 +76,10 @@ def lpips(
     x = at_least_float32(taps[layer])
     squares = jnp.sum(jnp.square(x), -1, keepdims=True)
     one, other = jnp.split(x / (jnp.sqrt(jnp.where(squares > 0, squares, 1.0)) + 1e-10), 2)
-    distances.append(jnp.mean(jnp.square(one - other) @ jnp.asarray(head, x.dtype), (1, 2)))
+    squared = jnp.square(one - other) @ jnp.asarray(head, x.dtype)
+    distances.append(
+      jax.image.resize(squared, first.shape[:3], 'bilinear') if spatial else squared.mean((1, 2))
+    )
   return jnp.stack(distances).sum(0)
 
 
@@ -143,9 +152,12 @@ def image_pairs(first: str, second: str) -> list[tuple[str, str]]:
 
 
 def distances(
-  network: PretrainedModel, heads: Sequence[np.ndarray], pairs: Sequence[tuple[str, str]]
-) -> Iterator[float]:
-  """Yields LPIPS of each pair of image files, in order.
+  network: PretrainedModel,
+  heads: Sequence[np.ndarray],
+  pairs: Sequence[tuple[str, str]],
+  spatial: bool = False,
+) -> Iterator[np.ndarray]:
+  """Yields LPIPS of each pair of image files, in order: float32 [], or [H, W] if `spatial`.
 
   Raises:
     UsageError: An image cannot be read or is too small, or the two of a pair differ in size.
@@ -158,7 +170,8 @@ def distances(
       raise UsageError(
         f'{" and ".join(pair)} have {sizes} pixels; LPIPS is of images of one size: resize one'
       )
-    yield _compiled(network.model, network.variables, tuple(heads), first, second).item()
+    found = _compiled(network.model, network.variables, tuple(heads), first, second, spatial)
+    yield np.asarray(found)[0]
 
 
 def _read(file: str, smallest: int) -> np.ndarray:
@@ -173,4 +186,4 @@ def _read(file: str, smallest: int) -> np.ndarray:
   return image[None].astype(np.float32) / 255
 
 
-_compiled = jax.jit(lpips, static_argnums=0)
+_compiled = jax.jit(lpips, static_argnums=(0, 5))

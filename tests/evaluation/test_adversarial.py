@@ -113,7 +113,10 @@ def test_accuracy_by_epsilon(data_dir, tmp_path, capsys):
   clean = json.loads(path.read_text())
   attack = ['--attack', 'pgd', '--steps', '3', '--epsilons', '0,16/255,0.2']
   capsys.readouterr()
-  assert main([*command, *attack, '--batch_size', '16', '--json', str(path)]) == 0
+  assert (
+    main([*command, *attack, '--batch_size', '16', '--json', str(path), '--figure', str(tmp_path / 'a.svg')])
+    == 0
+  )
   out, attacked = capsys.readouterr().out, json.loads(path.read_text())
   first, second, third = attacked['attacks']
   assert [one['epsilon'] for one in attacked['attacks']] == [0, 16 / 255, 0.2]
@@ -125,6 +128,7 @@ def test_accuracy_by_epsilon(data_dir, tmp_path, capsys):
   assert lines[2] == 'PGD of 3 steps from a random start, epsilon in linf of values in 0 ... 1'
   assert [line.split()[0] for line in lines[5:8]] == ['0/255', '16/255', '51/255']
   assert f'{100 * second["top1"]["value"]:.2f} %' in lines[6]
+  assert 'PGD of 3 steps on digits:test[:37], 37 images' in (tmp_path / 'a.svg').read_text(encoding='utf-8')
 
 
 def test_several_networks(data_dir, tmp_path, capsys):

@@ -134,9 +134,15 @@ def test_temperature_scaling(run, data_dir, tmp_path, capsys):
   assert (scaling['fitted_on'], scaling['images']) == ('digits:test[50%:]', 182)
   assert f'at temperature {temperature:.4f}, fitted on 182 images, digits:test[50%:]' in table
 
-  halves, _ = evaluated(capsys, tmp_path, *common, '--calibrate', 'halves')
+  figure = tmp_path / 'reliability.svg'
+  halves, _ = evaluated(capsys, tmp_path, *common, '--calibrate', 'halves', '--figure', figure)
   fits = [calibration.fit_temperature(rows[half::2], np.array(labels)[half::2]) for half in (0, 1)]
   scaling = halves['temperature_scaling']
+  drawn = figure.read_text(encoding='utf-8')
+  for one in (halves, scaling):
+    gaps = np.subtract(one['calibration_bins']['correct'], one['calibration_bins']['confidence'])
+    assert np.abs(gaps).sum() / 182 == pytest.approx(one['calibration_error'])
+    assert f'calibration error {one["calibration_error"]:.2%}<' in drawn
   assert scaling['temperatures'] == pytest.approx(fits)
   swapped = np.where(np.arange(len(rows)) % 2, fits[0], fits[1])
   expected = sklearn.metrics.log_loss(labels, scipy.special.softmax(rows / swapped[:, None], axis=1))

@@ -107,7 +107,9 @@ COMMAND = ['shape-bias', 'cue [conflict]', '--weights', 'net.safetensors']
 
 
 def test_the_command(place, capsys):
-  assert main([*COMMAND, '--humans', 'a.csv', 'b.csv', '--out', 'ours.csv', '--json']) == 0
+  assert (
+    main([*COMMAND, '--humans', 'a.csv', 'b.csv', '--out', 'ours.csv', '--json', '--figure', 'f.SVG']) == 0
+  )
   out, notes = capsys.readouterr()
   found = json.loads(out)
   missing = ', '.join(sorted(set(CATEGORIES) - {'airplane', 'bear', 'dog', 'truck'}))
@@ -115,6 +117,10 @@ def test_the_command(place, capsys):
   assert found['observers']['subject-01']['shape_bias'] == pytest.approx(2 / 3)
   # Each is right on three of five images, both on one, and either on all: (1/5 - 13/25) / (12/25).
   assert found['error_consistency_among_observers'] == pytest.approx(-2 / 3)
+
+  drawn = pathlib.Path('f.SVG').read_text(encoding='utf-8')
+  assert '>net.safetensors (torchvision), ' in drawn
+  assert '>subject-01, 66.7%<' in drawn
 
   with open('ours.csv', encoding='utf-8') as file:
     rows = list(csv.DictReader(file))

@@ -85,6 +85,16 @@ def test_distances_and_gradients(network, pth, size):
   assert np.linalg.norm(gradient - wanted) < 2e-2 * np.linalg.norm(wanted)
 
 
+def test_where_images_differ(network, pth, monkeypatch):
+  monkeypatch.setattr(network, 'spatial', True)
+  first, second = (one.astype(np.float32) for one in images(*SIZES[0]))
+  with torch.no_grad():
+    expected = network(tensor(first), tensor(second), normalize=True)[:, 0].numpy()
+  found = lpips(AlexNet(SPEC), load_weights(pth, SPEC), load_heads(), first, second, spatial=True)
+  assert expected.min() < 0.5 * expected.max()
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
 def test_gradients_in_float64(network, pth):
   with jax.enable_x64(True):
     expected, found, wanted, gradient = compared(network.double(), pth, SIZES[-1], np.float64)
