@@ -49,9 +49,10 @@ def _draw_accuracies(figure: Figure, attacks: Sequence[Mapping[str, Any]]) -> No
   )
   value, low, high = np.array(top1).T
   axes = figure.subplots()
-  axes.fill_between(epsilons, low, high, alpha=0.25, label='95 % interval')
+  axes.fill_between(epsilons, low, high, color='C0', alpha=0.25, label='95 % interval')
   axes.plot(epsilons, value, marker='o', markersize=4, label='top-1')
   axes.set(xlabel=f'epsilon in {attacks[0]["norm"]}', ylabel='accuracy', ylim=(0, 1.02))
+  axes.locator_params(axis='x', nbins=6)
   axes.xaxis.set_major_formatter(StrMethodFormatter('{x:g}' + unit))
 
 

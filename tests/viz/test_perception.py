@@ -43,7 +43,7 @@ def test_accuracies(tmp_path, norm, x_label, tick):
   for one in (x_label, tick, 'accuracy', 'top-1', '95 % interval', 'a&lt;b&gt; (caffe)'):
     assert one in words
   assert 'PGD of 7 steps on $digits:test, 1,000 images' in words
-  assert markers(text) == [2]
+  assert markers(text) == [1, 2]  # the interval is one shape
 
 
 def scored(confidence, hits):
