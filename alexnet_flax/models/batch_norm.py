@@ -96,7 +96,7 @@ def _rectified(x: jax.Array, sign: jax.Array) -> jax.Array:
 @_rectified.defjvp
 def _rectified_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
   result = _rectified(*primals)
-  return result, jnp.where(result != 0, tangents[0] * primals[1], 0.0)
+  return result, jnp.where(result != 0, tangents[0] * primals[1], jnp.zeros_like(result))
 
 
 def _like(vector: jax.Array, x: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ def relu(x: jax.Array) -> jax.Array:
 @relu.defjvp
 def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
   result = relu(*primals)
-  return result, jnp.where(result != 0, *tangents, 0.0)
+  return result, jnp.where(result != 0, *tangents, jnp.zeros_like(result))
 
 
 def leave_kernel(

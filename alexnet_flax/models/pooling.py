@@ -94,7 +94,7 @@ def _selected(index: jax.Array, x: jax.Array, layer: Pool) -> jax.Array:
 
 def _selected_by_slices(index: jax.Array, x: jax.Array, layer: Pool) -> jax.Array:
   parts = (
-    jnp.where(index == index.dtype.type(place), values, 0.0)
+    jnp.where(index == index.dtype.type(place), values, jnp.zeros_like(values))
     for place, values in enumerate(_slices(x, layer, 0))
   )
   return functools.reduce(jnp.add, parts)
@@ -121,7 +121,7 @@ def _selected_by_blocks(index: jax.Array, x: jax.Array, layer: Pool) -> jax.Arra
     above, left = after - down, after - right
     windows = begun[:, above : above + rows + after, None, left : left + columns + after, None]
     places = _places(layer, down, right, nowhere).astype(index.dtype)[None, None, :, None, :, None]
-    values = jnp.where(windows == places, x, 0.0).sum((2, 4))
+    values = jnp.where(windows == places, x, jnp.zeros_like(x)).sum((2, 4))
     total += values[:, down : down + rows, right : right + columns]
   return total
 
