@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import AxisType
 
 from alexnet_flax.models.pooling import max_pool
 from alexnet_flax.models.spec import LocalResponseNorm, Pool, SpatialResponseNorm, window_padding
@@ -173,7 +174,9 @@ class Dropout(nn.Module):
     if not train or self.rate == 0:
       return x
     kept = jax.random.bernoulli(self.make_rng('dropout'), 1 - self.rate, x.shape)
-    kept |= x > x  # never true; takes over the sharding of x
+    sharding = jax.typeof(x).sharding
+    if AxisType.Explicit in sharding.mesh.axis_types:
+      kept = jax.sharding.reshard(kept, sharding)
     return jnp.where(kept, x / (1 - self.rate), 0.0)
 
 
