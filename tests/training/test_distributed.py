@@ -233,7 +233,10 @@ def test_what_jax_says_of_lost_processes():
   named = heartbeats.replace('3', '/job:jax_worker/replica:0/task:2')
   assert 'process 2 is lost' in distributed._lost(named.splitlines(), cluster)
   for text in ('PollForError: Socket closed', 'RPC: /xla.coordination.CoordinationService/Heartbeat'):
-    assert 'process 0, the coordinator at host:1' in distributed._lost([text], cluster)
+    assert 'process 0, the coordinator at host:1' in distributed._lost([text], Cluster('host:1', 4, 1, 7))
+    assert distributed._lost([text], cluster) == 'another process is lost'  # it is process 0 itself
+  barrier = 'PollForError: Shutdown barrier has failed; first task at the barrier: 1'
+  assert distributed._lost([barrier], Cluster('host:1', 4, 1, 7)) == 'another process is lost'
 
 
 def test_schedulers(monkeypatch):
