@@ -81,10 +81,10 @@ def evaluate(
     allowed = tuple(sorted({label for classes in correct_classes(whole) for label in classes}))
   chosen, bad = protocol_of(networks, protocol, resize, size, allowed), bad or BadImages()
   chosen = chosen.with_views(turn=orientation == 'upright')
+  crops = len(set(chosen.views))
   refusals = {
     f'--protocol={protocol}: an attack is on one crop': chosen.view.ten_crop,
-    'the networks see different crops: an attack is on one; evaluate one at a time': len(set(chosen.views))
-    > 1,
+    'the networks see different crops: an attack is on one; evaluate one at a time': crops > 1,
     f'{name} is many data sets: attack a part of it, such as {name}/fog_3': name == CORRUPTED,
     '--calibrate: adversarial images are not calibrated; leave it out': calibrate is not None,
   }

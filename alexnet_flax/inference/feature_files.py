@@ -134,13 +134,11 @@ def write_features(
         with partial.open('wb') as opened:
           np.savez(opened, **stored, **stored_too)
       shapes = [f'{_shown(name, ours[name])} {list(data.shape)}' for name, data in stored.items()]
-  except (OSError, struct.error) as error:  # zipfile raises the latter for a device in the file's place
+  except struct.error:  # zipfile's, of a device in the file's place
+    raise UsageError(f'cannot write {out}: it must be a regular file') from None
+  except OSError as error:
     number = re.search(r'errno = (\d+)', str(error))  # in HDF5's texts
-    reason = (
-      os.strerror(int(number[1]))
-      if number
-      else getattr(error, 'strerror', None) or 'it must be a regular file'
-    )
+    reason = os.strerror(int(number[1])) if number else error.strerror or error
     raise UsageError(f'cannot write {out}: {reason}') from None
   print(one_line(f'{out}: {len(files)} images, {dtype}: {", ".join(shapes)}'))
   return list(unreadable.values())

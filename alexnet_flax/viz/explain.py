@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from alexnet_flax.data.images import image_files
 from alexnet_flax.errors import UsageError, one_line
-from alexnet_flax.inference.attributions import METHODS
+from alexnet_flax.inference.attributions import METHODS, integrated_gradients
 from alexnet_flax.inference.grad_cam import overlay
 from alexnet_flax.inference.predict import Prediction, output_paths, predict
 from alexnet_flax.pretrained import Classification, PretrainedModel
@@ -102,9 +102,9 @@ def explain(
   classes = np.array([found.label for found in chosen])
   order = -1 if network.spec.preprocessing.channel_order == 'BGR' else 1
   variables = jax.device_put(network.variables)  # once
-  options = {'integrated_gradients': {'steps': steps}}
-  of_name = {name: functools.partial(METHODS[name], **options.get(name, {})) for name in methods}
-  maps = {name: method(network.model, variables, views, classes) for name, method in of_name.items()}
+  by_steps = functools.partial(integrated_gradients, steps=steps)
+  chosen_methods = {name: {**METHODS, 'integrated_gradients': by_steps}[name] for name in methods}
+  maps = {name: method(network.model, variables, views, classes) for name, method in chosen_methods.items()}
   maps = {name: x[..., ::order] if x.ndim == 4 else x for name, x in maps.items()}
   changes = network.logits(views) - network.logits(np.zeros_like(views))
   return [

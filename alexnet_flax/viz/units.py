@@ -37,10 +37,9 @@ def open_images(place: str, spec: Spec, data_dir: str | None = None) -> Images:
   if os.path.exists(expanded(place)) or any(sign in place for sign in '*?') or glob.glob(place):
     paths = files.image_files([place])
     views = (view for batch in files.views_of_files(paths, spec, 64) for view in batch)
+    # From the folder that all have in common: the page names no folder of the user.
     root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    names = [
-      files.printable(os.path.relpath(path, root)) for path in paths
-    ]  # the page names no folder of the user
+    names = [files.printable(os.path.relpath(path, root)) for path in paths]
     return os.path.basename(place.rstrip('/')), len(paths), zip(names, views, strict=True)
   try:
     source = open_evaluated(place, data_dir)
