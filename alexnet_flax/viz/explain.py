@@ -102,7 +102,10 @@ def explain(
   classes = np.array([found.label for found in chosen])
   order = -1 if network.spec.preprocessing.channel_order == 'BGR' else 1
   variables = jax.device_put(network.variables)  # once
-  functions = {**METHODS, 'integrated_gradients': functools.partial(integrated_gradients, steps=steps)}
+  functions: dict[str, Any] = {
+    **METHODS,
+    'integrated_gradients': functools.partial(integrated_gradients, steps=steps),
+  }
   maps = {name: functions[name](network.model, variables, views, classes) for name in methods}
   maps = {name: x[..., ::order] if x.ndim == 4 else x for name, x in maps.items()}
   changes = network.logits(views) - network.logits(np.zeros_like(views))
