@@ -42,6 +42,7 @@ from .models.variants import VARIANTS
 from .optim import learning_rate_schedule, sgd
 from .pretrained import load_pretrained
 from .steps import TrainState, create_train_state, eval_step, train_step
+from .training.cpu_memory import keep_cpu_memory
 from .weights import load_weights, save_weights
 
 __version__: str
@@ -50,8 +51,9 @@ __all__ = [
   'LocalResponseNorm', 'Metrics', 'Multipliers', 'Normal', 'Pool', 'Preprocessing', 'SpatialResponseNorm',
   'Spec', 'TrainState', 'UniformFanIn', 'UsageError', 'VARIANTS', 'VarianceScaling', '__version__',
   'create_train_state', 'cross_entropy', 'deconvnet', 'eval_step', 'features', 'grad_cam', 'gradient',
-  'guided_backprop', 'integrated_gradients', 'learning_rate_schedule', 'load_pretrained', 'load_weights',
-  'lpips', 'mean_squared_error', 'occlusion', 'save_weights', 'sgd', 'smoothgrad', 'train', 'train_step',
+  'guided_backprop', 'integrated_gradients', 'keep_cpu_memory', 'learning_rate_schedule', 'load_pretrained',
+  'load_weights', 'lpips', 'mean_squared_error', 'occlusion', 'save_weights', 'sgd', 'smoothgrad', 'train',
+  'train_step',
 ]  # fmt: skip
 
 def train(

@@ -36,12 +36,13 @@ def stages(network: str):
 
 
 def ours(network: str, batch: int, forward: bool, options: dict | None = None):
-  """This package's training step."""
+  """This package's training step, as `train.py` makes it."""
   import jax
   import jax.numpy as jnp
 
-  from alexnet_flax import VARIANTS, AlexNet, create_train_state, sgd, train_step
+  from alexnet_flax import VARIANTS, AlexNet, create_train_state, keep_cpu_memory, sgd, train_step
 
+  keep_cpu_memory()
   model = AlexNet(VARIANTS[network])
   tx = sgd(0.01, spec=model.spec)
   state = create_train_state(model, tx, jax.random.key(0), (SIZE, SIZE, 3))
@@ -206,34 +207,42 @@ def keras(network: str, batch: int, forward: bool):
 
   normed, local = network == 'batchnorm', network == 'paper'
 
-  def convolved(x, features, size, strides, groups):
+  def convolved(x, number, features, size, strides, groups):
     """TensorFlow has no derivative of a convolution in groups on CPUs, so each group has its own."""
     padding = 'valid' if strides == 4 and not normed else 'same'
     width = x.shape[-1] // groups
     parts = [
-      layers.Conv2D(features // groups, size, strides, padding, activation='relu')(
-        x if groups == 1 else x[..., n * width : (n + 1) * width]
+      layers.Conv2D(features // groups, size, strides, padding, activation='relu', name=f'conv{number}_{n}')(
+        x
+        if groups == 1
+        else layers.Lambda(
+          lambda x, n=n: x[..., n * width : (n + 1) * width], name=f'conv{number}_split_{n}'
+        )(x)
       )
       for n in range(groups)
     ]
-    return parts[0] if groups == 1 else layers.Concatenate()(parts)
+    return parts[0] if groups == 1 else layers.Concatenate(name=f'conv{number}_join')(parts)
 
   x = given = layers.Input((SIZE, SIZE, 3))
-  for number, (features, size, strides, groups, pooled) in enumerate(stages(network)):
+  for number, (features, size, strides, groups, pooled) in enumerate(stages(network), start=1):
     if strides == 4 and not normed:
-      x = layers.ZeroPadding2D(2)(x)
-    x = convolved(x, features, size, strides, groups)
+      x = layers.ZeroPadding2D(2, name='conv1_pad')(x)
+    x = convolved(x, number, features, size, strides, groups)
     if normed:
-      x = layers.BatchNormalization()(x)
-    if local and number < 2:
-      x = layers.Lambda(lambda x: tf.nn.local_response_normalization(x, 2, 2.0, 1e-4, 0.75))(x)
+      x = layers.BatchNormalization(name=f'norm{number}')(x)
+    if local and number <= 2:
+      lrn = functools.partial(
+        tf.nn.local_response_normalization, depth_radius=2, bias=2.0, alpha=1e-4, beta=0.75
+      )
+      x = layers.Lambda(lrn, name=f'norm{number}')(x)
     if pooled:
-      x = layers.MaxPooling2D(3, 2)(x)
+      x = layers.MaxPooling2D(3, 2, name=f'pool{number}')(x)
   x = layers.Flatten()(x)
-  for _ in range(2):
-    dense, drop = layers.Dense(4096, activation='relu'), layers.Dropout(0.5)
+  for number in (6, 7):
+    dense = layers.Dense(4096, activation='relu', name=f'fc{number}')
+    drop = layers.Dropout(0.5, name=f'drop{number}')
     x = dense(drop(x)) if network == 'torchvision' else drop(dense(x))
-  model = keras.Model(given, layers.Dense(CLASSES)(x))
+  model = keras.Model(given, layers.Dense(CLASSES, name='fc8')(x))
   loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
   model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
   rng = np.random.default_rng(0)

@@ -29,6 +29,7 @@ from alexnet_flax.cli import (
 )
 from alexnet_flax.cli.compilation_cache import use_compilation_cache
 from alexnet_flax.errors import DivergedError, PreemptedError, UsageError, needs_extra, unknown_name
+from alexnet_flax.training.cpu_memory import keep_cpu_memory
 
 # Each module has HELP, DESCRIPTION, `add_arguments`, and `run`, which returns the exit code (None for 0) and
 # imports what it needs.
@@ -75,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
       raise UsageError(f'unrecognized arguments: {" ".join(others)}; {advice}')
     arguments.flags = others
     use_compilation_cache()
+    keep_cpu_memory()
     with needs_extra(f'alexnet-flax {arguments.verb}'):
       return verb.run(arguments) or 0
   except BrokenPipeError:  # the reader has closed the pipe

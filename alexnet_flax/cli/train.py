@@ -1,8 +1,6 @@
 """`python train.py --config=FILE --workdir=DIR [--config.KEY=VALUE ...]`: reads the flags and trains."""
 
 import difflib
-import importlib.metadata
-import importlib.util
 import os
 import pathlib
 import re
@@ -19,6 +17,7 @@ from alexnet_flax.config import Config, from_dict, idle_keys, with_values
 from alexnet_flax.errors import DivergedError, PreemptedError, UsageError, needs_extra, one_line, unknown_name
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.training import distributed
+from alexnet_flax.training.cpu_memory import has_cpus_alone, keep_cpu_memory
 from alexnet_flax.training.distributed import Cluster
 
 if typing.TYPE_CHECKING:
@@ -75,6 +74,8 @@ def _main(argv: list[str], run: Callable[[Config, str], object]) -> int:
     distributed.initialize(cluster)
   elif cluster.coordinator or distributed.is_in_cluster():
     return distributed.supervise(argv, cluster)
+  else:
+    keep_cpu_memory()
   if config.compilation_cache:
     use_compilation_cache()
   if values.show_batch:
@@ -119,12 +120,6 @@ def train_and_report(config: Config, workdir: str) -> None:
       print(one_line(f'warning: no report: {error}'), flush=True)
 
 
-def _has_cpus_alone() -> bool:
-  """Whether JAX will find no accelerator; to ask JAX would start XLA's threads."""
-  plugins = importlib.metadata.entry_points(group='jax_plugins')
-  return os.environ.get('JAX_PLATFORMS') == 'cpu' or not (plugins or importlib.util.find_spec('libtpu'))
-
-
 def parse(argv: list[str], values: 'flags.FlagValues | None' = None) -> tuple[Config, str]:
   """Returns the configuration and the run's folder; with `deterministic`, XLA gets one thread on CPUs.
 
@@ -141,7 +136,7 @@ def parse(argv: list[str], values: 'flags.FlagValues | None' = None) -> tuple[Co
       raise UsageError(f'{line}; leave it out')
     print(f"note: {line}; the recipe's is left out", file=sys.stderr)
     config = with_values(config, {key: configuration.value_of(Config(), key)})
-  if config.deterministic and _has_cpus_alone():  # read by XLA when JAX is first asked for its devices
+  if config.deterministic and has_cpus_alone():  # read by XLA when JAX is first asked for its devices
     os.environ['NPROC'] = '1'
   return config, values.workdir or f'runs/{recipe.stem}'
 

@@ -1,0 +1,65 @@
+"""Steps on a CPU: the memory of one is kept for the next, and only where that can be."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from alexnet_flax import keep_cpu_memory
+
+PROGRAM = """
+import resource
+import sys
+from alexnet_flax import keep_cpu_memory
+kept = keep_cpu_memory() if sys.argv[1] == 'keep' else None
+import jax
+
+def faults():
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+step, x = jax.jit(lambda x: x + 1), jax.numpy.zeros(10_000_000)
+for number in range(40):
+  if number == 20:
+    before = faults()
+  x = jax.block_until_ready(step(x))
+print(kept, (faults() - before) / 20 * resource.getpagesize() / x.nbytes, float(x[0]))
+"""
+
+
+def run(how):
+  """Returns whether memory was kept, the share of a step's result that is fresh memory, and a number of it."""
+  others = {name: value for name, value in os.environ.items() if not name.startswith(('XLA_', 'JAX_'))}
+  done = subprocess.run(
+    [sys.executable, '-c', PROGRAM, how],
+    env=others | {'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  kept, fresh, value = done.stdout.split()
+  return kept, float(fresh), float(value)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='glibc alone is known')
+def test_steps_take_no_fresh_memory():
+  kept, fresh, value = run('keep')
+  assert (kept, value) == ('True', 40)
+  assert fresh < 0.3
+  kept, fresh, value = run('leave')
+  assert (kept, value) == ('None', 40)
+  assert fresh > 0.9  # so the test would notice
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [
+    ('XLA_FLAGS', '--xla_force_host_platform_device_count=8'),
+    ('JAX_NUM_CPU_DEVICES', '8'),
+    ('JAX_CPU_ENABLE_ASYNC_DISPATCH', 'true'),
+  ],
+)
+def test_nothing_changes_for_several_devices_or_against_the_users_will(monkeypatch, name, value):
+  monkeypatch.setenv(name, value)
+  assert not keep_cpu_memory()
+  assert os.environ[name] == value
