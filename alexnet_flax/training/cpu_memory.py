@@ -27,7 +27,9 @@ def keep_cpu_memory() -> bool:
   Returns:
     Whether memory is kept.
   """
-  several = re.search('device_count', os.environ.get('XLA_FLAGS', '')) or os.environ.get('JAX_NUM_CPU_DEVICES')
+  several = re.search('device_count', os.environ.get('XLA_FLAGS', '')) or os.environ.get(
+    'JAX_NUM_CPU_DEVICES'
+  )
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
   if several or mallopt is None or not has_cpus_alone():
     return False
