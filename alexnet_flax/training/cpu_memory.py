@@ -13,7 +13,7 @@ _ASYNC = 'jax_cpu_enable_async_dispatch'
 
 
 def keep_cpu_memory() -> bool:
-  """Lets this process keep the memory of a step on one CPU device for the next; a step's values stay the same.
+  """Lets this process keep the memory of a step on one CPU device for the next; the values stay the same.
 
   XLA allocates the arrays of a step anew each time. glibc maps arrays of their size apart and unmaps them
   when they are freed, and the system clears each page that is touched again: AlexNet's step of 32 images has

@@ -28,7 +28,7 @@ print(kept, (faults() - before) / 20 * resource.getpagesize() / x.nbytes, float(
 
 
 def run(how):
-  """Returns whether memory was kept, the share of a step's result that is fresh memory, and a number of it."""
+  """Returns whether memory was kept, the share of a result that is fresh memory, and a number of it."""
   others = {name: value for name, value in os.environ.items() if not name.startswith(('XLA_', 'JAX_'))}
   done = subprocess.run(
     [sys.executable, '-c', PROGRAM, how],
