@@ -1,6 +1,7 @@
 """The batches of a run, on its devices: of images, or of features that were computed once."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -45,7 +46,7 @@ def train_batches(
   end = experiment.schedule.total_steps if last_step is None else last_step
   batches, finish = _host_batches(experiment, range(first_step, end))
   if folder is not None and experiment.config.record_examples:
-    batches = _recorded(batches, folder / f'examples-{jax.process_index()}.jsonl', first_step)
+    batches = _recorded(batches, folder, first_step)
   placed = loader.to_devices(batches, experiment.steps.sharding)
   return heard(map(finish, placed) if finish else placed, 'step', first_step + 1)
 
@@ -116,11 +117,21 @@ def read_examples(path: pathlib.Path, say: Callable[[str], None] | None = None) 
 
 
 def _recorded(
-  batches: Iterator[dict[str, np.ndarray]], path: pathlib.Path, first_step: int
+  batches: Iterator[dict[str, np.ndarray]], folder: pathlib.Path, first_step: int
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Yields the same batches, and writes a line for each when it is taken: {'step', 'examples'}."""
-  rewrite_lines(path, [line for line in read_examples(path, print) if line['step'] <= first_step])
-  with path.open('a', buffering=1, encoding='utf-8') as file:
+  """Yields the same batches, and writes a line for each when it is taken: {'step', 'examples'}.
+
+  The lines that an earlier start wrote of later steps go before; the first process also removes those of
+  processes that this start does not have.
+  """
+  own = folder / f'examples-{jax.process_index()}.jsonl'
+  outdated = [own]
+  if jax.process_index() == 0:
+    others = (folder / f'examples-{number}.jsonl' for number in itertools.count(jax.process_count()))
+    outdated += itertools.takewhile(pathlib.Path.exists, others)
+  for path in outdated:
+    rewrite_lines(path, [line for line in read_examples(path, print) if line['step'] <= first_step])
+  with own.open('a', buffering=1, encoding='utf-8') as file:
     for step, batch in enumerate(batches, start=first_step + 1):
       file.write(json.dumps({'step': step, 'examples': batch['index'].tolist()}) + '\n')
       yield batch

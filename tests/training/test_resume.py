@@ -17,6 +17,7 @@ import pytest
 from alexnet_flax import checkpoint, steps
 from alexnet_flax.data.source import Example, Source
 from alexnet_flax.errors import DivergedError, PreemptedError, UsageError
+from alexnet_flax.files import rewrite_lines
 from alexnet_flax.training import batches, callbacks, logger, preemption, workdir
 from alexnet_flax.training import train as training
 from alexnet_flax.training.experiment import build_experiment
@@ -358,6 +359,16 @@ def test_the_examples_of_a_broken_step_are_those_of_its_batch(tiny, tmp_path, mo
   recorded = {line['step']: line['examples'] for line in lines}
   found = json.loads((tmp_path / 'failures' / '3' / 'batch.json').read_text())
   assert [example['index'] for example in found['examples']] == recorded[3]
+
+
+def test_fewer_processes_leave_no_examples_of_steps_that_were_made_anew(tiny, tmp_path):
+  config = replace(tiny, record_examples=True, checkpoint_every_steps=2)
+  training.train(replace(config, total_steps=2), tmp_path)
+  second = [{'step': step, 'examples': [step]} for step in range(1, 5)]  # its process ended with step 4
+  rewrite_lines(tmp_path / 'examples-1.jsonl', second)
+  training.train(replace(config, total_steps=3), tmp_path)
+  assert [line['step'] for line in batches.read_examples(tmp_path / 'examples-0.jsonl')] == [1, 2, 3]
+  assert batches.read_examples(tmp_path / 'examples-1.jsonl') == second[:2]
 
 
 def test_the_examples_of_a_broken_step_do_not_say_where_the_images_are(tiny, tmp_path, monkeypatch):
