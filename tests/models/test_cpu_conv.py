@@ -15,7 +15,7 @@ from alexnet_flax import VARIANTS
 from alexnet_flax.models import cpu_conv, winograd
 from alexnet_flax.models.cpu_conv import convolve, fast, pays, reference
 from alexnet_flax.models.spec import Conv, Pool, output_side, window_padding
-from alexnet_flax.models.winograd import Geometry, cook_toom
+from alexnet_flax.models.winograd import Geometry, cook_toom, tiles
 
 HALF = Fraction(1, 2)
 
@@ -112,15 +112,17 @@ def test_every_convolution_of_the_variants(geometry, channels):
     ((1, 2), (3, 3), (1, 1), ((2, 0), (2, 3)), 3),
   ],
 )
-@pytest.mark.parametrize('cached', [None, 1])
-def test_odd_sizes_groups_and_parts(image, kernel, strides, padding, groups, cached, monkeypatch):
-  """Also one image after the other, or 2 of 5 with one left over."""
+@pytest.mark.parametrize(('images', 'in_parts'), [(5, False), (5, True), (20, True)])
+def test_odd_sizes_groups_parts_and_sheets(
+  image, kernel, strides, padding, groups, images, in_parts, monkeypatch
+):
+  """Also one image after the other, or 2 of 5 with one left over, and two images to a side."""
   geometry = Geometry(image, kernel, strides, padding, groups)
-  if cached:
+  if in_parts:
     monkeypatch.setattr(cpu_conv, '_CACHED', 1)
-    monkeypatch.setattr(winograd, '_images', lambda geometry, channels: 2)
+    monkeypatch.setattr(winograd, '_sheets', lambda geometry, channels: 2)
   kinds = ('output', 'input', 'kernel') if strides == (1, 1) else ('kernel',)
-  assert error(geometry, 5, 6, 12, kinds) <= 1e-5
+  assert error(geometry, images, 6, 12, kinds) <= 1e-5
 
 
 OPTIONS = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'), 'feature_group_count': 1}
@@ -205,6 +207,19 @@ def test_what_jax_computes_itself(always, monkeypatch):
   monkeypatch.setattr(jax, 'device_count', lambda: 2)
   jax.clear_caches()
   assert operations(ours, x, kernel) == (1, 0)
+
+
+def test_sheets_of_four_images_have_fewer_tiles():
+  one = Geometry((13, 13), (3, 3), (1, 1), ((1, 1), (1, 1)), 1)
+  assert [tiles(one.sheet(count)) for count in (1, 2)] == [(4, 4), (7, 7)]
+  products = {
+    images: jax.make_jaxpr(functools.partial(fast, kind='output', geometry=one))(
+      *arrays(one, images, 8, 8)[:2]
+    )
+    for images in (4, 5)
+  }
+  assert 'f32[36,1,7,7,8]' in str(products[4])
+  assert 'f32[36,5,4,4,8]' in str(products[5])
 
 
 def test_the_table():
