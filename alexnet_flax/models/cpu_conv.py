@@ -3,9 +3,10 @@
 `convolve` takes its place where `pays` finds that something else is faster:
 
 - minimal filtering for 3x3 and 5x5 at stride 1 (`winograd.py`);
-- for the kernel's derivative of convolutions with strides (conv1: 11x11, stride 4), one matrix product. With
-  the image cut into 4x4 blocks, the window of an output lies in 3x3 whole blocks. A row of the matrix is one
-  number of one of these, for all outputs: contiguous, if the images' dimensions come last;
+- for convolutions with strides (conv1: 11x11, stride 4), the image cut into 4x4 blocks, so that the window of
+  an output lies in 3x3 whole blocks: the output is a 3x3 convolution of these at stride 1, by minimal
+  filtering. The kernel's derivative is one matrix product. A row of the matrix is one number of one of the
+  blocks, for all outputs: contiguous, if the images' dimensions come last;
 - for images smaller than the kernel, as the last ones of a network for CIFAR-10, one matrix product, with an
   entry for each pair of an input and an output: no more than taps for each output.
 
@@ -36,7 +37,8 @@ Kind = Literal['output', 'input', 'kernel']
 # that are needed.
 _LEAST = {(3, 3): (128, 64), (5, 5): (48, 49)}
 _MOST_COMPUTED = 1.6
-_LEAST_OUTPUTS = 50_000  # of all images, for the kernel's derivative with strides
+_LEAST_OUTPUTS = 50_000  # of all images, with strides
+_LEAST_FEATURES = 96  # for the output with strides: XLA computes fewer on one core, in as much time
 
 _LEAST_SMALL_IMAGES = 16  # smaller than the kernel: for fewer, laying out the matrix takes longer
 
@@ -44,11 +46,32 @@ _CACHED = 12e6  # the bytes of the windows that are processed together
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
 
+def block_convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+  """Convolves [B, H, W, C] with [R, S, C, F] at strides that divide the kernel into 3x3 or 5x5 blocks."""
+  (height, width), (down, right) = geometry.output, geometry.strides
+  rows, columns = _blocks(geometry)
+  size = height + rows - 1, width + columns - 1
+  x = padded(x, geometry, (size[0] * down, size[1] * right))
+  x = x.reshape(-1, size[0], down, size[1], right * x.shape[3]).swapaxes(2, 3).reshape(x.shape[0], *size, -1)
+  after = [(0, rows * down - kernel.shape[0]), (0, columns * right - kernel.shape[1]), (0, 0), (0, 0)]
+  kernel = jnp.pad(kernel, after).reshape(rows, down, columns, right * kernel.shape[2], -1).swapaxes(1, 2)
+  kernel = kernel.reshape(rows, columns, x.shape[3], -1)
+  return winograd.convolve(x, kernel, Geometry(size, (rows, columns), (1, 1), ((0, 0), (0, 0)), 1))
+
+
+def _blocks(geometry: Geometry) -> tuple[int, int]:
+  """Returns the sides of the kernel in blocks of the strides' size."""
+  rows, columns = (
+    math.ceil(taps / step) for taps, step in zip(geometry.kernel, geometry.strides, strict=True)
+  )
+  return rows, columns
+
+
 def block_kernel_gradient(x: jax.Array, cotangent: jax.Array, geometry: Geometry) -> jax.Array:
   """Returns the derivative [R, S, C, F] of a convolution of [B, H, W, C] by its kernel, for any strides."""
   height, width = geometry.output
   down, right = geometry.strides
-  blocks = [math.ceil(taps / stride) for taps, stride in zip(geometry.kernel, geometry.strides, strict=True)]
+  blocks = _blocks(geometry)
 
   def part(x: jax.Array, cotangent: jax.Array) -> jax.Array:
     rows, columns = height + blocks[0] - 1, width + blocks[1] - 1
@@ -96,7 +119,7 @@ def fast(a: jax.Array, b: jax.Array, *, kind: Kind, geometry: Geometry) -> jax.A
   """Computes what `reference` does, by the algorithms of this module."""
   ours: Mapping[Kind, Callable[[jax.Array, jax.Array, Geometry], jax.Array]]
   if geometry.strides != (1, 1):
-    ours = {'kernel': block_kernel_gradient}
+    ours = {'output': block_convolve, 'kernel': block_kernel_gradient}
   elif _is_small(geometry):
     ours = {
       'output': dense_convolve,
@@ -180,9 +203,12 @@ def pays(kind: Kind, geometry: Geometry, images: int, inputs: int, features: int
   """Returns whether `fast` has been measured to be faster than `reference`; channels are those of a group."""
   outputs = math.prod(geometry.output)
   if geometry.strides != (1, 1):
-    return (
-      kind == 'kernel' and inputs <= 4 and min(geometry.strides) >= 3 and images * outputs >= _LEAST_OUTPUTS
+    if inputs > 4 or min(geometry.strides) < 3 or images * outputs < _LEAST_OUTPUTS:
+      return False
+    by_blocks = (
+      kind == 'output' and _blocks(geometry) == (3, 3) and inputs >= 3 and features >= _LEAST_FEATURES
     )
+    return by_blocks or kind == 'kernel'
   if _is_small(geometry):
     return kind != 'kernel' and images >= _LEAST_SMALL_IMAGES
   if geometry.kernel not in _LEAST:

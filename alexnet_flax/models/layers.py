@@ -18,6 +18,9 @@ from alexnet_flax.models.spec import LocalResponseNorm, Pool, SpatialResponseNor
 
 _Sums = Callable[[jax.Array, int], jax.Array]
 
+# Of a product that CPUs compute in parts: x's rows and the kernel's numbers, measured (docs/performance.md).
+_PARTS, _ROWS, _LARGE = 16, range(8, 49), 16_000_000
+
 
 @jax.custom_jvp
 def relu(x: jax.Array) -> jax.Array:
@@ -53,14 +56,36 @@ def kernel_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
   the forward and in the backward pass. Devices multiply float32 at their default precision: TF32 on GPUs,
   bfloat16 on TPUs.
   """
+  return _in_the_wider(_matmul, x, kernel)
+
+
+def _in_the_wider(multiply: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
   wide = max(x.dtype, kernel.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
-  return (x.astype(wide) @ kernel.astype(wide)).astype(x.dtype)
+  return multiply(x.astype(wide), kernel.astype(wide)).astype(x.dtype)
+
+
+def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Returns x @ kernel; on CPUs, of a large kernel by a few rows, as a sum of products.
+
+  XLA's library there copies a kernel into tiles first. The tiles of a part stay in the cache.
+  """
+  rows, length = x.shape
+  fits = isinstance(rows, int) and rows in _ROWS and length % _PARTS == 0 and kernel.size >= _LARGE
+  if x.dtype != jnp.float32 or not fits or jax.device_count() > 1:
+    return x @ kernel
+
+  def in_parts(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    parts = x.reshape(rows, _PARTS, -1).swapaxes(0, 1), kernel.reshape(_PARTS, -1, kernel.shape[1])
+    start = jnp.zeros((rows, kernel.shape[1]), x.dtype)
+    return jax.lax.scan(lambda total, part: (total + part[0] @ part[1], None), start, parts)[0]
+
+  return jax.lax.platform_dependent(x, kernel, cpu=in_parts, default=jnp.matmul)
 
 
 @kernel_product.defjvp
 def _kernel_product_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
   (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
-  tangent = kernel_product(x_tangent, kernel) + x @ kernel_tangent.astype(x.dtype)
+  tangent = _in_the_wider(jnp.matmul, x_tangent, kernel) + x @ kernel_tangent.astype(x.dtype)
   return kernel_product(x, kernel), tangent
 
 
