@@ -15,7 +15,6 @@ times, forwards and backwards; each platform has its own lowering; `vmap` makes 
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -38,7 +37,7 @@ Kind = Literal['output', 'input', 'kernel']
 _LEAST = {(3, 3): (128, 64), (5, 5): (48, 49)}
 _MOST_COMPUTED = 1.6
 _LEAST_OUTPUTS = 50_000  # of all images, with strides
-_LEAST_FEATURES = 96  # for the output with strides: XLA computes fewer on one core, in as much time
+_LEAST_FEATURES = 64  # for the output with strides: XLA computes it on one core, if in less CPU time
 
 _LEAST_SMALL_IMAGES = 16  # smaller than the kernel: for fewer, laying out the matrix takes longer
 
@@ -69,23 +68,25 @@ def _blocks(geometry: Geometry) -> tuple[int, int]:
 
 def block_kernel_gradient(x: jax.Array, cotangent: jax.Array, geometry: Geometry) -> jax.Array:
   """Returns the derivative [R, S, C, F] of a convolution of [B, H, W, C] by its kernel, for any strides."""
-  height, width = geometry.output
-  down, right = geometry.strides
-  blocks = _blocks(geometry)
+  (height, width), (down, right) = geometry.output, geometry.strides
+  rows, columns = _blocks(geometry)
+  taps, row = geometry.kernel[0], geometry.kernel[1] * x.shape[3]
 
   def part(x: jax.Array, cotangent: jax.Array) -> jax.Array:
-    rows, columns = height + blocks[0] - 1, width + blocks[1] - 1
-    x = padded(x, geometry, (rows * down, columns * right))
-    x = x.reshape(-1, rows, down, columns, right * x.shape[3]).transpose(2, 4, 0, 1, 3)
-    corners = itertools.product(range(blocks[0]), range(blocks[1]))
-    windows = jnp.stack([x[:, :, :, r : r + height, s : s + width] for r, s in corners])
-    return lax.dot_general(windows, cotangent, (((3, 4, 5), (0, 1, 2)), ((), ())))
+    size = height + rows - 1, width + columns - 1
+    x = padded(x, geometry, (size[0] * down, size[1] * right))
+    x = x.reshape(-1, size[0], down, size[1], right * x.shape[3]).transpose(2, 4, 0, 1, 3)
 
-  size = 4 * height * width * blocks[0] * blocks[1] * down * right * x.shape[3]
-  gradient = sum_parts(part, (x, cotangent), max(1, int(_CACHED // size)))
-  gradient = gradient.reshape(*blocks, down, right, x.shape[3], -1).swapaxes(1, 2)
-  gradient = gradient.reshape(blocks[0] * down, blocks[1] * right, x.shape[3], -1)
-  return gradient[: geometry.kernel[0], : geometry.kernel[1]]
+    def windows_of(tap: int) -> jax.Array:
+      """A row of the kernel's taps: [S C, B, H', W']."""
+      below = x[tap % down, :, :, tap // down : tap // down + height]
+      return jnp.concatenate([below[..., s : s + width] for s in range(columns)])[:row]
+
+    windows = jnp.stack([windows_of(tap) for tap in range(taps)])
+    return lax.dot_general(windows, cotangent, (((2, 3, 4), (0, 1, 2)), ((), ())))
+
+  parts = sum_parts(part, (x, cotangent), max(1, int(_CACHED // (4 * height * width * taps * row))))
+  return parts.reshape(*geometry.kernel, x.shape[3], -1)
 
 
 def dense_kernel(kernel: jax.Array, geometry: Geometry) -> jax.Array:

@@ -44,7 +44,7 @@ _POINTS: dict[int, tuple[Fraction | int | None, ...]] = {
 }
 _FEWER = 0.95  # the share of the tiles below which sheets are worth their copies
 # By the taps per side: the bytes between two products of the sheets that are processed together.
-_CACHED = {3: 50e6, 5: 60e6}
+_CACHED = {3: 50e6, 5: 40e6}
 
 
 @dataclasses.dataclass(frozen=True)

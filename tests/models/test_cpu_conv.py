@@ -232,8 +232,9 @@ def test_the_table():
   assert not pays('output', wide((6, 6), (3, 3), groups=1), 32, 128, 128)
   assert not pays('output', wide((13, 13), (1, 1), groups=1), 32, 256, 384)
   first = Geometry((224, 224), (11, 11), (4, 4), ((2, 2), (2, 2)), 1)
-  assert [pays(kind, first, 32, 3, 64) for kind in ('output', 'input', 'kernel')] == [False, False, True]
-  assert [pays(kind, first, 32, 3, 96) for kind in ('output', 'input', 'kernel')] == [True, False, True]
+  assert [pays(kind, first, 32, 3, 64) for kind in ('output', 'input', 'kernel')] == [True, False, True]
+  assert [pays(kind, first, 32, 3, 48) for kind in ('output', 'input', 'kernel')] == [False, False, True]
+  assert not pays('output', first, 32, 1, 64)
   assert not pays('kernel', first, 1, 3, 64)
 
 
