@@ -107,3 +107,22 @@ def test_norms_sum_in_float32(x, norm):
   assert result.dtype == jnp.bfloat16
   exact = function(low.astype(jnp.float32), norm)
   np.testing.assert_array_equal(result, exact.astype(jnp.bfloat16))
+
+
+def test_a_large_kernel_by_few_rows_is_multiplied_in_parts(monkeypatch):
+  monkeypatch.setattr(layers, '_LARGE', 64 * 24)
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  rng = np.random.default_rng(0)
+  kernel = jnp.asarray(rng.normal(size=(64, 24)), jnp.float32)
+
+  def product(x, kernel):
+    return layers.kernel_product(x, kernel)
+
+  for rows, in_parts in ((8, True), (7, False), (49, False)):
+    x = jnp.asarray(rng.normal(size=(rows, 64)), jnp.float32)
+    assert ('scan' in str(jax.make_jaxpr(product)(x, kernel))) == in_parts
+    cotangent = jnp.asarray(rng.normal(size=(rows, 24)), jnp.float32)
+    found, expected = (jax.vjp(function, x, kernel) for function in (product, jnp.matmul))
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
+    for one, other in zip(found[1](cotangent), expected[1](cotangent), strict=True):
+      np.testing.assert_array_equal(one, other)
