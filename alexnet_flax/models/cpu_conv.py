@@ -46,7 +46,7 @@ _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
 
 def block_convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-  """Convolves [B, H, W, C] with [R, S, C, F] at strides that divide the kernel into 3x3 or 5x5 blocks."""
+  """Convolves [B, H, W, C] with [R, S, C, F] at strides that cut the kernel into 3x3 or 5x5 blocks."""
   (height, width), (down, right) = geometry.output, geometry.strides
   rows, columns = _blocks(geometry)
   size = height + rows - 1, width + columns - 1
@@ -174,30 +174,38 @@ def convolve(
   padding: Sequence[tuple[int, int]],
   *,
   feature_group_count: int,
+  together: bool = False,
   **options: Any,
 ) -> jax.Array:
   """Computes `lax.conv_general_dilated`, on a CPU by this module's algorithms where they are faster.
 
-  For `nn.Conv(conv_general_dilated_cls=lambda: convolve)`, without dilations. JAX's own convolution computes
-  other types than float32, shapes that are not known yet, and programs for several devices, which would have
-  to exchange more than the derivative of the kernel.
+  For `nn.Conv(conv_general_dilated_cls=lambda: convolve)`, without dilations; `together` is that of `Geometry`.
+  JAX's own convolution computes other types than float32, shapes that are not known yet, and programs for
+  several devices, which would have to exchange more than the derivative of the kernel.
   """
   plain = functools.partial(
     lax.conv_general_dilated, x, kernel, strides, padding, feature_group_count=feature_group_count, **options
   )
-  if not x.dtype == kernel.dtype == jnp.float32 or not all(isinstance(side, int) for side in x.shape):
-    return plain()
-  meshes = jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.mesh, jax.typeof(kernel).sharding.mesh
-  if jax.device_count() > 1 or {kind for mesh in meshes for kind in mesh.axis_types} - {AxisType.Auto}:
+  if not x.dtype == kernel.dtype == jnp.float32 or not on_one_device(x, kernel):
     return plain()
   sides, pads = zip(x.shape[1:3], kernel.shape[:2], strides, strict=True), tuple(padding)
   (height, rows, down), (width, columns, right) = sides
   geometry = Geometry(
-    (height, width), (rows, columns), (down, right), (pads[0], pads[1]), feature_group_count
+    (height, width), (rows, columns), (down, right), (pads[0], pads[1]), feature_group_count, together
   )
   if not any(pays(kind, geometry, x.shape[0], *_channels(x, kernel, 'output', geometry)) for kind in _KINDS):
     return plain()
   return _convolution_p.bind(x, kernel, kind='output', geometry=geometry)
+
+
+def on_one_device(*arrays: jax.Array) -> bool:
+  """Returns whether shapes are known, and arrays neither divided over a mesh nor computed for several devices."""
+  meshes = jax.sharding.get_abstract_mesh(), *(jax.typeof(array).sharding.mesh for array in arrays)
+  return (
+    all(isinstance(side, int) for array in arrays for side in array.shape)
+    and jax.device_count() == 1
+    and not {kind for mesh in meshes for kind in mesh.axis_types} - {AxisType.Auto}
+  )
 
 
 def pays(kind: Kind, geometry: Geometry, images: int, inputs: int, features: int) -> bool:

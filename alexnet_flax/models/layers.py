@@ -13,12 +13,14 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType
 
+from alexnet_flax.models.cpu_conv import on_one_device
 from alexnet_flax.models.pooling import max_pool
 from alexnet_flax.models.spec import LocalResponseNorm, Pool, SpatialResponseNorm, window_padding
 
 _Sums = Callable[[jax.Array, int], jax.Array]
 
-# Of a product that CPUs compute in parts: x's rows and the kernel's numbers, measured (docs/performance.md).
+# A product on CPUs is computed in so many parts for so many rows, and for so many numbers of the kernel or
+# more: measured (docs/performance.md).
 _PARTS, _ROWS, _LARGE = 16, range(8, 49), 16_000_000
 
 
@@ -60,6 +62,7 @@ def kernel_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _in_the_wider(multiply: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Multiplies in the wider of the two types; returns that of x."""
   wide = max(x.dtype, kernel.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
   return multiply(x.astype(wide), kernel.astype(wide)).astype(x.dtype)
 
@@ -69,9 +72,10 @@ def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
   XLA's library there copies a kernel into tiles first. The tiles of a part stay in the cache.
   """
+  if x.ndim != 2 or x.dtype != jnp.float32 or not on_one_device(x, kernel):
+    return x @ kernel
   rows, length = x.shape
-  fits = isinstance(rows, int) and rows in _ROWS and length % _PARTS == 0 and kernel.size >= _LARGE
-  if x.dtype != jnp.float32 or not fits or jax.device_count() > 1:
+  if rows not in _ROWS or length % _PARTS or kernel.size < _LARGE:
     return x @ kernel
 
   def in_parts(x: jax.Array, kernel: jax.Array) -> jax.Array:

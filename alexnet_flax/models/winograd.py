@@ -15,8 +15,9 @@ transformed input V and M = A dY A^T; that by the input is a convolution of dY w
 Rounding errors grow with the size of the points' powers. So the points are few and small, 0, 1, -1, 1/2, -2
 and infinity for 3x3, which leaves errors below 1e-5 of the greatest value.
 
-Four tiles of 4 for 13 outputs compute half as much again as is needed, in two dimensions. So images are laid
-out in sheets, two to a side, with the convolution's own zeros between them: 27 outputs are seven tiles.
+Four tiles of 4 for 13 outputs compute half as much again as is needed, in two dimensions. So where images may
+meet, they are laid out in sheets, two to a side, with the convolution's own zeros between them: 27 outputs are
+seven tiles. A tile on a border multiplies the neighbour's values by factors that cancel, but for rounding.
 
 The work is done for a few sheets at a time, so that what lies between the products stays in the cache.
 """
@@ -49,13 +50,18 @@ _CACHED = {3: 50e6, 5: 40e6}
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-  """A convolution of [B, H, W, C] by [R, S, C / groups, F], as far as its arguments' shapes leave it open."""
+  """A convolution of [B, H, W, C] by [R, S, C / groups, F], as far as its arguments' shapes leave it open.
+
+  With `together`, images may be computed in sheets: rounding errors are then relative to the greatest value of
+  four images, and what is not finite in one reaches the others.
+  """
 
   image: tuple[int, int]
   kernel: tuple[int, int]
   strides: tuple[int, int]
   padding: tuple[tuple[int, int], tuple[int, int]]
   groups: int
+  together: bool = False
 
   @property
   def output(self) -> tuple[int, int]:
@@ -76,7 +82,7 @@ class Geometry:
   def period(self) -> tuple[int, int]:
     """The rows and columns from an image of a sheet to the next: no window meets two images."""
     down, right = (
-      max(side + max(pads), out)
+      max(side + max(0, *pads), out)
       for side, pads, out in zip(self.image, self.padding, self.output, strict=True)
     )
     return down, right
@@ -142,7 +148,7 @@ def convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     return _from_tiles(_first(a, products), sheet)
 
   sheets = _to_sheets(x, geometry, count)
-  out = _map_parts(part, (sheets,), _sheets(sheet, x.shape[3] + kernel.shape[3]))
+  out = _map_parts(part, (sheets,), _at_once(sheet, x.shape[3] + kernel.shape[3]))
   return _from_sheets(out, geometry, count)
 
 
@@ -158,7 +164,7 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array, geometry: Geometry) -> j
     return lax.dot_general(_transformed(x, sheet), products, ((every, every), ((0,), (0,))))
 
   sheets = [_to_sheets(array, geometry, count) for array in (x, cotangent)]
-  parts = sum_parts(part, sheets, _sheets(sheet, x.shape[3] + cotangent.shape[3]))
+  parts = sum_parts(part, sheets, _at_once(sheet, x.shape[3] + cotangent.shape[3]))
   return _first(g.T, parts).reshape(*geometry.kernel, *parts.shape[1:])
 
 
@@ -170,9 +176,8 @@ def input_gradient(cotangent: jax.Array, kernel: jax.Array, geometry: Geometry) 
     for (before, _), side, out in zip(geometry.padding, geometry.image, geometry.output, strict=True)
   ]
   turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
-  return convolve(
-    cotangent, turned, Geometry(geometry.output, geometry.kernel, (1, 1), (pads[0], pads[1]), 1)
-  )
+  backwards = dataclasses.replace(geometry, image=geometry.output, padding=(pads[0], pads[1]))
+  return convolve(cotangent, turned, backwards)
 
 
 def _first(matrix: np.ndarray, x: jax.Array) -> jax.Array:
@@ -187,9 +192,9 @@ def tiles(geometry: Geometry) -> tuple[int, int]:
 
 
 def _images_per_side(geometry: Geometry, images: int) -> int:
-  """Returns 2 if sheets of four images have fewer tiles an image, and leave none over; else 1."""
+  """Returns 2 if images may meet, and sheets of four have fewer tiles an image and leave none over; else 1."""
   apart, together = (math.prod(tiles(geometry.sheet(count))) / count**2 for count in (1, 2))
-  return 2 if images % 4 == 0 and together < _FEWER * apart else 1
+  return 2 if geometry.together and images % 4 == 0 and together < _FEWER * apart else 1
 
 
 def _to_sheets(x: jax.Array, geometry: Geometry, count: int) -> jax.Array:
@@ -210,7 +215,7 @@ def _from_sheets(y: jax.Array, geometry: Geometry, count: int) -> jax.Array:
   return y.reshape(-1, down, right, y.shape[5])[:, :height, :width]
 
 
-def _sheets(geometry: Geometry, channels: int) -> int:
+def _at_once(geometry: Geometry, channels: int) -> int:
   """Returns for how many sheets all points of all tiles fit into the cache."""
   points = (TILE + geometry.kernel[0] - 1) ** 2
   return max(1, int(_CACHED[geometry.kernel[0]] // (4 * points * math.prod(tiles(geometry)) * channels)))

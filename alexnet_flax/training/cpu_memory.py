@@ -4,7 +4,6 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import os
-import re
 import sys
 
 # <malloc.h>: the free memory at the heap's end above which it shrinks, and how many arrays are mapped apart.
@@ -20,24 +19,24 @@ def keep_cpu_memory() -> bool:
   140,000 such faults, a seventh of its time. After this call JAX runs a program in the thread that calls it,
   whose heap may grow to any size as those of other threads may not, and the heap keeps what is freed.
 
-  To be called before JAX is first asked for its devices. It changes nothing where there may be an accelerator
-  or several devices, with another C library, or where the user has set `JAX_CPU_ENABLE_ASYNC_DISPATCH`. See
-  mallopt(3), and HEAP_MAX_SIZE in glibc's malloc/arena.c.
+  To be called before JAX is first asked for its devices; child processes inherit JAX's part of it. It changes
+  nothing where there may be an accelerator or several devices, with another C library, or where the user has
+  set `JAX_CPU_ENABLE_ASYNC_DISPATCH=true`. See mallopt(3), and HEAP_MAX_SIZE in glibc's malloc/arena.c.
 
   Returns:
     Whether memory is kept.
   """
-  several = re.search('device_count', os.environ.get('XLA_FLAGS', '')) or os.environ.get(
-    'JAX_NUM_CPU_DEVICES'
-  )
+  jax = sys.modules.get('jax')
+  devices = jax.config.jax_num_cpu_devices if jax else int(os.environ.get('JAX_NUM_CPU_DEVICES', '-1'))
+  several = devices > 1 or 'device_count' in os.environ.get('XLA_FLAGS', '')
+  if sys.platform != 'linux' or several or not has_cpus_alone():
+    return False
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-  if several or mallopt is None or not has_cpus_alone():
+  if mallopt is None or os.environ.setdefault(_ASYNC.upper(), 'false').lower() not in ('false', '0'):
     return False
-  if os.environ.setdefault(_ASYNC.upper(), 'false') != 'false':
-    return False
-  if 'jax' in sys.modules:
-    sys.modules['jax'].config.update(_ASYNC, False)
-  return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+  if jax:
+    jax.config.update(_ASYNC, False)
+  return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
 
 
 def has_cpus_alone() -> bool:

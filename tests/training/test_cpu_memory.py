@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
 from alexnet_flax import keep_cpu_memory
+from alexnet_flax.training import cpu_memory
 
 PROGRAM = """
 import resource
@@ -52,14 +54,25 @@ def test_steps_take_no_fresh_memory():
 
 
 @pytest.mark.parametrize(
-  ('name', 'value'),
+  ('name', 'value', 'kept'),
   [
-    ('XLA_FLAGS', '--xla_force_host_platform_device_count=8'),
-    ('JAX_NUM_CPU_DEVICES', '8'),
-    ('JAX_CPU_ENABLE_ASYNC_DISPATCH', 'true'),
+    ('XLA_FLAGS', '--xla_force_host_platform_device_count=8', False),
+    ('JAX_NUM_CPU_DEVICES', '8', False),
+    ('JAX_CPU_ENABLE_ASYNC_DISPATCH', 'true', False),
+    ('JAX_CPU_ENABLE_ASYNC_DISPATCH', 'False', True),
+    ('JAX_NUM_CPU_DEVICES', '1', True),
   ],
 )
-def test_nothing_changes_for_several_devices_or_against_the_users_will(monkeypatch, name, value):
+def test_nothing_changes_for_several_devices_or_against_the_users_will(monkeypatch, name, value, kept):
+  for other in ('XLA_FLAGS', 'JAX_NUM_CPU_DEVICES', 'JAX_CPU_ENABLE_ASYNC_DISPATCH'):
+    monkeypatch.delenv(other, raising=False)
+  calls = []
+  library = types.SimpleNamespace(mallopt=lambda *setting: calls.append(setting) or 1)
+  monkeypatch.setattr(cpu_memory, 'sys', types.SimpleNamespace(platform='linux', modules={}))
+  monkeypatch.setattr(cpu_memory.ctypes, 'CDLL', lambda name: library)
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   monkeypatch.setenv(name, value)
-  assert not keep_cpu_memory()
-  assert os.environ[name] == value
+  before = dict(os.environ)
+  assert keep_cpu_memory() == kept
+  assert bool(calls) == kept
+  assert kept or os.environ == before
