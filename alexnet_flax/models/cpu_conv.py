@@ -179,7 +179,7 @@ def convolve(
 ) -> jax.Array:
   """Computes `lax.conv_general_dilated`, on a CPU by this module's algorithms where they are faster.
 
-  For `nn.Conv(conv_general_dilated_cls=lambda: convolve)`, without dilations; `together` is that of `Geometry`.
+  For `nn.Conv(conv_general_dilated_cls=lambda: convolve)`, without dilations; `together` as in `Geometry`.
   JAX's own convolution computes other types than float32, shapes that are not known yet, and programs for
   several devices, which would have to exchange more than the derivative of the kernel.
   """
@@ -199,7 +199,7 @@ def convolve(
 
 
 def on_one_device(*arrays: jax.Array) -> bool:
-  """Returns whether shapes are known, and arrays neither divided over a mesh nor computed for several devices."""
+  """Returns whether shapes are known, and arrays are neither divided nor computed for several devices."""
   meshes = jax.sharding.get_abstract_mesh(), *(jax.typeof(array).sharding.mesh for array in arrays)
   return (
     all(isinstance(side, int) for array in arrays for side in array.shape)

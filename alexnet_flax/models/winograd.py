@@ -16,8 +16,8 @@ Rounding errors grow with the size of the points' powers. So the points are few 
 and infinity for 3x3, which leaves errors below 1e-5 of the greatest value.
 
 Four tiles of 4 for 13 outputs compute half as much again as is needed, in two dimensions. So where images may
-meet, they are laid out in sheets, two to a side, with the convolution's own zeros between them: 27 outputs are
-seven tiles. A tile on a border multiplies the neighbour's values by factors that cancel, but for rounding.
+meet, they are laid out in sheets, two to a side, with the convolution's own zeros between them: 27 outputs
+are seven tiles. A tile on a border multiplies the neighbour's values by factors that cancel, but for rounding.
 
 The work is done for a few sheets at a time, so that what lies between the products stays in the cache.
 """
@@ -52,8 +52,8 @@ _CACHED = {3: 50e6, 5: 40e6}
 class Geometry:
   """A convolution of [B, H, W, C] by [R, S, C / groups, F], as far as its arguments' shapes leave it open.
 
-  With `together`, images may be computed in sheets: rounding errors are then relative to the greatest value of
-  four images, and what is not finite in one reaches the others.
+  With `together`, images may be computed in sheets: rounding errors are then relative to the greatest value
+  of four images, and what is not finite in one reaches the others.
   """
 
   image: tuple[int, int]
@@ -192,7 +192,7 @@ def tiles(geometry: Geometry) -> tuple[int, int]:
 
 
 def _images_per_side(geometry: Geometry, images: int) -> int:
-  """Returns 2 if images may meet, and sheets of four have fewer tiles an image and leave none over; else 1."""
+  """Returns 2 if images may meet, and sheets of four have fewer tiles and leave no image over; else 1."""
   apart, together = (math.prod(tiles(geometry.sheet(count))) / count**2 for count in (1, 2))
   return 2 if geometry.together and images % 4 == 0 and together < _FEWER * apart else 1
 
