@@ -15,9 +15,10 @@ transformed input V and M = A dY A^T; that by the input is a convolution of dY w
 Rounding errors grow with the size of the points' powers. So the points are few and small, 0, 1, -1, 1/2, -2
 and infinity for 3x3, which leaves errors below 1e-5 of the greatest value.
 
-Four tiles of 4 for 13 outputs compute half as much again as is needed, in two dimensions. So where images may
-meet, they are laid out in sheets, two to a side, with the convolution's own zeros between them: 27 outputs
-are seven tiles. A tile on a border multiplies the neighbour's values by factors that cancel, but for rounding.
+Four tiles of 4 for 13 outputs compute half as much again as is needed, in two dimensions. So where images
+may meet, they are laid out in sheets, two to a side, with the convolution's own zeros between them: 27
+outputs are seven tiles. A tile on a border multiplies the neighbour's values by factors that cancel, but for
+rounding.
 
 The work is done for a few sheets at a time, so that what lies between the products stays in the cache.
 """
@@ -45,7 +46,7 @@ _POINTS: dict[int, tuple[Fraction | int | None, ...]] = {
 }
 _FEWER = 0.95  # the share of the tiles below which sheets are worth their copies
 # By the taps per side: the bytes between two products of the sheets that are processed together.
-_CACHED = {3: 50e6, 5: 40e6}
+_CACHED = {3: 45e6, 5: 40e6}
 
 
 @dataclasses.dataclass(frozen=True)
