@@ -36,9 +36,11 @@ def plain(narrow, tmp_path_factory):
 
 
 def assert_equal(arrays, others):
+  """Within rounding; of momentum, in which gradients of both signs add up, within twice that."""
   assert arrays.keys() == others.keys()
   for name, array in arrays.items():
-    np.testing.assert_allclose(others[name], array, atol=1e-5 * np.abs(array).max() + 1e-12, err_msg=name)
+    share = 2e-5 if '/trace/' in name else 1e-5
+    np.testing.assert_allclose(others[name], array, atol=share * np.abs(array).max() + 1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize('model', [8, 2])
