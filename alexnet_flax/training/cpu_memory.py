@@ -27,8 +27,8 @@ def keep_cpu_memory() -> bool:
     Whether memory is kept.
   """
   jax = sys.modules.get('jax')
-  devices = jax.config.jax_num_cpu_devices if jax else int(os.environ.get('JAX_NUM_CPU_DEVICES', '-1'))
-  several = devices > 1 or 'device_count' in os.environ.get('XLA_FLAGS', '')
+  devices = jax.config.jax_num_cpu_devices if jax else os.environ.get('JAX_NUM_CPU_DEVICES', -1)
+  several = str(devices) not in ('-1', '1') or 'device_count' in os.environ.get('XLA_FLAGS', '')
   if sys.platform != 'linux' or several or not has_cpus_alone():
     return False
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
