@@ -21,8 +21,8 @@ PUBLIC = """
   VARIANTS AlexNet Spec Conv Dense Activation Pool LocalResponseNorm SpatialResponseNorm BatchNorm Flatten
   Dropout Normal VarianceScaling Constant UniformFanIn Multipliers Preprocessing
   Config Metrics TrainState UsageError __version__ create_train_state cross_entropy deconvnet eval_step
-  features grad_cam gradient guided_backprop integrated_gradients keep_cpu_memory learning_rate_schedule load_pretrained
-  load_weights lpips mean_squared_error occlusion save_weights sgd smoothgrad train train_step
+  features grad_cam gradient guided_backprop integrated_gradients keep_cpu_memory learning_rate_schedule
+  load_pretrained load_weights lpips mean_squared_error occlusion save_weights sgd smoothgrad train train_step
 """
 
 
