@@ -47,11 +47,10 @@ _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
 def block_convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
   """Convolves [B, H, W, C] with [R, S, C, F] at strides that cut the kernel into 3x3 or 5x5 blocks."""
-  (height, width), (down, right) = geometry.output, geometry.strides
-  rows, columns = _blocks(geometry)
-  size = height + rows - 1, width + columns - 1
-  x = padded(x, geometry, (size[0] * down, size[1] * right))
-  x = x.reshape(-1, size[0], down, size[1], right * x.shape[3]).swapaxes(2, 3).reshape(x.shape[0], *size, -1)
+  (down, right), (rows, columns) = geometry.strides, _blocks(geometry)
+  x = _in_blocks(x, geometry).swapaxes(2, 3)
+  size = x.shape[1], x.shape[2]
+  x = x.reshape(x.shape[0], *size, -1)
   after = [(0, rows * down - kernel.shape[0]), (0, columns * right - kernel.shape[1]), (0, 0), (0, 0)]
   kernel = jnp.pad(kernel, after).reshape(rows, down, columns, right * kernel.shape[2], -1).swapaxes(1, 2)
   kernel = kernel.reshape(rows, columns, x.shape[3], -1)
@@ -66,16 +65,22 @@ def _blocks(geometry: Geometry) -> tuple[int, int]:
   return rows, columns
 
 
+def _in_blocks(x: jax.Array, geometry: Geometry) -> jax.Array:
+  """Cuts padded images [B, H, W, C] into blocks of the strides: [B, rows, down, columns, right C]."""
+  (height, width), (down, right), (rows, columns) = geometry.output, geometry.strides, _blocks(geometry)
+  size = height + rows - 1, width + columns - 1
+  x = padded(x, geometry, (size[0] * down, size[1] * right))
+  return x.reshape(-1, size[0], down, size[1], right * x.shape[3])
+
+
 def block_kernel_gradient(x: jax.Array, cotangent: jax.Array, geometry: Geometry) -> jax.Array:
   """Returns the derivative [R, S, C, F] of a convolution of [B, H, W, C] by its kernel, for any strides."""
-  (height, width), (down, right) = geometry.output, geometry.strides
-  rows, columns = _blocks(geometry)
+  (height, width), down = geometry.output, geometry.strides[0]
+  _, columns = _blocks(geometry)
   taps, row = geometry.kernel[0], geometry.kernel[1] * x.shape[3]
 
   def part(x: jax.Array, cotangent: jax.Array) -> jax.Array:
-    size = height + rows - 1, width + columns - 1
-    x = padded(x, geometry, (size[0] * down, size[1] * right))
-    x = x.reshape(-1, size[0], down, size[1], right * x.shape[3]).transpose(2, 4, 0, 1, 3)
+    x = _in_blocks(x, geometry).transpose(2, 4, 0, 1, 3)
 
     def windows_of(tap: int) -> jax.Array:
       """A row of the kernel's taps: [S C, B, H', W']."""
