@@ -325,6 +325,17 @@ def quick(monkeypatch):
 
 
 @pytest.mark.usefixtures('quick')
+@pytest.mark.parametrize('end', [b'', b'\n', b'\r', b'\r\n', b'\n--==0==--\nb', b'\r\n--==0==\n\r'])
+@pytest.mark.parametrize('size', [0, 1, 6 << 20])
+@pytest.mark.filterwarnings('ignore:Sending a large body:ResourceWarning')  # aiohttp of gcsfs
+def test_an_object_has_the_bytes_of_its_file(bucket, tmp_path, size, end, monkeypatch):
+  monkeypatch.setattr(buckets, '_AHEAD', 1 << 16)  # the large one is sent in chunks
+  content = b'a' * size + end
+  (tmp_path / 'file').write_bytes(content)
+  buckets.upload(tmp_path / 'file', f'{bucket}/bytes')
+  assert files.expanded(f'{bucket}/bytes').read_bytes() == content
+
+
 def test_a_run_has_one_process(bucket, monkeypatch, capsys):
   url = f'{bucket}/runs/one'
   with bucket_run.run_folder(url), pytest.raises(BusyError, match=f'trains in {url}; wait for its end'):
