@@ -1,6 +1,5 @@
 """One linen module for the whole family: it applies the layers of a spec in order."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, assert_never
 
@@ -157,7 +156,7 @@ class AlexNet(nn.Module):
           dtype=self.dtype,
           kernel_init=_kernel_init(layer.kernel_init),
           bias_init=_bias_init(layer.bias_init, fan_in),
-          conv_general_dilated_cls=lambda: functools.partial(cpu_conv.convolve, together=train),
+          conv_general_dilated_cls=lambda: cpu_conv.convolve,
           name=name,
         )(x)
       case specs.Dense():

@@ -179,12 +179,11 @@ def convolve(
   padding: Sequence[tuple[int, int]],
   *,
   feature_group_count: int,
-  together: bool = False,
   **options: Any,
 ) -> jax.Array:
   """Computes `lax.conv_general_dilated`, on a CPU by this module's algorithms where they are faster.
 
-  For `nn.Conv(conv_general_dilated_cls=lambda: convolve)`, without dilations; `together` as in `Geometry`.
+  For `nn.Conv(conv_general_dilated_cls=lambda: convolve)`, without dilations.
   JAX's own convolution computes other types than float32, shapes that are not known yet, and programs for
   several devices, which would have to exchange more than the derivative of the kernel.
   """
@@ -196,7 +195,7 @@ def convolve(
   sides, pads = zip(x.shape[1:3], kernel.shape[:2], strides, strict=True), tuple(padding)
   (height, rows, down), (width, columns, right) = sides
   geometry = Geometry(
-    (height, width), (rows, columns), (down, right), (pads[0], pads[1]), feature_group_count, together
+    (height, width), (rows, columns), (down, right), (pads[0], pads[1]), feature_group_count
   )
   if not any(pays(kind, geometry, x.shape[0], *_channels(x, kernel, 'output', geometry)) for kind in _KINDS):
     return plain()

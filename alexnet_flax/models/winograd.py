@@ -15,10 +15,11 @@ transformed input V and M = A dY A^T; that by the input is a convolution of dY w
 Rounding errors grow with the size of the points' powers. So the points are few and small, 0, 1, -1, 1/2, -2
 and infinity for 3x3, which leaves errors below 1e-5 of the greatest value.
 
-Four tiles of 4 for 13 outputs compute half as much again as is needed, in two dimensions. So where images
-may meet, they are laid out in sheets, two to a side, with the convolution's own zeros between them: 27
-outputs are seven tiles. A tile on a border multiplies the neighbour's values by factors that cancel, but for
-rounding.
+Four tiles of 4 for 13 outputs compute half as much again as is needed, in two dimensions. So images are laid
+out in sheets, two to a side, with the convolution's own zeros between them: 27 outputs are seven tiles. A
+tile on a border multiplies the neighbour's values by factors that cancel, but for rounding. So that rounding
+does not depend on the neighbour, each image is divided by a power of two near its greatest value, which is
+exact, and its result is multiplied by it. What is not finite makes the whole result of its image NaN.
 
 The work is done for a few sheets at a time, so that what lies between the products stays in the cache.
 """
@@ -51,18 +52,13 @@ _CACHED = {3: 45e6, 5: 40e6}
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-  """A convolution of [B, H, W, C] by [R, S, C / groups, F], as far as its arguments' shapes leave it open.
-
-  With `together`, images may be computed in sheets: rounding errors are then relative to the greatest value
-  of four images, and what is not finite in one reaches the others.
-  """
+  """A convolution of [B, H, W, C] by [R, S, C / groups, F], as far as its arguments' shapes leave it open."""
 
   image: tuple[int, int]
   kernel: tuple[int, int]
   strides: tuple[int, int]
   padding: tuple[tuple[int, int], tuple[int, int]]
   groups: int
-  together: bool = False
 
   @property
   def output(self) -> tuple[int, int]:
@@ -148,9 +144,14 @@ def convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     products = lax.dot_general(_transformed(x, sheet), kernels, (((4,), (1,)), ((0,), (0,))))
     return _from_tiles(_first(a, products), sheet)
 
-  sheets = _to_sheets(x, geometry, count)
-  out = _map_parts(part, (sheets,), _at_once(sheet, x.shape[3] + kernel.shape[3]))
-  return _from_sheets(out, geometry, count)
+  at_once = _at_once(sheet, x.shape[3] + kernel.shape[3])
+  if count == 1:
+    return _map_parts(part, (x,), at_once)
+  size = _size(x)
+  is_finite = jnp.isfinite(size)
+  sheets = _to_sheets(jnp.where(is_finite, x / size, 0), geometry, count)
+  out = _from_sheets(_map_parts(part, (sheets,), at_once), geometry, count)
+  return jnp.where(is_finite, out * size, jnp.nan)
 
 
 def kernel_gradient(x: jax.Array, cotangent: jax.Array, geometry: Geometry) -> jax.Array:
@@ -164,8 +165,10 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array, geometry: Geometry) -> j
     every = (1, 2, 3)
     return lax.dot_general(_transformed(x, sheet), products, ((every, every), ((0,), (0,))))
 
-  sheets = [_to_sheets(array, geometry, count) for array in (x, cotangent)]
-  parts = sum_parts(part, sheets, _at_once(sheet, x.shape[3] + cotangent.shape[3]))
+  if count > 1:
+    size = _size(x)
+    x, cotangent = (_to_sheets(array, geometry, count) for array in (x / size, cotangent * size))
+  parts = sum_parts(part, (x, cotangent), _at_once(sheet, x.shape[3] + cotangent.shape[3]))
   return _first(g.T, parts).reshape(*geometry.kernel, *parts.shape[1:])
 
 
@@ -193,9 +196,15 @@ def tiles(geometry: Geometry) -> tuple[int, int]:
 
 
 def _images_per_side(geometry: Geometry, images: int) -> int:
-  """Returns 2 if images may meet, and sheets of four have fewer tiles and leave no image over; else 1."""
+  """Returns 2 if sheets of four images have fewer tiles and leave no image over; else 1."""
   apart, together = (math.prod(tiles(geometry.sheet(count))) / count**2 for count in (1, 2))
-  return 2 if geometry.together and images % 4 == 0 and together < _FEWER * apart else 1
+  return 2 if images % 4 == 0 and together < _FEWER * apart else 1
+
+
+def _size(x: jax.Array) -> jax.Array:
+  """Returns a power of two near each image's greatest value, 1 for one of zeros: [B, 1, 1, 1]."""
+  power = lax.reduce_precision(jnp.abs(x).max((1, 2, 3), keepdims=True), exponent_bits=8, mantissa_bits=0)
+  return jnp.where(power == 0, 1, power)
 
 
 def _to_sheets(x: jax.Array, geometry: Geometry, count: int) -> jax.Array:

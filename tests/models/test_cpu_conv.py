@@ -1,6 +1,5 @@
 """Convolutions on CPUs: exact matrices, JAX's own results and derivatives, and no trace of them elsewhere."""
 
-import dataclasses
 import functools
 from fractions import Fraction
 
@@ -127,7 +126,7 @@ def test_odd_sizes_groups_parts_and_sheets(
   image, kernel, strides, padding, groups, images, in_parts, monkeypatch
 ):
   """Also one image after the other, or 2 of 5 with one left over, and two images to a side."""
-  geometry = Geometry(image, kernel, strides, padding, groups, together=True)
+  geometry = Geometry(image, kernel, strides, padding, groups)
   if in_parts:
     monkeypatch.setattr(cpu_conv, '_CACHED', 1)
     monkeypatch.setattr(winograd, '_at_once', lambda geometry, channels: 2)
@@ -218,26 +217,46 @@ def test_what_jax_computes_itself(always, monkeypatch):
   assert operations(ours, x, kernel) == (1, 0)
 
 
+SHEETS = Geometry((13, 13), (3, 3), (1, 1), ((1, 1), (1, 1)), 1)
+
+
 def test_sheets_of_four_images_have_fewer_tiles():
-  apart = Geometry((13, 13), (3, 3), (1, 1), ((1, 1), (1, 1)), 1)
-  together = dataclasses.replace(apart, together=True)
-  assert [tiles(apart.sheet(count)) for count in (1, 2)] == [(4, 4), (7, 7)]
+  assert [tiles(SHEETS.sheet(count)) for count in (1, 2)] == [(4, 4), (7, 7)]
 
-  def products(geometry, images):
-    x, kernel, _ = arrays(geometry, images, 8, 8)
-    return str(jax.make_jaxpr(functools.partial(fast, kind='output', geometry=geometry))(x, kernel))
+  def products(images):
+    x, kernel, _ = arrays(SHEETS, images, 8, 8)
+    return str(jax.make_jaxpr(functools.partial(fast, kind='output', geometry=SHEETS))(x, kernel))
 
-  assert 'f32[36,1,7,7,8]' in products(together, 4)
-  assert 'f32[36,5,4,4,8]' in products(together, 5)
-  assert 'f32[36,4,4,4,8]' in products(apart, 4)
+  assert 'f32[36,1,7,7,8]' in products(4)
+  assert 'f32[36,5,4,4,8]' in products(5)
 
 
-@pytest.mark.parametrize('value', [np.nan, 1e6])
-def test_an_image_does_not_reach_the_others_outside_training(value):
-  geometry = Geometry((13, 13), (3, 3), (1, 1), ((1, 1), (1, 1)), 1)
-  x, kernel, _ = arrays(geometry, 4, 8, 8)
-  before, after = (fast(each, kernel, kind='output', geometry=geometry) for each in (x, x.at[0].set(value)))
-  np.testing.assert_array_equal(before[1:], after[1:])
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf, 3e38, 1e6, 0, 1e-30])
+@pytest.mark.parametrize('kind', ['output', 'input'])
+def test_an_image_does_not_reach_the_others(kind, value):
+  """They differ by rounding alone."""
+  x, kernel, _ = arrays(SHEETS, 4, 8, 8)
+  before, after = (fast(each, kernel, kind=kind, geometry=SHEETS) for each in (x, x.at[0].set(value)))
+  np.testing.assert_allclose(before[1:], after[1:], rtol=0, atol=1e-5 * jnp.abs(before[1:]).max())
+  np.testing.assert_array_equal(jnp.isfinite(after[0]).all(), abs(value) < 3e38)
+
+
+@pytest.mark.parametrize('scale', [1e-30, 1e-6, 1, 1e6, 1e30])
+@pytest.mark.parametrize('kind', ['output', 'input', 'kernel'])
+def test_images_of_a_sheet_are_as_exact_as_alone(kind, scale):
+  """The greatest error of each image, and of the kernel's derivative where one image has no part in it."""
+  x, kernel, cotangent = arrays(SHEETS, 4, 8, 8)
+  x = x.at[1:].multiply(scale)
+  a, b = {'output': (x, kernel), 'input': (x, kernel), 'kernel': (x, cotangent.at[1:].set(0))}[kind]
+  found, expected = (f(a, b, kind=kind, geometry=SHEETS) for f in (fast, reference))
+  axes = tuple(range(4)) if kind == 'kernel' else (1, 2, 3)
+  assert (jnp.abs(found - expected).max(axes) <= 1e-5 * jnp.abs(expected).max(axes)).all()
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_what_is_not_finite_reaches_the_derivative(value):
+  x, _, cotangent = arrays(SHEETS, 4, 8, 8)
+  assert not jnp.isfinite(fast(x.at[1, 5, 5].set(value), cotangent, kind='kernel', geometry=SHEETS)).any()
 
 
 def test_the_table():
