@@ -1,6 +1,7 @@
 """Memory of steps on a CPU: the process keeps it, where the C library would give it back after each step."""
 
 import ctypes
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -9,6 +10,8 @@ import sys
 # <malloc.h>: the free memory at the heap's end above which it shrinks, and how many arrays are mapped apart.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _ASYNC = 'jax_cpu_enable_async_dispatch'
+_COMPILED = '/jax/core/compile/backend_compile_duration'
+_LONG = 0.5  # seconds of a compilation after which its memory is given back
 
 
 def keep_cpu_memory() -> bool:
@@ -17,7 +20,8 @@ def keep_cpu_memory() -> bool:
   XLA allocates the arrays of a step anew each time. glibc maps arrays of their size apart and unmaps them
   when they are freed, and the system clears each page that is touched again: AlexNet's step of 32 images has
   140,000 such faults, a seventh of its time. After this call JAX runs a program in the thread that calls it,
-  whose heap may grow to any size as those of other threads may not, and the heap keeps what is freed.
+  whose heap may grow to any size as those of other threads may not, and the heap keeps what is freed. What
+  a compilation has used is given back after it: its holes are too small for a step's arrays.
 
   To be called before JAX is first asked for its devices; child processes inherit JAX's part of it. It changes
   nothing where there may be an accelerator or several devices, with another C library, or where the user has
@@ -26,17 +30,35 @@ def keep_cpu_memory() -> bool:
   Returns:
     Whether memory is kept.
   """
-  jax = sys.modules.get('jax')
-  devices = jax.config.jax_num_cpu_devices if jax else os.environ.get('JAX_NUM_CPU_DEVICES', -1)
-  several = str(devices) not in ('-1', '1') or 'device_count' in os.environ.get('XLA_FLAGS', '')
+  import jax
+
+  devices = jax.config.read('jax_num_cpu_devices')
+  several = devices not in (-1, 1) or 'device_count' in os.environ.get('XLA_FLAGS', '')
   if sys.platform != 'linux' or several or not has_cpus_alone():
     return False
-  mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-  if mallopt is None or os.environ.setdefault(_ASYNC.upper(), 'false').lower() not in ('false', '0'):
+  library = ctypes.CDLL(None)
+  if not hasattr(library, 'mallopt'):
     return False
-  if jax:
-    jax.config.update(_ASYNC, False)
-  return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
+  if os.environ.setdefault(_ASYNC.upper(), 'false').lower() not in ('false', '0'):
+    return False
+  jax.config.update(_ASYNC, False)
+  if not (library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, -1)):
+    return False
+  _trim_after_compilations()
+  return True
+
+
+@functools.cache
+def _trim_after_compilations() -> None:
+  import jax
+
+  jax.monitoring.register_event_duration_secs_listener(_trim)
+
+
+def _trim(event: str, duration_secs: float, **_: str | int) -> None:
+  """Gives back to the system what is free, after a long compilation."""
+  if event == _COMPILED and duration_secs > _LONG:
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def has_cpus_alone() -> bool:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import types
 
+import jax
+import numpy as np
 import pytest
 
 from alexnet_flax import keep_cpu_memory
@@ -54,25 +56,42 @@ def test_steps_take_no_fresh_memory():
 
 
 @pytest.mark.parametrize(
-  ('name', 'value', 'kept'),
+  ('devices', 'variables', 'kept'),
   [
-    ('XLA_FLAGS', '--xla_force_host_platform_device_count=8', False),
-    ('JAX_NUM_CPU_DEVICES', '8', False),
-    ('JAX_CPU_ENABLE_ASYNC_DISPATCH', 'true', False),
-    ('JAX_CPU_ENABLE_ASYNC_DISPATCH', 'False', True),
-    ('JAX_NUM_CPU_DEVICES', '1', True),
+    (-1, {}, True),
+    (1, {}, True),
+    (8, {}, False),
+    (-1, {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}, False),
+    (-1, {'JAX_CPU_ENABLE_ASYNC_DISPATCH': 'true'}, False),
+    (-1, {'JAX_CPU_ENABLE_ASYNC_DISPATCH': 'False'}, True),
   ],
 )
-def test_nothing_changes_for_several_devices_or_against_the_users_will(monkeypatch, name, value, kept):
-  for other in ('XLA_FLAGS', 'JAX_NUM_CPU_DEVICES', 'JAX_CPU_ENABLE_ASYNC_DISPATCH'):
-    monkeypatch.delenv(other, raising=False)
+def test_nothing_changes_for_several_devices_or_against_the_users_will(monkeypatch, devices, variables, kept):
+  for name in ('XLA_FLAGS', 'JAX_CPU_ENABLE_ASYNC_DISPATCH'):
+    monkeypatch.delenv(name, raising=False)
   calls = []
   library = types.SimpleNamespace(mallopt=lambda *setting: calls.append(setting) or 1)
-  monkeypatch.setattr(cpu_memory, 'sys', types.SimpleNamespace(platform='linux', modules={}))
+  config = types.SimpleNamespace(read=lambda name: devices, update=lambda *setting: calls.append(setting))
+  monkeypatch.setattr(jax, 'config', config)
+  monkeypatch.setattr(cpu_memory.sys, 'platform', 'linux')
   monkeypatch.setattr(cpu_memory.ctypes, 'CDLL', lambda name: library)
-  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-  monkeypatch.setenv(name, value)
+  monkeypatch.setattr(cpu_memory, '_trim_after_compilations', lambda: None)
+  for name, value in {'JAX_PLATFORMS': 'cpu', **variables}.items():
+    monkeypatch.setenv(name, value)
   before = dict(os.environ)
   assert keep_cpu_memory() == kept
   assert bool(calls) == kept
   assert kept or os.environ == before
+
+
+def test_memory_of_a_long_compilation_is_given_back(monkeypatch):
+  trims = []
+  monkeypatch.setattr(cpu_memory.ctypes, 'CDLL', lambda name: types.SimpleNamespace(malloc_trim=trims.append))
+  jax.monitoring.register_event_duration_secs_listener(cpu_memory._trim)
+  try:
+    for longest, expected in ((60, []), (0, [0])):
+      monkeypatch.setattr(cpu_memory, '_LONG', longest)
+      jax.jit(lambda x, longest=longest: x + longest)(np.zeros(3))
+      assert trims == expected
+  finally:
+    jax.monitoring.unregister_event_duration_listener(cpu_memory._trim)
