@@ -32,7 +32,7 @@ def keep_cpu_memory() -> bool:
   """
   import jax
 
-  devices = jax.config.read('jax_num_cpu_devices')
+  devices = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
   several = devices not in (-1, 1) or 'device_count' in os.environ.get('XLA_FLAGS', '')
   if sys.platform != 'linux' or several or not has_cpus_alone():
     return False

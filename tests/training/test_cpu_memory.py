@@ -71,7 +71,7 @@ def test_nothing_changes_for_several_devices_or_against_the_users_will(monkeypat
     monkeypatch.delenv(name, raising=False)
   calls = []
   library = types.SimpleNamespace(mallopt=lambda *setting: calls.append(setting) or 1)
-  config = types.SimpleNamespace(read=lambda name: devices, update=lambda *setting: calls.append(setting))
+  config = types.SimpleNamespace(jax_num_cpu_devices=devices, update=lambda *setting: calls.append(setting))
   monkeypatch.setattr(jax, 'config', config)
   monkeypatch.setattr(cpu_memory.sys, 'platform', 'linux')
   monkeypatch.setattr(cpu_memory.ctypes, 'CDLL', lambda name: library)
