@@ -67,14 +67,15 @@ def create_train_state(
   init = jax.jit(functools.partial(model.init, train=False))
   variables = init(key, jnp.zeros((1, *image_shape)))
   params, batch_stats = variables['params'], variables.get('batch_stats', {})
-  # A copy: donated buffers must not be shared between two leaves of the state.
-  ema = jax.tree.map(jnp.copy, {'params': params, 'batch_stats': batch_stats})
+  ema = None
+  if ema_decay is not None:  # a copy: donated buffers must not be shared between two leaves of the state
+    ema = jax.tree.map(jnp.copy, {'params': params, 'batch_stats': batch_stats})
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     batch_stats=batch_stats,
     opt_state=tx.init(params),
-    ema=None if ema_decay is None else ema,
+    ema=ema,
     apply_fn=model.apply,
     tx=tx,
     ema_decay=ema_decay,
