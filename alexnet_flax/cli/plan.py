@@ -30,7 +30,10 @@ def run(arguments: argparse.Namespace) -> int:
   import os
   import sys
 
-  os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # this machine's own devices stay untouched
+  import jax
+
+  if not os.environ.get('JAX_PLATFORMS'):  # this machine's own devices stay untouched
+    jax.config.update('jax_platforms', 'cpu')
   from alexnet_flax.cli.train import parse
   from alexnet_flax.diagnostics.accelerators import parse_devices
   from alexnet_flax.diagnostics.plan import plan

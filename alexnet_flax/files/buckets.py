@@ -103,6 +103,8 @@ def asking(url: str) -> Iterator[Any]:
     if isinstance(error, PermissionError) or _REFUSED.search(reason):
       advice = 'correct it, sign in, or ask for the right to read and write it'
       raise UsageError(f'{url} is refused: {reason}; {advice}') from None
+    if type(error).__name__ == 'ChecksumError':  # of gcsfs
+      raise UnreachableError(f'{url} is not what was sent: {reason}') from None
     raise UnreachableError(f'{url} does not answer: {reason}') from None
 
 
@@ -170,7 +172,7 @@ def write(url: str, content: bytes, only_if_absent: bool = False) -> None:
   options = _checked(url)
   # gcsfs would send it between lines '--==0==' that LF begins; a server that reads by RFC 2046 takes a CR
   # before that LF for a part of the line. In a chunk of its own it is sent as it is.
-  if url.startswith('gs:') and (content.endswith(b'\r') or b'\n--==0==' in content):
+  if url.startswith('gs:') and (content.endswith(b'\r') or b'--==0==' in content):
     options['chunksize'] = len(content)
   with asking(url) as fs:
     try:

@@ -17,8 +17,8 @@ and infinity for 3x3, which leaves errors below 1e-5 of the greatest value.
 
 Four tiles of 4 for 13 outputs compute half as much again as is needed, in two dimensions. So images are laid
 out in sheets, two to a side, with the convolution's own zeros between them: 27 outputs are seven tiles. A
-tile on a border multiplies the neighbour's values by factors that cancel, but for rounding. So that rounding
-does not depend on the neighbour, each image is divided by a power of two near its greatest value, which is
+tile on a border multiplies the neighbour's values by factors that cancel, but for rounding. So that it does
+not matter how great those are, each image is divided by a power of two near its greatest value, which is
 exact, and its result is multiplied by it. What is not finite makes the whole result of its image NaN.
 
 The work is done for a few sheets at a time, so that what lies between the products stays in the cache.
@@ -147,9 +147,9 @@ def convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
   at_once = _at_once(sheet, x.shape[3] + kernel.shape[3])
   if count == 1:
     return _map_parts(part, (x,), at_once)
-  size = _size(x)
+  scaled, size = _scaled(x)
   is_finite = jnp.isfinite(size)
-  sheets = _to_sheets(jnp.where(is_finite, x / size, 0), geometry, count)
+  sheets = _to_sheets(jnp.where(is_finite, scaled, 0), geometry, count)
   out = _from_sheets(_map_parts(part, (sheets,), at_once), geometry, count)
   return jnp.where(is_finite, out * size, jnp.nan)
 
@@ -166,8 +166,8 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array, geometry: Geometry) -> j
     return lax.dot_general(_transformed(x, sheet), products, ((every, every), ((0,), (0,))))
 
   if count > 1:
-    size = _size(x)
-    x, cotangent = (_to_sheets(array, geometry, count) for array in (x / size, cotangent * size))
+    x, size = _scaled(x)
+    x, cotangent = (_to_sheets(array, geometry, count) for array in (x, cotangent * size))
   parts = sum_parts(part, (x, cotangent), _at_once(sheet, x.shape[3] + cotangent.shape[3]))
   return _first(g.T, parts).reshape(*geometry.kernel, *parts.shape[1:])
 
@@ -201,10 +201,15 @@ def _images_per_side(geometry: Geometry, images: int) -> int:
   return 2 if images % 4 == 0 and together < _FEWER * apart else 1
 
 
-def _size(x: jax.Array) -> jax.Array:
-  """Returns a power of two near each image's greatest value, 1 for one of zeros: [B, 1, 1, 1]."""
-  power = lax.reduce_precision(jnp.abs(x).max((1, 2, 3), keepdims=True), exponent_bits=8, mantissa_bits=0)
-  return jnp.where(power == 0, 1, power)
+def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Divides each image by a power of two near its greatest value; returns that too, [B, 1, 1, 1].
+
+  It is 0 for an image of zeros, and not finite if a value is not.
+  """
+  greatest = jnp.abs(x).max((1, 2, 3), keepdims=True)
+  # Up to 2^126, whose reciprocal is a normal number too.
+  power = lax.reduce_precision(jnp.minimum(greatest, 2.0**126), exponent_bits=8, mantissa_bits=0)
+  return x / jnp.where(power == 0, 1, power), jnp.where(jnp.isfinite(greatest), power, greatest)
 
 
 def _to_sheets(x: jax.Array, geometry: Geometry, count: int) -> jax.Array:

@@ -20,12 +20,14 @@ def keep_cpu_memory() -> bool:
   XLA allocates the arrays of a step anew each time. glibc maps arrays of their size apart and unmaps them
   when they are freed, and the system clears each page that is touched again: AlexNet's step of 32 images has
   140,000 such faults, a seventh of its time. After this call JAX runs a program in the thread that calls it,
-  whose heap may grow to any size as those of other threads may not, and the heap keeps what is freed. What
-  a compilation has used is given back after it: its holes are too small for a step's arrays.
+  whose heap may grow to any size as those of other threads may not, and the heap keeps what is freed. After
+  a compilation of half a second or more, what is free is given back once: its holes are too small for a
+  step's arrays.
 
   To be called before JAX is first asked for its devices; child processes inherit JAX's part of it. It changes
   nothing where there may be an accelerator or several devices, with another C library, or where the user has
-  set `JAX_CPU_ENABLE_ASYNC_DISPATCH=true`. See mallopt(3), and HEAP_MAX_SIZE in glibc's malloc/arena.c.
+  set `JAX_CPU_ENABLE_ASYNC_DISPATCH=true`. It imports JAX. See mallopt(3), malloc_trim(3), and HEAP_MAX_SIZE
+  in glibc's malloc/arena.c.
 
   Returns:
     Whether memory is kept.
@@ -37,13 +39,12 @@ def keep_cpu_memory() -> bool:
   if sys.platform != 'linux' or several or not has_cpus_alone():
     return False
   library = ctypes.CDLL(None)
-  if not hasattr(library, 'mallopt'):
+  if not hasattr(library, 'mallopt') or os.environ.get(_ASYNC.upper(), 'false').lower() not in ('false', '0'):
     return False
-  if os.environ.setdefault(_ASYNC.upper(), 'false').lower() not in ('false', '0'):
-    return False
-  jax.config.update(_ASYNC, False)
   if not (library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, -1)):
     return False
+  os.environ[_ASYNC.upper()] = 'false'
+  jax.config.update(_ASYNC, False)
   _trim_after_compilations()
   return True
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 import types
 
 import jax
@@ -68,6 +71,18 @@ def test_a_missing_compiler_is_one_line_with_what_installs_it(name, extra, monke
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith(f'error: --device {name} needs ')
   assert f'[{extra}]' in line
+
+
+def test_the_devices_of_this_machine_stay_untouched():
+  program = """
+import jax
+from alexnet_flax.cli.main import main
+assert main(['plan', '--device=none', '--config=configs/digits.py']) == 2
+print(jax.config.jax_platforms)
+"""
+  environment = {name: value for name, value in os.environ.items() if name != 'JAX_PLATFORMS'}
+  done = subprocess.run([sys.executable, '-c', program], env=environment, capture_output=True, text=True)
+  assert done.stdout == 'cpu\n', done.stderr
 
 
 @pytest.mark.parametrize('option', ['--batch=0', '--share=0', '--share=1.5', '--images=0'])

@@ -73,7 +73,7 @@ def bucket(request, tmp_path_factory):
 @pytest.fixture(scope='module')
 def data(bucket, data_dir):
   """The digits in the bucket."""
-  open_dataset('digits', 'test', data_dir)
+  open_dataset('digits', 'test', data_dir)  # prepares them
   return copied(data_dir, f'{bucket}/data')
 
 
@@ -194,6 +194,7 @@ def test_records_are_read_by_ranges(bucket, data, data_dir, monkeypatch):
 
 
 def test_a_record_that_is_damaged_or_replaced_is_a_bad_image(bucket, data_dir):
+  open_dataset('digits', 'test', data_dir)  # prepares them
   place = copied(data_dir, f'{bucket}/damaged')
   source = open_dataset('digits', 'test', place)
   (name,) = (name for name in buckets.listing(place) if 'test.tfrecord' in name)
@@ -324,18 +325,28 @@ def quick(monkeypatch):
   monkeypatch.setattr(bucket_run, '_LEASE', 4.0)
 
 
-@pytest.mark.usefixtures('quick')
-@pytest.mark.parametrize('end', [b'', b'\n', b'\r', b'\r\n', b'\n--==0==--\nb', b'\r\n--==0==\n\r'])
+@pytest.mark.parametrize(
+  'end', [b'', b'\n', b'\r', b'\r\n', b'--==0==--', b'--==0==\nb', b'\r--==0==\rb', b'\r\n--==0==\n\r']
+)
 @pytest.mark.parametrize('size', [0, 1, 6 << 20])
 @pytest.mark.filterwarnings('ignore:Sending a large body:ResourceWarning')  # aiohttp of gcsfs
 def test_an_object_has_the_bytes_of_its_file(bucket, tmp_path, size, end, monkeypatch):
-  monkeypatch.setattr(buckets, '_AHEAD', 1 << 16)  # the large one is sent in chunks
+  monkeypatch.setattr(buckets, '_AHEAD', 1 << 16)  # the large one goes another way
   content = b'a' * size + end
   (tmp_path / 'file').write_bytes(content)
   buckets.upload(tmp_path / 'file', f'{bucket}/bytes')
   assert files.expanded(f'{bucket}/bytes').read_bytes() == content
 
 
+def test_what_arrives_otherwise_is_said(bucket, monkeypatch):
+  if not bucket.startswith('gs:'):
+    pytest.skip('S3 itself refuses it')
+  monkeypatch.setattr('gcsfs.checkers.MD5Checker.update', lambda self, data: None)
+  with pytest.raises(UnreachableError, match='out/a is not what was sent: MD5'):
+    buckets.write(f'{bucket}/out/a', b'content')
+
+
+@pytest.mark.usefixtures('quick')
 def test_a_run_has_one_process(bucket, monkeypatch, capsys):
   url = f'{bucket}/runs/one'
   with bucket_run.run_folder(url), pytest.raises(BusyError, match=f'trains in {url}; wait for its end'):
