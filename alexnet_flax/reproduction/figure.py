@@ -36,7 +36,7 @@ def draw(claim: Claim, runs: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 def _draw_changes(axes: Any, claim: Claim, seeds: Sequence[Mapping[str, Curve]]) -> None:
   """Draws the points of accuracy that each change gains, and those that were published."""
-  found = [changes({arm: curves[arm] for arm in claim.arms}) for curves in seeds]
+  found = [changes(curves) for curves in seeds]
   arms = list(claim.arms)[1:]
   points = 100 * np.array([[one[arm] for arm in arms] for one in found]).reshape(len(found), len(arms))
   means = points.mean(axis=0) if len(points) else np.zeros(len(arms))

@@ -186,11 +186,15 @@ def add_records(path: pathlib.Path, name: str, runs: list[dict[str, Any]]) -> No
 
 
 def curves_by_seed(claim: Claim, runs: list[dict[str, Any]]) -> dict[int, dict[str, Curve]]:
-  """Returns the curves of those seeds for which all arms were run."""
+  """Returns the curves of those seeds for which all arms were run, in the claim's order."""
   found: dict[int, dict[str, Curve]] = {}
   for one in runs:
     found.setdefault(one['seed'], {})[one['arm']] = [Point(*point) for point in one['curve']]
-  return {seed: arms for seed, arms in sorted(found.items()) if arms.keys() >= claim.arms.keys()}
+  return {
+    seed: {arm: arms[arm] for arm in claim.arms}
+    for seed, arms in sorted(found.items())
+    if arms.keys() >= claim.arms.keys()
+  }
 
 
 def verdict(claim: Claim, runs: list[dict[str, Any]]) -> Verdict | None:
