@@ -120,7 +120,8 @@ def _about(claim: Claim, runs: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield f'Of the learning rates {rates} the one with the fewest epochs, by seed 0: {best}.\n'
   if remark := (read_json(_RESULTS / f'{claim.name}.json') or {}).get('remark'):
     yield f'{remark}\n'
-  yield f'![Errors by epoch]({_image(claim).relative_to(_HERE)})\n'
+  drawn = 'Accuracy that each change gains' if claim.published_changes else 'Errors by epoch'
+  yield f'![{drawn}]({_image(claim).relative_to(_HERE)})\n'
   yield '| arm | seed | epochs | training error | test error | hours | commit |'
   yield '|---|---|---|---|---|---|---|'
   for one in runs:

@@ -49,7 +49,8 @@ def _draw_changes(axes: Any, claim: Claim, seeds: Sequence[Mapping[str, Curve]])
   axes.axvline(0, color='0.4', linewidth=0.8)
   axes.set_yticks(range(len(arms)), [arms[number] for number in order])
   axes.set(xlabel=f'points of accuracy more than the {next(iter(claim.arms))}')
-  axes.legend(frameon=False, loc='lower right')
+  axes.locator_params(axis='x', nbins=6)
+  axes.legend(frameon=False, loc='upper left')
 
 
 def _draw_errors(axes: Any, claim: Claim, seeds: Sequence[Mapping[str, Curve]]) -> None:
