@@ -220,8 +220,8 @@ def verdict(claim: Claim, runs: list[dict[str, Any]]) -> Verdict | None:
     return Verdict(mean, error, len(scores), 'undecided')
   if claim.unit == 'rank correlation':
     degrees = len(claim.published_changes) - 2
-    chance = float(stats.t.ppf(0.95, degrees))
-    chance /= math.sqrt(degrees + chance**2)
+    t = float(stats.t.ppf(0.95, degrees))
+    chance = t / math.sqrt(degrees + t**2)
     return Verdict(mean, error, len(scores), 'reproduced' if mean - 2 * error >= chance else 'missed')
   short = mean - claim.published if claim.lower_is_better else claim.published - mean
   return Verdict(mean, error, len(scores), 'reproduced' if short <= 2 * error else 'missed')

@@ -21,7 +21,7 @@ def keep_cpu_memory() -> bool:
   when they are freed, and the system clears each page that is touched again: AlexNet's step of 32 images has
   140,000 such faults, a seventh of its time. After this call JAX runs a program in the thread that calls it,
   whose heap may grow to any size as those of other threads may not, and the heap keeps what is freed. After
-  a compilation of half a second or more, what is free is given back once: its holes are too small for a
+  a compilation of more than half a second, what is free is given back once: its holes are too small for a
   step's arrays.
 
   To be called before JAX is first asked for its devices; child processes inherit JAX's part of it. It changes
