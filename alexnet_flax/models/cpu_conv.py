@@ -5,8 +5,9 @@
 - minimal filtering for 3x3 and 5x5 at stride 1 (`winograd.py`);
 - for convolutions with strides (conv1: 11x11, stride 4), the image cut into 4x4 blocks, so that the window of
   an output lies in 3x3 whole blocks: the output is a 3x3 convolution of these at stride 1, by minimal
-  filtering. The kernel's derivative is one matrix product. A row of the matrix is one number of one of the
-  blocks, for all outputs: contiguous, if the images' dimensions come last;
+  filtering. The kernel's derivative is one matrix product, at stride 1 too if the image has few channels. A
+  row of the matrix is one number of one of the blocks, for all outputs: contiguous, if the images' dimensions
+  come last;
 - for images smaller than the kernel, as the last ones of a network for CIFAR-10, one matrix product, with an
   entry for each pair of an input and an output: no more than taps for each output.
 
@@ -32,12 +33,13 @@ from alexnet_flax.models.winograd import Geometry, padded, sum_parts
 Kind = Literal['output', 'input', 'kernel']
 
 # Where ours are faster, measured in CPU time (docs/performance.md). At stride 1, by kernel: the least
-# channels, and the least rows (tiles of all images) of the products. Tiles may have so many times the outputs
-# that are needed.
-_LEAST = {(3, 3): (128, 64), (5, 5): (48, 49)}
+# channels, the least rows (tiles of all images) of the products, and the least product of the two. Tiles may
+# have so many times the outputs that are needed.
+_LEAST = {(3, 3): (64, 64, 8192), (5, 5): (32, 49, 2304)}
 _MOST_COMPUTED = 1.6
-_LEAST_OUTPUTS = 50_000  # of all images, with strides
-_LEAST_FEATURES = 64  # for the output with strides: XLA computes it on one core, if in less CPU time
+_MOST_INPUTS, _LEAST_OUTPUTS = 4, 50_000  # of all images, for what is computed by blocks
+# XLA computes the output with strides on one core, if in less CPU time.
+_LEAST_FEATURES: Mapping[Kind, float] = {'output': 64, 'kernel': 16, 'input': math.inf}
 
 _LEAST_SMALL_IMAGES = 16  # smaller than the kernel: for fewer, laying out the matrix takes longer
 
@@ -124,7 +126,8 @@ def dense_input_gradient(cotangent: jax.Array, kernel: jax.Array, geometry: Geom
 def fast(a: jax.Array, b: jax.Array, *, kind: Kind, geometry: Geometry) -> jax.Array:
   """Computes what `reference` does, by the algorithms of this module."""
   ours: Mapping[Kind, Callable[[jax.Array, jax.Array, Geometry], jax.Array]]
-  if geometry.strides != (1, 1):
+  inputs, _ = _channels(a, b, kind, geometry)
+  if geometry.strides != (1, 1) or (kind == 'kernel' and inputs <= _MOST_INPUTS):
     ours = {'output': block_convolve, 'kernel': block_kernel_gradient}
   elif _is_small(geometry):
     ours = {
@@ -215,23 +218,22 @@ def on_one_device(*arrays: jax.Array) -> bool:
 def pays(kind: Kind, geometry: Geometry, images: int, inputs: int, features: int) -> bool:
   """Returns whether `fast` has been measured to be faster than `reference`; channels are those of a group."""
   outputs = math.prod(geometry.output)
+  if inputs <= _MOST_INPUTS and features >= _LEAST_FEATURES[kind] and images * outputs >= _LEAST_OUTPUTS:
+    if kind == 'kernel' or (inputs >= 3 and min(geometry.strides) >= 3 and _blocks(geometry) == (3, 3)):
+      return True
   if geometry.strides != (1, 1):
-    if inputs > 4 or min(geometry.strides) < 3 or images * outputs < _LEAST_OUTPUTS:
-      return False
-    by_blocks = (
-      kind == 'output' and _blocks(geometry) == (3, 3) and inputs >= 3 and features >= _LEAST_FEATURES
-    )
-    return by_blocks or kind == 'kernel'
+    return False
   if _is_small(geometry):
     return kind != 'kernel' and images >= _LEAST_SMALL_IMAGES
   if geometry.kernel not in _LEAST:
     return False
-  channels, rows = _LEAST[geometry.kernel]
+  least_channels, least_rows, least_product = _LEAST[geometry.kernel]
   tiles = math.prod(winograd.tiles(geometry))
   if tiles * winograd.TILE**2 > _MOST_COMPUTED * outputs:
     return False
   # JAX's own convolutions in groups are several times slower.
-  return min(inputs, features) >= channels and images * tiles * geometry.groups**2 >= rows
+  channels, rows = min(inputs, features), images * tiles * geometry.groups**2
+  return channels >= least_channels and rows >= least_rows and channels * rows >= least_product
 
 
 def _is_small(geometry: Geometry) -> bool:

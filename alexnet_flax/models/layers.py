@@ -4,7 +4,7 @@ All take and return [B, H, W, C]. Sums are accumulated in at least float32; resu
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, assert_never
 
 import jax
@@ -15,7 +15,7 @@ from jax.sharding import AxisType
 
 from alexnet_flax.models.cpu_conv import on_one_device
 from alexnet_flax.models.pooling import max_pool
-from alexnet_flax.models.spec import LocalResponseNorm, Pool, SpatialResponseNorm, window_padding
+from alexnet_flax.models.spec import LocalResponseNorm, Pool, SpatialResponseNorm, output_side, window_padding
 
 _Sums = Callable[[jax.Array, int], jax.Array]
 
@@ -107,9 +107,44 @@ def pool(x: jax.Array, layer: Pool) -> jax.Array:
 
 
 def _mean(x: jax.Array, layer: Pool) -> jax.Array:
-  window, strides = (layer.kernel_size, layer.kernel_size), (layer.strides, layer.strides)
-  padding = [window_padding(layer, side) for side in x.shape[1:3]]
-  return nn.avg_pool(at_least_float32(x), window, strides, padding, count_include_pad=False)
+  pads = [window_padding(layer, side) for side in x.shape[1:3]]
+  sums = _window_sums(at_least_float32(x), layer.kernel_size, layer.strides, pads)
+  rows, columns = (
+    _values_per_window(side, layer, before) for side, (before, _) in zip(x.shape[1:3], pads, strict=True)
+  )
+  return sums / np.outer(rows, columns)[None, ..., None]
+
+
+def _values_per_window(side: int, layer: Pool, before: int) -> np.ndarray:
+  """Returns how many rows, or columns, of the image itself are in each window along a side, float32."""
+  first = np.arange(output_side(layer, side)) * layer.strides - before
+  inside = np.minimum(first + layer.kernel_size, side) - np.maximum(first, 0)
+  return inside.astype(np.float32)
+
+
+def _window_sums(x: jax.Array, size: int, strides: int, pads: Sequence[tuple[int, int]]) -> jax.Array:
+  """Sums windows of size x size values of padded images [B, H, W, C].
+
+  On CPUs one side after the other, as sums of slices: `reduce_window` takes six times as long there, and its
+  derivative more.
+  """
+
+  def by_side(x: jax.Array) -> jax.Array:
+    for axis, pad in enumerate(pads, start=1):
+      around = [pad if dimension == axis else (0, 0) for dimension in range(x.ndim)]
+      x = jnp.pad(x, around)
+      span = x.shape[axis] - size + 1
+      x = functools.reduce(
+        jnp.add,
+        (jax.lax.slice_in_dim(x, first, first + span, strides, axis) for first in range(size)),
+      )
+    return x
+
+  def whole(x: jax.Array) -> jax.Array:
+    window, padding = (1, size, size, 1), ((0, 0), *pads, (0, 0))
+    return jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1, strides, strides, 1), padding)
+
+  return jax.lax.platform_dependent(x, cpu=by_side, default=whole)
 
 
 def local_response_norm(x: jax.Array, layer: LocalResponseNorm) -> jax.Array:
@@ -148,13 +183,11 @@ def spatial_response_norm(x: jax.Array, layer: SpatialResponseNorm) -> jax.Array
 
   The window is clipped at the image's border (the 2012 program's layer 'rnorm').
   """
-  return _response_norm(at_least_float32(x), layer, _window_sums, _window_sums).astype(x.dtype)
 
+  def sums(x: jax.Array, size: int) -> jax.Array:
+    return _window_sums(x, size, 1, [(size // 2, size - 1 - size // 2)] * 2)
 
-def _window_sums(x: jax.Array, size: int) -> jax.Array:
-  pads = (size // 2, size - 1 - size // 2)
-  window, padding = (1, size, size, 1), ((0, 0), pads, pads, (0, 0))
-  return jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1, 1, 1, 1), padding)
+  return _response_norm(at_least_float32(x), layer, sums, sums).astype(x.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))

@@ -46,8 +46,10 @@ _POINTS: dict[int, tuple[Fraction | int | None, ...]] = {
   8: (0, 1, -1, _HALF, -_HALF, 2, -2, INFINITY),
 }
 _FEWER = 0.95  # the share of the tiles below which sheets are worth their copies
-# By the taps per side: the bytes between two products of the sheets that are processed together.
+# By the taps per side: the bytes between two products of the sheets that are processed together. With few
+# channels a product takes so little time that it waits for memory if these do not stay in the cache.
 _CACHED = {3: 45e6, 5: 40e6}
+_CACHED_OF_FEW, _FEW = 12e6, {3: 80, 5: 40}  # half the harmonic mean of inputs and features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +146,7 @@ def convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     products = lax.dot_general(_transformed(x, sheet), kernels, (((4,), (1,)), ((0,), (0,))))
     return _from_tiles(_first(a, products), sheet)
 
-  at_once = _at_once(sheet, x.shape[3] + kernel.shape[3])
+  at_once = _at_once(sheet, x.shape[3], kernel.shape[3])
   if count == 1:
     return _map_parts(part, (x,), at_once)
   scaled, size = _scaled(x)
@@ -168,7 +170,7 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array, geometry: Geometry) -> j
   if count > 1:
     x, size = _scaled(x)
     x, cotangent = (_to_sheets(array, geometry, count) for array in (x, cotangent * size))
-  parts = sum_parts(part, (x, cotangent), _at_once(sheet, x.shape[3] + cotangent.shape[3]))
+  parts = sum_parts(part, (x, cotangent), _at_once(sheet, x.shape[3], cotangent.shape[3]))
   return _first(g.T, parts).reshape(*geometry.kernel, *parts.shape[1:])
 
 
@@ -230,10 +232,12 @@ def _from_sheets(y: jax.Array, geometry: Geometry, count: int) -> jax.Array:
   return y.reshape(-1, down, right, y.shape[5])[:, :height, :width]
 
 
-def _at_once(geometry: Geometry, channels: int) -> int:
+def _at_once(geometry: Geometry, inputs: int, features: int) -> int:
   """Returns for how many sheets all points of all tiles fit into the cache."""
-  points = (TILE + geometry.kernel[0] - 1) ** 2
-  return max(1, int(_CACHED[geometry.kernel[0]] // (4 * points * math.prod(tiles(geometry)) * channels)))
+  points, channels = (TILE + geometry.kernel[0] - 1) ** 2, inputs + features
+  taps = geometry.kernel[0]
+  cached = _CACHED_OF_FEW if inputs * features < _FEW[taps] * channels else _CACHED[taps]
+  return max(1, int(cached // (4 * points * math.prod(tiles(geometry)) * channels)))
 
 
 def padded(x: jax.Array, geometry: Geometry, sides: tuple[int, int]) -> jax.Array:

@@ -129,8 +129,17 @@ def test_odd_sizes_groups_parts_and_sheets(
   geometry = Geometry(image, kernel, strides, padding, groups)
   if in_parts:
     monkeypatch.setattr(cpu_conv, '_CACHED', 1)
-    monkeypatch.setattr(winograd, '_at_once', lambda geometry, channels: 2)
+    monkeypatch.setattr(winograd, '_at_once', lambda geometry, inputs, features: 2)
   assert error(geometry, images, 6, 12, kinds(geometry)) <= 1e-5
+
+
+@pytest.mark.parametrize('padding', [((2, 2), (2, 2)), ((0, 3), (1, 0)), ((-1, -1), (0, -2))])
+@pytest.mark.parametrize('in_parts', [False, True])
+def test_the_kernel_of_few_inputs_at_stride_one(padding, in_parts, monkeypatch):
+  """By blocks of one value each, also one image after the other."""
+  if in_parts:
+    monkeypatch.setattr(cpu_conv, '_CACHED', 1)
+  assert error(Geometry((9, 12), (5, 3), (1, 1), padding, 1), 3, 3, 16, ('kernel',)) <= 1e-5
 
 
 OPTIONS = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'), 'feature_group_count': 1}
@@ -278,7 +287,9 @@ def test_the_table():
   assert pays('output', wide((13, 13), (3, 3), groups=1), 32, 256, 384)
   assert pays('kernel', wide((13, 13), (3, 3), groups=2), 1, 192, 192)
   assert not pays('output', wide((13, 13), (3, 3), groups=1), 1, 256, 384)
-  assert not pays('output', wide((13, 13), (3, 3), groups=1), 32, 64, 384)
+  assert pays('output', wide((13, 13), (3, 3), groups=1), 8, 64, 64)
+  assert not pays('output', wide((13, 13), (3, 3), groups=1), 4, 64, 64)
+  assert not pays('output', wide((13, 13), (3, 3), groups=1), 32, 48, 384)
   assert not pays('output', wide((6, 6), (3, 3), groups=1), 32, 128, 128)
   assert not pays('output', wide((13, 13), (1, 1), groups=1), 32, 256, 384)
   first = Geometry((224, 224), (11, 11), (4, 4), ((2, 2), (2, 2)), 1)
@@ -286,6 +297,10 @@ def test_the_table():
   assert [pays(kind, first, 32, 3, 48) for kind in ('output', 'input', 'kernel')] == [False, False, True]
   assert not pays('output', first, 32, 1, 64)
   assert not pays('kernel', first, 1, 3, 64)
+  cifar10 = Geometry((32, 32), (5, 5), (1, 1), ((2, 2), (2, 2)), 1)
+  assert [pays(kind, cifar10, 128, 3, 32) for kind in ('output', 'input', 'kernel')] == [False, False, True]
+  assert not pays('kernel', cifar10, 128, 3, 12)
+  assert not pays('kernel', cifar10, 32, 3, 32)
 
 
 def test_the_same_bits_twenty_times():
