@@ -218,9 +218,10 @@ def on_one_device(*arrays: jax.Array) -> bool:
 def pays(kind: Kind, geometry: Geometry, images: int, inputs: int, features: int) -> bool:
   """Returns whether `fast` has been measured to be faster than `reference`; channels are those of a group."""
   outputs = math.prod(geometry.output)
-  if inputs <= _MOST_INPUTS and features >= _LEAST_FEATURES[kind] and images * outputs >= _LEAST_OUTPUTS:
-    if kind == 'kernel' or (inputs >= 3 and min(geometry.strides) >= 3 and _blocks(geometry) == (3, 3)):
-      return True
+  many = inputs <= _MOST_INPUTS and features >= _LEAST_FEATURES[kind] and images * outputs >= _LEAST_OUTPUTS
+  in_blocks = inputs >= 3 and min(geometry.strides) >= 3 and _blocks(geometry) == (3, 3)
+  if many and (kind == 'kernel' or in_blocks):
+    return True
   if geometry.strides != (1, 1):
     return False
   if _is_small(geometry):
