@@ -1,21 +1,23 @@
 """Convolutions on CPUs, where XLA's compiler is slow at some; GPUs and TPUs get `lax.conv_general_dilated`.
 
-`convolve` takes its place where `pays` finds that something else is faster:
+`convolve` takes its place where `fastest` finds that something else is faster:
 
-- minimal filtering for 3x3 and 5x5 at stride 1 (`winograd.py`);
-- for convolutions with strides (conv1: 11x11, stride 4), the image cut into 4x4 blocks, so that the window of
-  an output lies in 3x3 whole blocks: the output is a 3x3 convolution of these at stride 1, by minimal
-  filtering. The kernel's derivative is one matrix product, at stride 1 too if the image has few channels. A
-  row of the matrix is one number of one of the blocks, for all outputs: contiguous, if the images' dimensions
-  come last;
-- for images smaller than the kernel, as the last ones of a network for CIFAR-10, one matrix product, with an
-  entry for each pair of an input and an output: no more than taps for each output.
+- 'filtering', minimal filtering for 3x3 and 5x5 at stride 1 (`winograd.py`);
+- 'blocks', for convolutions with strides (conv1: 11x11, stride 4): the image is cut into 4x4 blocks, so that
+  the window of an output lies in 3x3 whole blocks. The output is a 3x3 convolution of these at stride 1, by
+  minimal filtering. The kernel's derivative is one matrix product, at stride 1 too if the image has few
+  channels. A row of the matrix is one number of one of the blocks, for all outputs: contiguous, if the images'
+  dimensions come last;
+- 'dense', for images smaller than the kernel, as the last of a network for CIFAR-10: one matrix product,
+  with an entry for each pair of an input and an output: no more than taps for each output. The kernel's
+  derivative is one for each tap.
 
 The convolution is a JAX primitive of its own. It is bilinear, so it can be differentiated any number of
 times, forwards and backwards; each platform has its own lowering; `vmap` makes it JAX's own convolution.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -31,6 +33,7 @@ from alexnet_flax.models import winograd
 from alexnet_flax.models.winograd import Geometry, padded, sum_parts
 
 Kind = Literal['output', 'input', 'kernel']
+Algorithm = Literal['filtering', 'blocks', 'dense']
 
 # Where ours are faster, measured in CPU time (docs/performance.md). At stride 1, by kernel: the least
 # channels, the least rows (tiles of all images) of the products, and the least product of the two. Tiles may
@@ -123,25 +126,43 @@ def dense_input_gradient(cotangent: jax.Array, kernel: jax.Array, geometry: Geom
   return product.reshape(cotangent.shape[0], *geometry.image, kernel.shape[2])
 
 
-def fast(a: jax.Array, b: jax.Array, *, kind: Kind, geometry: Geometry) -> jax.Array:
-  """Computes what `reference` does, by the algorithms of this module."""
-  ours: Mapping[Kind, Callable[[jax.Array, jax.Array, Geometry], jax.Array]]
-  inputs, _ = _channels(a, b, kind, geometry)
-  if geometry.strides != (1, 1) or (kind == 'kernel' and inputs <= _MOST_INPUTS):
-    ours = {'output': block_convolve, 'kernel': block_kernel_gradient}
-  elif _is_small(geometry):
-    ours = {
-      'output': dense_convolve,
-      'input': dense_input_gradient,
-      'kernel': winograd.kernel_gradient,
-    }
-  else:
-    ours = {
-      'output': winograd.convolve,
-      'input': winograd.input_gradient,
-      'kernel': winograd.kernel_gradient,
-    }
-  function = ours[kind]
+def dense_kernel_gradient(x: jax.Array, cotangent: jax.Array, geometry: Geometry) -> jax.Array:
+  """Returns the derivative [R, S, C, F] of `dense_convolve` by the kernel, from what each tap connects."""
+
+  def spans(axis: int) -> list[tuple[slice, slice]]:
+    """Returns the inputs and the outputs that each tap connects, along a side."""
+    side, outputs, before = geometry.image[axis], geometry.output[axis], geometry.padding[axis][0]
+    connected = []
+    for shift in range(-before, geometry.kernel[axis] - before):
+      first = max(0, -shift)
+      last = max(first, min(outputs, side - shift))
+      connected.append((slice(first + shift, last + shift), slice(first, last)))
+    return connected
+
+  every = (0, 1, 2)
+  taps = [
+    lax.dot_general(x[:, rows[0], columns[0]], cotangent[:, rows[1], columns[1]], ((every, every), ((), ())))
+    for rows, columns in itertools.product(spans(0), spans(1))
+  ]
+  return jnp.stack(taps).reshape(*geometry.kernel, *taps[0].shape)
+
+
+_ALGORITHMS: Mapping[Algorithm, Mapping[Kind, Callable[[jax.Array, jax.Array, Geometry], jax.Array]]] = {
+  'filtering': {
+    'output': winograd.convolve,
+    'input': winograd.input_gradient,
+    'kernel': winograd.kernel_gradient,
+  },
+  'blocks': {'output': block_convolve, 'kernel': block_kernel_gradient},
+  'dense': {'output': dense_convolve, 'input': dense_input_gradient, 'kernel': dense_kernel_gradient},
+}
+
+
+def fast(
+  a: jax.Array, b: jax.Array, *, kind: Kind, geometry: Geometry, algorithm: Algorithm = 'filtering'
+) -> jax.Array:
+  """Computes what `reference` does, by an algorithm of this module."""
+  function = _ALGORITHMS[algorithm][kind]
   groups = zip(*(jnp.split(array, geometry.groups, -1) for array in (a, b)), strict=True)
   return jnp.concatenate([function(x, y, geometry) for x, y in groups], -1)
 
@@ -200,7 +221,8 @@ def convolve(
   geometry = Geometry(
     (height, width), (rows, columns), (down, right), (pads[0], pads[1]), feature_group_count
   )
-  if not any(pays(kind, geometry, x.shape[0], *_channels(x, kernel, 'output', geometry)) for kind in _KINDS):
+  channels = _channels(x, kernel, 'output', geometry)
+  if not any(fastest(kind, geometry, x.shape[0], *channels) for kind in _KINDS):
     return plain()
   return _convolution_p.bind(x, kernel, kind='output', geometry=geometry)
 
@@ -215,26 +237,22 @@ def on_one_device(*arrays: jax.Array) -> bool:
   )
 
 
-def pays(kind: Kind, geometry: Geometry, images: int, inputs: int, features: int) -> bool:
-  """Returns whether `fast` has been measured to be faster than `reference`; channels are those of a group."""
-  outputs = math.prod(geometry.output)
-  many = inputs <= _MOST_INPUTS and features >= _LEAST_FEATURES[kind] and images * outputs >= _LEAST_OUTPUTS
+def fastest(kind: Kind, geometry: Geometry, images: int, inputs: int, features: int) -> Algorithm | None:
+  """Returns what has been measured to be fastest, None for `reference`; channels are those of a group."""
+  outputs, unit = images * math.prod(geometry.output), geometry.strides == (1, 1)
+  few = inputs <= _MOST_INPUTS and features >= _LEAST_FEATURES[kind] and outputs >= _LEAST_OUTPUTS
   in_blocks = inputs >= 3 and min(geometry.strides) >= 3 and _blocks(geometry) == (3, 3)
-  if many and (kind == 'kernel' or in_blocks):
-    return True
-  if geometry.strides != (1, 1):
-    return False
-  if _is_small(geometry):
-    return kind != 'kernel' and images >= _LEAST_SMALL_IMAGES
-  if geometry.kernel not in _LEAST:
-    return False
-  least_channels, least_rows, least_product = _LEAST[geometry.kernel]
-  tiles = math.prod(winograd.tiles(geometry))
-  if tiles * winograd.TILE**2 > _MOST_COMPUTED * outputs:
-    return False
-  # JAX's own convolutions in groups are several times slower.
-  channels, rows = min(inputs, features), images * tiles * geometry.groups**2
-  return channels >= least_channels and rows >= least_rows and channels * rows >= least_product
+  if few and (kind == 'kernel' or in_blocks):
+    return 'blocks'
+  if unit and geometry.kernel in _LEAST:
+    least_channels, least_rows, least_product = _LEAST[geometry.kernel]
+    tiles = images * math.prod(winograd.tiles(geometry))
+    # JAX's own convolutions in groups are several times slower.
+    channels, rows = min(inputs, features), tiles * geometry.groups**2
+    many = channels >= least_channels and rows >= least_rows and channels * rows >= least_product
+    if many and tiles * winograd.TILE**2 <= _MOST_COMPUTED * outputs:
+      return 'filtering'
+  return 'dense' if unit and _is_small(geometry) and images >= _LEAST_SMALL_IMAGES else None
 
 
 def _is_small(geometry: Geometry) -> bool:
@@ -250,8 +268,10 @@ def _channels(a: jax.Array, b: jax.Array, kind: Kind, geometry: Geometry) -> tup
 
 
 def _on_cpu(a: jax.Array, b: jax.Array, *, kind: Kind, geometry: Geometry) -> jax.Array:
-  faster = pays(kind, geometry, a.shape[0], *_channels(a, b, kind, geometry))
-  return (fast if faster else reference)(a, b, kind=kind, geometry=geometry)
+  algorithm = fastest(kind, geometry, a.shape[0], *_channels(a, b, kind, geometry))
+  if algorithm is None:
+    return reference(a, b, kind=kind, geometry=geometry)
+  return fast(a, b, kind=kind, geometry=geometry, algorithm=algorithm)
 
 
 def _shape(a: Any, b: Any, *, kind: Kind, geometry: Geometry) -> jax.core.ShapedArray:

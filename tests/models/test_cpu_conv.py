@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from alexnet_flax import VARIANTS
 from alexnet_flax.models import cpu_conv, winograd
-from alexnet_flax.models.cpu_conv import convolve, fast, pays, reference
+from alexnet_flax.models.cpu_conv import convolve, fast, fastest, reference
 from alexnet_flax.models.spec import Conv, Pool, output_side, window_padding
 from alexnet_flax.models.winograd import Geometry, cook_toom, tiles
 
@@ -81,28 +81,35 @@ def arrays(geometry, images, inputs, features):
   return [jnp.asarray(array, jnp.float32) for array in (x, kernel, cotangent)]
 
 
-def error(geometry, images, inputs, features, kinds=('output', 'input', 'kernel')):
+def error(geometry, images, inputs, features, ways):
   """The greatest difference to JAX's own convolution, as a share of the greatest value."""
   x, kernel, cotangent = arrays(geometry, images, inputs, features)
   operands = {'output': (x, kernel), 'input': (cotangent, kernel), 'kernel': (x, cotangent)}
 
-  def of(kind, operands):
-    found, expected = (f(*operands, kind=kind, geometry=geometry) for f in (fast, reference))
+  def of(operands, algorithm, kind):
+    found = fast(*operands, kind=kind, geometry=geometry, algorithm=algorithm)
+    expected = reference(*operands, kind=kind, geometry=geometry)
     return jnp.abs(found - expected).max() / jnp.abs(expected).max()
 
-  return max(map(float, jax.jit(lambda operands: [of(kind, operands[kind]) for kind in kinds])(operands)))
+  return max(
+    map(float, jax.jit(lambda operands: [of(operands[kind], *way, kind) for *way, kind in ways])(operands))
+  )
 
 
 @pytest.mark.parametrize(('geometry', 'channels'), convolutions())
 def test_every_convolution_of_the_variants(geometry, channels):
-  assert error(geometry, 1, *channels, kinds(geometry)) <= 2e-5
+  assert error(geometry, 1, *channels, ways(geometry)) <= 2e-5
 
 
-def kinds(geometry):
-  """What is ours of a convolution."""
-  if geometry.strides == (1, 1):
-    return ('output', 'input', 'kernel')
-  return ('output', 'kernel') if cpu_conv._blocks(geometry) == (3, 3) else ('kernel',)
+def ways(geometry):
+  """Every algorithm, and what of a convolution it can compute."""
+  kinds = ('output', 'input', 'kernel')
+  algorithms = {'blocks': ('output', 'kernel') if cpu_conv._blocks(geometry) == (3, 3) else ('kernel',)}
+  if geometry.strides == (1, 1) and geometry.kernel in cpu_conv._LEAST:
+    algorithms['filtering'] = kinds
+    if cpu_conv._is_small(geometry):
+      algorithms['dense'] = kinds
+  return [(algorithm, kind) for algorithm, kinds in algorithms.items() for kind in kinds]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +137,7 @@ def test_odd_sizes_groups_parts_and_sheets(
   if in_parts:
     monkeypatch.setattr(cpu_conv, '_CACHED', 1)
     monkeypatch.setattr(winograd, '_at_once', lambda geometry, inputs, features: 2)
-  assert error(geometry, images, 6, 12, kinds(geometry)) <= 1e-5
+  assert error(geometry, images, 6, 12, ways(geometry)) <= 1e-5
 
 
 @pytest.mark.parametrize('padding', [((2, 2), (2, 2)), ((0, 3), (1, 0)), ((-1, -1), (0, -2))])
@@ -139,7 +146,7 @@ def test_the_kernel_of_few_inputs_at_stride_one(padding, in_parts, monkeypatch):
   """By blocks of one value each, also one image after the other."""
   if in_parts:
     monkeypatch.setattr(cpu_conv, '_CACHED', 1)
-  assert error(Geometry((9, 12), (5, 3), (1, 1), padding, 1), 3, 3, 16, ('kernel',)) <= 1e-5
+  assert error(Geometry((9, 12), (5, 3), (1, 1), padding, 1), 3, 3, 16, [('blocks', 'kernel')]) <= 1e-5
 
 
 OPTIONS = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'), 'feature_group_count': 1}
@@ -158,7 +165,7 @@ def theirs(x, kernel):
 def always(monkeypatch):
   """As if there were one device, and the convolution large."""
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
-  monkeypatch.setattr(cpu_conv, 'pays', lambda *arguments: True)
+  monkeypatch.setattr(cpu_conv, 'fastest', lambda *arguments: 'filtering')
 
 
 def operations(function, *arguments, platform='cpu'):
@@ -283,24 +290,26 @@ def test_what_is_not_finite_reaches_the_derivative(value):
 
 def test_the_table():
   """JAX's own convolution was faster with few channels, few tiles, and much waste in the last tile."""
-  wide = functools.partial(Geometry, padding=((1, 1), (1, 1)), strides=(1, 1))
-  assert pays('output', wide((13, 13), (3, 3), groups=1), 32, 256, 384)
-  assert pays('kernel', wide((13, 13), (3, 3), groups=2), 1, 192, 192)
-  assert not pays('output', wide((13, 13), (3, 3), groups=1), 1, 256, 384)
-  assert pays('output', wide((13, 13), (3, 3), groups=1), 8, 64, 64)
-  assert not pays('output', wide((13, 13), (3, 3), groups=1), 4, 64, 64)
-  assert not pays('output', wide((13, 13), (3, 3), groups=1), 32, 48, 384)
-  assert not pays('output', wide((6, 6), (3, 3), groups=1), 32, 128, 128)
-  assert not pays('output', wide((13, 13), (1, 1), groups=1), 32, 256, 384)
+
+  def chosen(side, taps, images, inputs, features, groups=1):
+    pads = ((taps // 2, taps // 2),) * 2
+    geometry = Geometry((side, side), (taps, taps), (1, 1), pads, groups)
+    return [fastest(kind, geometry, images, inputs, features) for kind in ('output', 'input', 'kernel')]
+
+  for large in [(13, 3, 32, 256, 384), (13, 3, 1, 192, 192, 2), (13, 3, 8, 64, 64), (4, 5, 128, 64, 192)]:
+    assert chosen(*large) == ['filtering'] * 3, large
+  for other in [(13, 3, 1, 256, 384), (13, 3, 4, 64, 64), (13, 3, 32, 48, 384), (6, 3, 32, 128, 128)]:
+    assert chosen(*other) == [None] * 3, other
+  assert chosen(13, 1, 32, 256, 384) == [None] * 3
+  for small in [(2, 3, 128, 384, 256), (1, 3, 16, 8, 8), (4, 5, 32, 16, 48)]:
+    assert chosen(*small) == ['dense'] * 3, small
+  assert chosen(2, 3, 8, 384, 256) == [None] * 3
+  assert chosen(32, 5, 128, 3, 32) == [None, None, 'blocks']
+  assert chosen(32, 5, 128, 3, 12) == chosen(32, 5, 32, 3, 32) == [None] * 3
   first = Geometry((224, 224), (11, 11), (4, 4), ((2, 2), (2, 2)), 1)
-  assert [pays(kind, first, 32, 3, 64) for kind in ('output', 'input', 'kernel')] == [True, False, True]
-  assert [pays(kind, first, 32, 3, 48) for kind in ('output', 'input', 'kernel')] == [False, False, True]
-  assert not pays('output', first, 32, 1, 64)
-  assert not pays('kernel', first, 1, 3, 64)
-  cifar10 = Geometry((32, 32), (5, 5), (1, 1), ((2, 2), (2, 2)), 1)
-  assert [pays(kind, cifar10, 128, 3, 32) for kind in ('output', 'input', 'kernel')] == [False, False, True]
-  assert not pays('kernel', cifar10, 128, 3, 12)
-  assert not pays('kernel', cifar10, 32, 3, 32)
+  for channels, expected in [((3, 64), ['blocks', None, 'blocks']), ((3, 48), [None, None, 'blocks'])]:
+    assert [fastest(kind, first, 32, *channels) for kind in ('output', 'input', 'kernel')] == expected
+  assert fastest('output', first, 32, 1, 64) is fastest('kernel', first, 1, 3, 64) is None
 
 
 def test_the_same_bits_twenty_times():
@@ -313,7 +322,7 @@ def test_the_same_bits_twenty_times():
   def step(first, second):
     x, kernel, cotangent = second
     return (
-      fast(first[0], first[2], kind='kernel', geometry=conv1),
+      fast(first[0], first[2], kind='kernel', geometry=conv1, algorithm='blocks'),
       fast(x, kernel, kind='output', geometry=conv2),
       fast(cotangent, kernel, kind='input', geometry=conv2),
       fast(x, cotangent, kind='kernel', geometry=conv2),
