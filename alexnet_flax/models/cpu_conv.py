@@ -6,8 +6,8 @@
 - 'blocks', for convolutions with strides (conv1: 11x11, stride 4): the image is cut into 4x4 blocks, so that
   the window of an output lies in 3x3 whole blocks. The output is a 3x3 convolution of these at stride 1, by
   minimal filtering. The kernel's derivative is one matrix product, at stride 1 too if the image has few
-  channels. A row of the matrix is one number of one of the blocks, for all outputs: contiguous, if the images'
-  dimensions come last;
+  channels. A row of the matrix is one number of one of the blocks, for all outputs: contiguous, if the
+  dimensions of the images come last;
 - 'dense', for images smaller than the kernel, as the last of a network for CIFAR-10: one matrix product,
   with an entry for each pair of an input and an output: no more than taps for each output. The kernel's
   derivative is one for each tap.
