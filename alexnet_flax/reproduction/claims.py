@@ -302,6 +302,7 @@ _ALL = (
     },
     score=_rank_correlation,
     lower_is_better=False,
+    minutes=36,
     published_changes=_ON_IMAGENET,
     departures=(
       'a network of an eighth of the channels, and images of 63 pixels, enlarged from 32; six epochs, a tenth'

@@ -199,13 +199,22 @@ def read_environment(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-  """Returns the commit of this package's checkout, with '+' if files differ from it."""
+  """Returns the commit of this package's checkout, with '+' if its code differs from it.
+
+  Results and docs are no code: `reproduce` writes them while other runs train.
+  """
   folder = pathlib.Path(__file__).resolve().parents[2]
   if not (folder / '.git').exists():
     return None
-  command = ['git', '-C', str(folder), 'describe', '--always', '--dirty=+', '--abbrev=12', '--exclude=*']
+  code = ('--', '.', ':(exclude)results', ':(exclude)docs')
   try:
-    described = subprocess.run(command, capture_output=True, text=True, check=False)
-  except OSError:  # no git
+    commit, changes = (
+      subprocess.run(['git', '-C', str(folder), *command], capture_output=True, text=True, check=True).stdout
+      for command in (
+        ('rev-parse', '--short=12', 'HEAD'),
+        ('--no-optional-locks', 'status', '--porcelain', '--untracked-files=no', *code),
+      )
+    )
+  except (OSError, subprocess.CalledProcessError):  # no git, or no commit
     return None
-  return described.stdout.strip() or None
+  return commit.strip() + ('+' if changes else '')

@@ -20,7 +20,6 @@ from alexnet_flax.data.views import EvalView
 from alexnet_flax.evaluation.scores import Estimate
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.training import train as training
-from alexnet_flax.training import workdir
 from alexnet_flax.training.logger import read_metrics
 from alexnet_flax.viz import report
 from alexnet_flax.viz.charts import Series, line_chart
@@ -289,11 +288,6 @@ def test_run_names_are_not_parsed_as_math():
   names = ['$x$y', '_hidden', 'cost$^$']
   svg = line_chart([Series(name, [0, 1], [1, 2], 0) for name in names], 'epoch', 'loss')
   assert all(f'>{name}<' in svg for name in names)
-
-
-def test_without_git(monkeypatch, tmp_path):
-  monkeypatch.setenv('PATH', str(tmp_path))
-  assert workdir.environment()['commit'] is None
 
 
 def test_charts_use_the_colours_of_the_page():
