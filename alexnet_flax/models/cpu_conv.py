@@ -3,14 +3,13 @@
 `convolve` takes its place where `fastest` finds that something else is faster:
 
 - 'filtering', minimal filtering for 3x3 and 5x5 at stride 1 (`winograd.py`);
-- 'blocks', for convolutions with strides (conv1: 11x11, stride 4): the image is cut into 4x4 blocks, so that
-  the window of an output lies in 3x3 whole blocks. The output is a 3x3 convolution of these at stride 1, by
-  minimal filtering. The kernel's derivative is one matrix product, at stride 1 too if the image has few
-  channels. A row of the matrix is one number of one of the blocks, for all outputs: contiguous, if the
-  dimensions of the images come last;
+- 'blocks', for images of few channels (conv1: 11x11, stride 4). The image is cut into 4x4 blocks, so that the
+  window of an output lies in 3x3 whole blocks: the output is a 3x3 convolution of these at stride 1, by
+  minimal filtering. The kernel's derivative is one matrix product, at any stride. A row of the matrix is one
+  number of one of the blocks, for all outputs: contiguous, if the dimensions of the images come last;
 - 'dense', for images smaller than the kernel, as the last of a network for CIFAR-10: one matrix product,
   with an entry for each pair of an input and an output: no more than taps for each output. The kernel's
-  derivative is one for each tap.
+  derivative is one product for each tap.
 
 The convolution is a JAX primitive of its own. It is bilinear, so it can be differentiated any number of
 times, forwards and backwards; each platform has its own lowering; `vmap` makes it JAX's own convolution.
@@ -35,13 +34,14 @@ from alexnet_flax.models.winograd import Geometry, padded, sum_parts
 Kind = Literal['output', 'input', 'kernel']
 Algorithm = Literal['filtering', 'blocks', 'dense']
 
-# Where ours are faster, measured in CPU time (docs/performance.md). At stride 1, by kernel: the least
-# channels, the least rows (tiles of all images) of the products, and the least product of the two. Tiles may
-# have so many times the outputs that are needed.
+# Where ours are faster, measured in CPU time (docs/performance.md). Minimal filtering, by kernel: the least
+# channels, the least rows of the products (tiles of all images; more count where there are groups), and the
+# least product of the two. Tiles may have so many times the outputs that are needed.
 _LEAST = {(3, 3): (64, 64, 8192), (5, 5): (32, 49, 2304)}
 _MOST_COMPUTED = 1.6
-_MOST_INPUTS, _LEAST_OUTPUTS = 4, 50_000  # of all images, for what is computed by blocks
-# XLA computes the output with strides on one core, if in less CPU time.
+# Blocks: the most channels, the least outputs of all images, the least features. For fewer features, XLA's
+# output takes less CPU time, if on one core. The input's derivative has no such algorithm.
+_MOST_INPUTS, _LEAST_OUTPUTS = 4, 50_000
 _LEAST_FEATURES: Mapping[Kind, float] = {'output': 64, 'kernel': 16, 'input': math.inf}
 
 _LEAST_SMALL_IMAGES = 16  # smaller than the kernel: for fewer, laying out the matrix takes longer
@@ -158,9 +158,7 @@ _ALGORITHMS: Mapping[Algorithm, Mapping[Kind, Callable[[jax.Array, jax.Array, Ge
 }
 
 
-def fast(
-  a: jax.Array, b: jax.Array, *, kind: Kind, geometry: Geometry, algorithm: Algorithm = 'filtering'
-) -> jax.Array:
+def fast(a: jax.Array, b: jax.Array, *, kind: Kind, geometry: Geometry, algorithm: Algorithm) -> jax.Array:
   """Computes what `reference` does, by an algorithm of this module."""
   function = _ALGORITHMS[algorithm][kind]
   groups = zip(*(jnp.split(array, geometry.groups, -1) for array in (a, b)), strict=True)
@@ -240,7 +238,7 @@ def on_one_device(*arrays: jax.Array) -> bool:
 def fastest(kind: Kind, geometry: Geometry, images: int, inputs: int, features: int) -> Algorithm | None:
   """Returns what has been measured to be fastest, None for `reference`; channels are those of a group."""
   outputs, unit = images * math.prod(geometry.output), geometry.strides == (1, 1)
-  few = inputs <= _MOST_INPUTS and features >= _LEAST_FEATURES[kind] and outputs >= _LEAST_OUTPUTS
+  few = 0 < inputs <= _MOST_INPUTS and features >= _LEAST_FEATURES[kind] and outputs >= _LEAST_OUTPUTS
   in_blocks = inputs >= 3 and min(geometry.strides) >= 3 and _blocks(geometry) == (3, 3)
   if few and (kind == 'kernel' or in_blocks):
     return 'blocks'
@@ -258,7 +256,7 @@ def fastest(kind: Kind, geometry: Geometry, images: int, inputs: int, features: 
 def _is_small(geometry: Geometry) -> bool:
   """Returns whether both sides of the image are smaller than the kernel's."""
   small = all(side < taps for side, taps in zip(geometry.image, geometry.kernel, strict=True))
-  return small and math.prod(geometry.output) > 0
+  return small and 0 not in geometry.output
 
 
 def _channels(a: jax.Array, b: jax.Array, kind: Kind, geometry: Geometry) -> tuple[int, int]:

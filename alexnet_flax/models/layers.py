@@ -131,13 +131,11 @@ def _window_sums(x: jax.Array, size: int, strides: int, pads: Sequence[tuple[int
 
   def by_side(x: jax.Array) -> jax.Array:
     for axis, pad in enumerate(pads, start=1):
-      around = [pad if dimension == axis else (0, 0) for dimension in range(x.ndim)]
-      x = jnp.pad(x, around)
-      span = x.shape[axis] - size + 1
-      x = functools.reduce(
-        jnp.add,
-        (jax.lax.slice_in_dim(x, first, first + span, strides, axis) for first in range(size)),
-      )
+      before = (slice(None),) * axis
+      x = jnp.pad(x, [pad if dimension == axis else (0, 0) for dimension in range(x.ndim)])
+      span = max(0, x.shape[axis] - size + 1)
+      places = (slice(first, first + span, strides) for first in range(size))
+      x = functools.reduce(jnp.add, (x[*before, place] for place in places))
     return x
 
   def whole(x: jax.Array) -> jax.Array:

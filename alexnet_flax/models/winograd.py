@@ -64,9 +64,9 @@ class Geometry:
 
   @property
   def output(self) -> tuple[int, int]:
-    """The sides of the output."""
+    """The sides of the output; 0 if the kernel is larger than the padded image."""
     one = [
-      (side + sum(pads) - taps) // stride + 1
+      max(0, (side + sum(pads) - taps) // stride + 1)
       for side, pads, taps, stride in zip(self.image, self.padding, self.kernel, self.strides, strict=True)
     ]
     return one[0], one[1]
@@ -234,8 +234,8 @@ def _from_sheets(y: jax.Array, geometry: Geometry, count: int) -> jax.Array:
 
 def _at_once(geometry: Geometry, inputs: int, features: int) -> int:
   """Returns for how many sheets all points of all tiles fit into the cache."""
-  points, channels = (TILE + geometry.kernel[0] - 1) ** 2, inputs + features
-  taps = geometry.kernel[0]
+  taps, channels = geometry.kernel[0], inputs + features
+  points = (TILE + taps - 1) ** 2
   cached = _CACHED_OF_FEW if inputs * features < _FEW[taps] * channels else _CACHED[taps]
   return max(1, int(cached // (4 * points * math.prod(tiles(geometry)) * channels)))
 

@@ -19,6 +19,8 @@ from alexnet_flax.models.winograd import Geometry, cook_toom, tiles
 
 HALF = Fraction(1, 2)
 
+filtered = functools.partial(fast, algorithm='filtering')
+
 
 @pytest.mark.parametrize(
   ('outputs', 'taps', 'points'),
@@ -107,8 +109,8 @@ def ways(geometry):
   algorithms = {'blocks': ('output', 'kernel') if cpu_conv._blocks(geometry) == (3, 3) else ('kernel',)}
   if geometry.strides == (1, 1) and geometry.kernel in cpu_conv._LEAST:
     algorithms['filtering'] = kinds
-    if cpu_conv._is_small(geometry):
-      algorithms['dense'] = kinds
+  if geometry.strides == (1, 1) and cpu_conv._is_small(geometry):
+    algorithms['dense'] = kinds
   return [(algorithm, kind) for algorithm, kinds in algorithms.items() for kind in kinds]
 
 
@@ -120,6 +122,9 @@ def ways(geometry):
     ((11, 3), (3, 3), (1, 1), ((0, 0), (0, 0)), 3),
     ((19, 23), (11, 11), (4, 4), ((3, 4), (0, 0)), 1),
     ((20, 15), (7, 5), (3, 4), ((2, 1), (2, 5)), 1),
+    ((14, 9), (7, 5), (2, 2), ((3, 2), (1, 0)), 1),
+    ((13, 8), (2, 3), (3, 2), ((0, 1), (1, 1)), 2),
+    ((2, 6), (3, 11), (1, 1), ((1, 1), (5, 3)), 1),
     ((2, 2), (3, 3), (1, 1), ((1, 1), (1, 1)), 2),
     ((4, 3), (5, 5), (1, 1), ((2, 2), (3, 1)), 1),
     ((1, 2), (3, 3), (1, 1), ((2, 0), (2, 3)), 3),
@@ -198,6 +203,43 @@ def test_derivatives_and_maps(name, always):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * jnp.abs(b).max()), found, expected)
 
 
+@pytest.mark.parametrize(
+  ('algorithm', 'geometry', 'channels'),
+  [
+    ('filtering', Geometry((4, 5), (5, 5), (1, 1), ((2, 2), (2, 2)), 1), (32, 48)),
+    ('blocks', Geometry((23, 21), (11, 11), (4, 4), ((2, 2), (2, 2)), 1), (3, 64)),
+    ('dense', Geometry((2, 3), (3, 5), (1, 1), ((1, 1), (2, 2)), 1), (5, 6)),
+  ],
+)
+def test_what_is_fastest_is_computed(algorithm, geometry, channels, monkeypatch):
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  monkeypatch.setattr(cpu_conv, '_LEAST_OUTPUTS', 1)
+  assert fastest('kernel', geometry, 40, *channels) == fastest('output', geometry, 40, *channels) == algorithm
+  x, kernel, _ = arrays(geometry, 40, *channels)
+
+  def gradient(convolution):
+    def total(x, kernel):
+      return jnp.sin(convolution(x / 9, kernel / 9, geometry.strides, geometry.padding, **OPTIONS)).sum()
+
+    return jax.jit(jax.grad(total, (0, 1)))(x, kernel)
+
+  found, expected = gradient(convolve), gradient(jax.lax.conv_general_dilated)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * jnp.abs(b).max()), found, expected)
+
+
+@pytest.mark.parametrize('inputs', [0, 8])
+@pytest.mark.parametrize('image', [(1, 1), (1, 40), (3, 3)])
+def test_nothing_to_compute_with(image, inputs, monkeypatch):
+  """No channels, or a kernel that is larger than the image, by more than one too."""
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  monkeypatch.setattr(cpu_conv, '_LEAST_OUTPUTS', 1)
+  x, kernel = jnp.ones((16, *image, inputs)), jnp.ones((3, 3, inputs, 16))
+  found, expected = (
+    f(x, kernel, (1, 1), ((0, 0), (0, 0)), **OPTIONS) for f in (convolve, jax.lax.conv_general_dilated)
+  )
+  np.testing.assert_array_equal(found, expected)
+
+
 def test_outside_of_jit(always):
   x, kernel, _ = arrays(GEOMETRY, 1, 2, 3)
   np.testing.assert_allclose(ours(x, kernel), theirs(x, kernel), rtol=1e-5, atol=1e-5)
@@ -241,7 +283,7 @@ def test_sheets_of_four_images_have_fewer_tiles():
 
   def products(images):
     x, kernel, _ = arrays(SHEETS, images, 8, 8)
-    return str(jax.make_jaxpr(functools.partial(fast, kind='output', geometry=SHEETS))(x, kernel))
+    return str(jax.make_jaxpr(functools.partial(filtered, kind='output', geometry=SHEETS))(x, kernel))
 
   assert 'f32[36,1,7,7,8]' in products(4)
   assert 'f32[36,5,4,4,8]' in products(5)
@@ -253,7 +295,7 @@ def test_an_image_does_not_reach_the_others(kind, value):
   """They differ by rounding alone."""
   x, kernel, _ = arrays(SHEETS, 4, 8, 8)
   changed = x.at[0].set(value)
-  before, after = (fast(each, kernel, kind=kind, geometry=SHEETS) for each in (x, changed))
+  before, after = (filtered(each, kernel, kind=kind, geometry=SHEETS) for each in (x, changed))
   np.testing.assert_allclose(before[1:], after[1:], rtol=0, atol=1e-5 * jnp.abs(before[1:]).max())
   expected = reference(changed, kernel, kind=kind, geometry=SHEETS)[0]
   assert jnp.isfinite(after[0]).all() == jnp.isfinite(expected).all()
@@ -269,7 +311,7 @@ def test_images_of_a_sheet_are_as_exact_as_alone(case, scale):
   if case != kind:
     cotangent = cotangent.at[1:].set(0)
   other = cotangent if kind == 'kernel' else kernel
-  found, expected = (f(x, other, kind=kind, geometry=SHEETS) for f in (fast, reference))
+  found, expected = (f(x, other, kind=kind, geometry=SHEETS) for f in (filtered, reference))
   axes = tuple(range(4)) if kind == 'kernel' else (1, 2, 3)
   assert (jnp.abs(found - expected).max(axes) <= 1e-5 * jnp.abs(expected).max(axes)).all()
 
@@ -278,14 +320,14 @@ def test_images_of_a_sheet_are_as_exact_as_alone(case, scale):
 def test_the_greatest_values_are_not_lost(greatest):
   x, kernel, _ = arrays(SHEETS, 4, 8, 8)
   x, kernel = x * (greatest / x.max()), kernel * 1e-3
-  found, expected = (f(x, kernel, kind='output', geometry=SHEETS) for f in (fast, reference))
+  found, expected = (f(x, kernel, kind='output', geometry=SHEETS) for f in (filtered, reference))
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * jnp.abs(expected).max())
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
 def test_what_is_not_finite_reaches_the_derivative(value):
   x, _, cotangent = arrays(SHEETS, 4, 8, 8)
-  assert not jnp.isfinite(fast(x.at[1, 5, 5].set(value), cotangent, kind='kernel', geometry=SHEETS)).any()
+  assert not jnp.isfinite(filtered(x.at[1, 5, 5].set(value), cotangent, kind='kernel', geometry=SHEETS)).any()
 
 
 def test_the_table():
@@ -323,9 +365,9 @@ def test_the_same_bits_twenty_times():
     x, kernel, cotangent = second
     return (
       fast(first[0], first[2], kind='kernel', geometry=conv1, algorithm='blocks'),
-      fast(x, kernel, kind='output', geometry=conv2),
-      fast(cotangent, kernel, kind='input', geometry=conv2),
-      fast(x, cotangent, kind='kernel', geometry=conv2),
+      filtered(x, kernel, kind='output', geometry=conv2),
+      filtered(cotangent, kernel, kind='input', geometry=conv2),
+      filtered(x, cotangent, kind='kernel', geometry=conv2),
     )
 
   runs = [b''.join(np.asarray(a).tobytes() for a in step(first, second)) for _ in range(20)]

@@ -1,5 +1,7 @@
 """Pooling and the local response norms against NumPy loops and flax."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,29 @@ def test_max_pool_and_its_gradient_equal_linen(x, layer):
   np.testing.assert_array_equal(ours, theirs)
   cotangent = jnp.asarray(np.random.default_rng(1).normal(size=ours.shape), jnp.float32)
   np.testing.assert_allclose(pull(cotangent)[0], pull_linen(cotangent)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(('layer', 'size'), [*((layer, 0) for layer in POOLS), (None, 3), (None, 4)])
+def test_gpus_and_tpus_sum_the_same_windows(x, layer, size, monkeypatch):
+  """By another operation than CPUs, for average pools and the spatial norm."""
+
+  def total(x):
+    if layer is None:
+      y = layers.spatial_response_norm(x, SpatialResponseNorm(size, 1.0, 0.1, 0.75))
+    else:
+      y = layers.pool(x, dataclasses.replace(layer, kind='avg'))
+    return jnp.sin(y).sum(), y
+
+  on_cpu = jax.grad(total, has_aux=True)(x)
+  monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *args, default, **_: default(*args))
+  elsewhere = jax.grad(total, has_aux=True)(x)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), on_cpu, elsewhere)
+
+
+@pytest.mark.parametrize('kind', ['max', 'avg', 'max+avg'])
+@pytest.mark.parametrize('side', [1, 2])
+def test_a_window_that_is_larger_than_the_image_has_no_output(kind, side):
+  assert layers.pool(jnp.ones((2, side, side, 4)), Pool(3, 2, kind=kind)).shape == (2, 0, 0, 4)
 
 
 def test_max_pool_does_not_hide_nan(x):
