@@ -254,7 +254,7 @@ def fastest(kind: Kind, geometry: Geometry, images: int, inputs: int, features: 
 
 
 def _is_small(geometry: Geometry) -> bool:
-  """Returns whether both sides of the image are smaller than the kernel's."""
+  """Returns whether both sides of the image are smaller than the kernel's, and there are outputs."""
   small = all(side < taps for side, taps in zip(geometry.image, geometry.kernel, strict=True))
   return small and 0 not in geometry.output
 
