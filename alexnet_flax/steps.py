@@ -190,7 +190,7 @@ def _in_turn(gradients: Any) -> Any:
   def wait(gradients: Any) -> Any:
     waiting = dict(gradients)
     for before, name in itertools.pairwise(order):
-      zero = jnp.minimum(jnp.abs(gradients[before]['bias'][0]), 0)
+      zero = jnp.minimum(jnp.abs(gradients[before]['bias'].ravel()[0]), 0)
       kernel = waiting[name]['kernel']
       waiting[name] = waiting[name] | {'kernel': kernel + zero.astype(kernel.dtype)}
     return waiting

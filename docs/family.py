@@ -61,7 +61,9 @@ def rows(spec: Spec) -> list[Row]:
   def multiply_adds(name: str, layer: Layer) -> int:
     if not isinstance(layer, Conv | Dense):
       return 0
-    return math.prod(taps[name].shape[1:-1]) * variables['params'][name]['kernel'].size
+    is_shared = not (isinstance(layer, Conv) and layer.local)
+    times = math.prod(taps[name].shape[1:-1]) if is_shared else 1
+    return times * variables['params'][name]['kernel'].size
 
   return [
     Row(
@@ -105,7 +107,8 @@ def describe(layer: Layer) -> str:
   match layer:
     case Conv():
       groups = f', {layer.groups} groups' if layer.groups > 1 else ''
-      return f'{layer.features} of {_window(layer)}{groups}'
+      local = ', a kernel for each place' if layer.local else ''
+      return f'{layer.features} of {_window(layer)}{groups}{local}'
     case Dense():
       return f'{layer.features or "one per class"}'
     case Pool():

@@ -63,12 +63,6 @@ _OTHERS = (
   Published('without overlapping pooling, error', '41.06 / 18.51 %', "the 2012 program's log, net 147"),
   Published('without any normalisation, error', '42.03 / 19.36 %', "the 2012 program's log, net 148"),
   Published(
-    'CIFAR-10, four layers, error without and with LRN',
-    '13 and 11 %',
-    'Krizhevsky et al. 2012, section 3.3',
-    'its networks need locally connected layers',
-  ),
-  Published(
     'batches of 8K to 32K by LARC, ImageNet',
     'settings alone',
     'NVIDIA/caffe, models/alexnet_bn',

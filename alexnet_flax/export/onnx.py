@@ -83,6 +83,9 @@ class Graph:
   def add_layer(self, name: str, layer: specs.Layer, side: int) -> int:
     """Adds a layer whose input has a side; returns the side of its output."""
     match layer:
+      case specs.Conv(local=True):
+        self._add_local(name, _window(layer, side))
+        return output_side(layer, side)
       case specs.Conv():
         kernel, bias = self._parameters(name)
         window = _window(layer, side)
@@ -116,6 +119,20 @@ class Graph:
 
   def _parameters(self, name: str) -> list[np.ndarray]:
     return [self.tensors[f'params/{name}/{part}'] for part in ('kernel', 'bias')]
+
+  def _add_local(self, name: str, window: dict[str, Any]) -> None:
+    """A convolution that copies each window into the channels of one place; then a product for each place."""
+    kernel, bias = self._parameters(name)
+    rows, columns, size, _, channels, features = kernel.shape
+    inputs, places = size * size * channels, rows * columns
+    copying = np.eye(inputs, dtype=np.float32).reshape(inputs, size, size, channels).transpose(0, 3, 1, 2)
+    self.add('Conv', [copying], f'{name}/windows', **window)
+    self.add('Reshape', [np.array([0, inputs, places])], f'{name}/by_place')
+    self.add('Transpose', [], f'{name}/place_first', perm=[2, 0, 1])
+    self.add('MatMul', [kernel.reshape(places, inputs, features)], f'{name}/products')
+    self.add('Add', [bias.reshape(places, 1, features)], f'{name}/biased')
+    self.add('Transpose', [], f'{name}/place_last', perm=[1, 2, 0])
+    self.add('Reshape', [np.array([0, features, rows, columns])], name)
 
   def _add_pool(self, name: str, layer: specs.Pool, window: dict[str, Any]) -> None:
     match layer.kind:

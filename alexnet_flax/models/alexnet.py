@@ -147,6 +147,10 @@ class AlexNet(nn.Module):
     match layer:
       case specs.Conv():
         fan_in = layer.kernel_size**2 * x.shape[-1] // layer.groups
+        bias_init = _bias_init(layer.bias_init, fan_in)
+        if layer.local:
+          kernel_init = _kernel_init(layer.kernel_init, batch_axis=(0, 1))
+          return layers.LocalConv(layer, self.dtype, kernel_init, bias_init, name=name)(x)
         return nn.Conv(
           layer.features,
           (layer.kernel_size, layer.kernel_size),
@@ -155,7 +159,7 @@ class AlexNet(nn.Module):
           feature_group_count=layer.groups,
           dtype=self.dtype,
           kernel_init=_kernel_init(layer.kernel_init),
-          bias_init=_bias_init(layer.bias_init, fan_in),
+          bias_init=bias_init,
           conv_general_dilated_cls=lambda: cpu_conv.convolve,
           name=name,
         )(x)
@@ -220,10 +224,12 @@ def _with_pools(layers_by_name: Mapping[str, specs.Layer]) -> list[list[_Named]]
   return groups
 
 
-def _kernel_init(init: specs.Normal | specs.VarianceScaling) -> Callable[..., jax.Array]:
+def _kernel_init(
+  init: specs.Normal | specs.VarianceScaling, batch_axis: tuple[int, ...] = ()
+) -> Callable[..., jax.Array]:
   if isinstance(init, specs.Normal):
     return nn.initializers.normal(init.stddev)
-  return nn.initializers.variance_scaling(init.scale, init.mode, init.distribution)
+  return nn.initializers.variance_scaling(init.scale, init.mode, init.distribution, batch_axis=batch_axis)
 
 
 def _bias_init(init: specs.Constant | specs.UniformFanIn, fan_in: int) -> Callable[..., jax.Array]:

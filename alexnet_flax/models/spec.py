@@ -81,7 +81,11 @@ class Multipliers:
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-  """A square convolution with bias. Each of the `groups` sees only its share of the input channels."""
+  """A square convolution with bias. Each of the `groups` sees only its share of the input channels.
+
+  A `local` one has a kernel and biases of its own at each place (cuda-convnet's layer 'local'), so that a
+  network takes images of one size alone. Raises UsageError for a local one with groups.
+  """
 
   features: int
   kernel_size: int
@@ -89,12 +93,15 @@ class Conv:
   padding: Padding = 'SAME'
   ceil_mode: bool = False
   groups: int = 1
+  local: bool = False
   kernel_init: Normal | VarianceScaling = GLOROT_UNIFORM
   bias_init: Constant | UniformFanIn = Constant()
   multipliers: Multipliers = Multipliers()
 
   def __post_init__(self) -> None:
     _check_choices(self)
+    if self.local and self.groups > 1:
+      raise UsageError(f'Conv.groups (={self.groups}) must be 1 where the layer is local')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,8 +312,14 @@ _STEMS |= {Conv: 'conv', Dense: 'fc', Pool: 'pool', Flatten: 'flatten', Dropout:
 
 
 def layer_stem(layer: Layer) -> str:
-  """Returns the stem of a layer's name: 'conv', 'fc', 'relu', ..."""
-  return layer.kind if isinstance(layer, Activation) else _STEMS[type(layer)]
+  """Returns the stem of a layer's name: 'conv', 'local', 'fc', 'relu', ..."""
+  match layer:
+    case Activation():
+      return layer.kind
+    case Conv(local=True):
+      return 'local'
+    case _:
+      return _STEMS[type(layer)]
 
 
 def window_padding(layer: Conv | Pool, size: int) -> tuple[int, int]:

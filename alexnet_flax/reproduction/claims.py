@@ -128,14 +128,29 @@ _WHOLE_IMAGE: Keys = {
   'data.crop_ratio': (1.0, 1.0),
   'data.flip': False,
 }
-_CUDA_CONVNET: Keys = {
-  **_WHOLE_IMAGE,
+_KRIZHEVSKY: Keys = {  # of all his networks for CIFAR-10
   'optimizer.learning_rate': 0.001,
   'optimizer.schedule': 'step',
   'optimizer.weight_decay': 0.004,
 }
+_CUDA_CONVNET: Keys = {**_WHOLE_IMAGE, **_KRIZHEVSKY}
+_SECTION_3_3: Keys = {
+  **_CIFAR10,
+  **_KRIZHEVSKY,
+  'model.variant': 'cifar10_local',
+  'data.crop': 'random_crop',
+  'data.ten_crop': True,
+  'optimizer.boundary_epochs': (450.0, 460.0),
+  'total_epochs': 470.0,
+  'eval_every_epochs': 47.0,  # ten crops take long
+}
 _JPEG = 'the images went through JPEG once'
 _MEAN = f'the mean of each channel is subtracted, not the mean image; {_JPEG}'
+
+_TWO_PHASES = (
+  'the program trains 300 epochs on four fifths of the images and 150 on all, here 450 on all, then both ten'
+  ' at a tenth and ten at a hundredth of the rate'
+)
 
 _AFTER = {'model.batch_norm': 'after'}
 # caffenet-benchmark's accuracies (top-1 at 128 pixels) less its baseline's, 47.1 %.
@@ -177,6 +192,36 @@ _ALL = (
     score=final_test_error,
     seeds=1,
     departures=f'{_MEAN}; the files do not say when to stop: 10 epochs after the second drop',
+  ),
+  Claim(
+    name='13pct',
+    what='the four-layer network of section 3.3 on CIFAR-10, without LRN, ten crops',
+    published=0.13,
+    unit='test error',
+    source=(
+      'Krizhevsky et al. 2012, section 3.3; dnouri/cuda-convnet,'
+      ' example-layers/layers-conv-local-13pct.cfg and layer-params-conv-local-13pct.cfg'
+    ),
+    keys=_SECTION_3_3 | {'model.lrn': False},
+    arms={'13pct': {}},
+    score=final_test_error,
+    seeds=1,
+    departures=f'{_MEAN}; {_TWO_PHASES}, which is published for 11pct',
+  ),
+  Claim(
+    name='11pct',
+    what='the same with LRN',
+    published=0.11,
+    unit='test error',
+    source=(
+      'Krizhevsky et al. 2012, section 3.3; dnouri/cuda-convnet,'
+      ' example-layers/layers-conv-local-11pct.cfg and layer-params-conv-local-11pct.cfg'
+    ),
+    keys=_SECTION_3_3,
+    arms={'11pct': {}},
+    score=final_test_error,
+    seeds=1,
+    departures=f'{_MEAN}; {_TWO_PHASES}',
   ),
   Claim(
     name='figure1',

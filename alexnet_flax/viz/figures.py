@@ -16,9 +16,14 @@ _GAP = 1
 
 
 def first_kernel(spec: Spec, params: Any) -> np.ndarray:
-  """Returns the first convolution's kernel, float [K, K, 3, F], in RGB order even if the network uses BGR."""
-  name = next(name for name, layer in spec.named_layers() if isinstance(layer, Conv))
+  """Returns the first convolution's kernel, float [K, K, 3, F], in RGB order even if the network uses BGR.
+
+  If that is a local one, the kernel in the middle.
+  """
+  name, layer = next((name, layer) for name, layer in spec.named_layers() if isinstance(layer, Conv))
   kernel = np.asarray(params[name]['kernel'])
+  if layer.local:
+    kernel = kernel[kernel.shape[0] // 2, kernel.shape[1] // 2]
   return kernel[:, :, ::-1] if spec.preprocessing.channel_order == 'BGR' else kernel
 
 

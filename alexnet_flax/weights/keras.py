@@ -199,7 +199,7 @@ def keras_config(spec: Spec, num_classes: int) -> dict[str, Any]:
 
 def _keras_layer(name: str, layer: Layer, spec: Spec, classes: int) -> tuple[str, dict[str, Any]]:
   match layer:
-    case specs.Conv(padding='SAME' | 'VALID', ceil_mode=False):
+    case specs.Conv(padding='SAME' | 'VALID', ceil_mode=False, local=False):
       window: dict[str, Any] = {'kernel_size': [layer.kernel_size] * 2, 'strides': [layer.strides] * 2}
       window |= {'padding': str(layer.padding).lower()}
       return 'Conv2D', {'filters': layer.features, 'groups': layer.groups, **window}

@@ -98,8 +98,9 @@ def match_input(tensors: Tensors, spec: Spec, theirs: Preprocessing, source: str
   ours = spec.preprocessing
   if theirs.channel_order != ours.channel_order:
     theirs = in_order(ours.channel_order, theirs)
-    first = {name: x for name, x in tensors.items() if name == 'params/conv1/kernel' or '/norm0/' in name}
-    flipped = {name: np.flip(x, axis=2 if x.ndim == 4 else 0) for name, x in first.items()}
+    kernel = f'params/{weight_layers(spec)[0]}/kernel'
+    first = {name: x for name, x in tensors.items() if name == kernel or '/norm0/' in name}
+    flipped = {name: np.flip(x, axis=max(x.ndim - 2, 0)) for name, x in first.items()}
     tensors = tensors | {name: np.ascontiguousarray(x) for name, x in flipped.items()}
   for field in ('scale', 'mean', 'std'):
     mine, other = getattr(ours, field), getattr(theirs, field)

@@ -29,15 +29,15 @@ def layer_names(spec: Spec) -> dict[str, str]:
   """Our layers' names -> torchvision's, {'conv1': 'features.0', ...}; UsageError if it has no such layer."""
   names, part, number = {}, 'features', 0
   for name, layer in spec.named_layers():
-    if isinstance(layer, Flatten):
-      names[name] = 'flatten'  # a function in torchvision, not a module
-      part, number = 'classifier', 0
-      continue
-    both_pools = isinstance(layer, Pool) and layer.kind == 'max+avg'  # two modules, and more
-    if both_pools or not isinstance(layer, Conv | Dense | Activation | Pool | Dropout):
-      raise lacks_layer("torchvision's AlexNet", name, layer, spec)
-    names[name] = f'{part}.{number}'
-    number += 1
+    match layer:
+      case Flatten():
+        names[name] = 'flatten'  # a function in torchvision, not a module
+        part, number = 'classifier', 0
+      case Conv(local=False) | Dense() | Activation() | Pool(kind='max' | 'avg') | Dropout():
+        names[name] = f'{part}.{number}'
+        number += 1
+      case _:
+        raise lacks_layer("torchvision's AlexNet", name, layer, spec)
   return names
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from alexnet_flax.errors import UsageError
 from alexnet_flax.models import layers
-from alexnet_flax.models.spec import LocalResponseNorm, Pool, SpatialResponseNorm, window_padding
+from alexnet_flax.models.spec import Conv, LocalResponseNorm, Pool, SpatialResponseNorm, window_padding
 
 
 @pytest.fixture
@@ -151,3 +152,53 @@ def test_a_large_kernel_by_few_rows_is_multiplied_in_parts(monkeypatch):
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
     for one, other in zip(found[1](cotangent), expected[1](cotangent), strict=True):
       np.testing.assert_array_equal(one, other)
+
+
+LOCAL = [
+  Conv(5, 3, local=True),
+  Conv(4, 3, 2, 1, ceil_mode=True, local=True),
+  Conv(1, 7, 1, 'VALID', local=True),
+]
+
+
+def local(layer: Conv, dtype=jnp.float32) -> layers.LocalConv:
+  return layers.LocalConv(layer, dtype, nn.initializers.normal(1.0), nn.initializers.normal(1.0))
+
+
+@pytest.mark.parametrize('layer', LOCAL)
+def test_local_convolution_and_its_gradients_equal_linen(x, layer):
+  size, pads = (layer.kernel_size,) * 2, [window_padding(layer, side) for side in x.shape[1:3]]
+  linen = nn.ConvLocal(layer.features, size, (layer.strides,) * 2, pads)
+  params = local(layer).init(jax.random.key(0), x)['params']
+  *places, _, _, _, features = params['kernel'].shape
+
+  def theirs(params, x):  # its kernels are laid out as channels, rows, columns
+    kernel = params['kernel'].transpose(0, 1, 4, 2, 3, 5).reshape(*places, -1, features)
+    return linen.apply({'params': params | {'kernel': kernel}}, x)
+
+  ours, pull = jax.vjp(lambda params, x: local(layer).apply({'params': params}, x), params, jnp.asarray(x))
+  output, pull_linen = jax.vjp(theirs, params, jnp.asarray(x))
+  np.testing.assert_allclose(ours, output, rtol=1e-4, atol=1e-4)
+  cotangent = jnp.asarray(np.random.default_rng(1).normal(size=ours.shape), jnp.float32)
+  gradients = zip(jax.tree.leaves(pull(cotangent)), jax.tree.leaves(pull_linen(cotangent)), strict=True)
+  for gradient, its in gradients:
+    np.testing.assert_allclose(gradient, its, rtol=1e-4, atol=1e-4)
+
+
+def test_a_local_convolution_with_one_kernel_is_a_convolution(x):
+  layer = Conv(5, 3, local=True)
+  params = local(layer).init(jax.random.key(0), x)['params']
+  kernel, bias = params['kernel'][0, 0], params['bias'][0, 0]
+  everywhere = {
+    'kernel': jnp.broadcast_to(kernel, params['kernel'].shape),
+    'bias': jnp.broadcast_to(bias, params['bias'].shape),
+  }
+  ours = local(layer).apply({'params': everywhere}, x)
+  shared = nn.Conv(5, (3, 3)).apply({'params': {'kernel': kernel, 'bias': bias}}, x)
+  np.testing.assert_allclose(ours, shared, rtol=1e-5, atol=1e-5)
+  assert local(layer, jnp.bfloat16).apply({'params': everywhere}, x).dtype == jnp.bfloat16
+
+
+def test_a_local_convolution_has_no_groups():
+  with pytest.raises(UsageError, match=r'Conv.groups \(=2\) must be 1 where the layer is local'):
+    Conv(4, 3, groups=2, local=True)

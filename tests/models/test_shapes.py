@@ -156,6 +156,13 @@ TABLES = {
     'flatten': (1024,),
     'fc5': (10,),
   },
+  'cifar10_local': {
+    **stage(1, 24, 64, ['conv', 'relu', 'norm'], 12),
+    **stage(2, 12, 64, ['conv', 'relu', 'norm'], 6),
+    **dict.fromkeys(('local3', 'relu3', 'local4', 'relu4'), (6, 6, 32)),
+    'flatten': (1152,),
+    'fc5': (10,),
+  },
   'cifar10_alexnet': {
     **stage(1, 8, 64, ['conv', 'relu'], 4),
     **stage(2, 4, 192, ['conv', 'relu'], 2),
@@ -204,6 +211,7 @@ COUNTS = {
   'cifar10_full': (89_578, 0),
   'cifar10_80sec': (145_578, 0),
   'cifar10_four_convs': (77_354, 0),
+  'cifar10_local': (1_116_490, 0),
   'cifar10_alexnet': (2_472_266, 0),
   'cifar10_small_alexnet': (1_387_786, 0),
 }
@@ -226,6 +234,7 @@ KERNELS = {
   'cifar10_full': {'conv1': (5, 5, 3, 32), 'conv3': (5, 5, 32, 64), 'fc4': (1024, 10)},
   'cifar10_80sec': {'conv1': (5, 5, 3, 32), 'fc4': (1024, 64), 'fc5': (64, 10)},
   'cifar10_four_convs': {'conv2': (3, 3, 32, 32), 'conv4': (3, 3, 64, 64), 'fc5': (1024, 10)},
+  'cifar10_local': {'conv2': (5, 5, 64, 64), 'local3': (6, 6, 3, 3, 64, 32), 'fc5': (1152, 10)},
   'cifar10_alexnet': {'conv1': (11, 11, 3, 64), 'conv4': (3, 3, 384, 256), 'fc6': (256, 10)},
   'cifar10_small_alexnet': {'conv2': (5, 5, 64, 64), 'fc3': (3136, 384), 'fc5': (192, 10)},
 }
@@ -245,6 +254,7 @@ SMALLEST = {
   'cifar10_full': 12,
   'cifar10_80sec': 12,
   'cifar10_four_convs': 11,
+  'cifar10_local': 6,
   'cifar10_alexnet': 29,
   'cifar10_small_alexnet': 6,
 }

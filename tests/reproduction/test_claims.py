@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from alexnet_flax.config import Config, from_dict, idle_keys, to_dict, with_values
+from alexnet_flax.config import Config, build_spec, from_dict, idle_keys, to_dict, with_values
 from alexnet_flax.errors import UsageError
-from alexnet_flax.models.spec import Conv, Dense
+from alexnet_flax.models.spec import Conv, Dense, LocalResponseNorm
 from alexnet_flax.models.variants import VARIANTS
 from alexnet_flax.optim import OptimizerConfig
 from alexnet_flax.reproduction.claims import CLAIMS, Point, changes, epochs_until
@@ -25,9 +25,8 @@ def test_configurations_are_valid(name):
     config = config_of(claim.values(arm, 3, {}))
     assert config.seed == 3
     assert not config.augment.is_on
-    assert config.data.train_view.flip == (
-      name in ('cifar10_alexnet', 'ablation') and arm != 'no augmentation'
-    )
+    augmented = name in ('cifar10_alexnet', 'ablation', '13pct', '11pct') and arm != 'no augmentation'
+    assert config.data.train_view.flip == augmented
   assert claim.source
   assert claim.departures
 
@@ -103,6 +102,21 @@ def test_pytorch_classifications_recipe():
   assert spec.preprocessing.mean == (0.4914, 0.4822, 0.4465)
   # torch.optim.SGD decays every parameter.
   assert {layer.multipliers.bias_decay for layer in spec.layers if isinstance(layer, Conv | Dense)} == {1.0}
+
+
+def test_section_3_3():
+  """layer-params-conv-local-11pct.cfg: windows of 24 pixels, 450 epochs, then ten and ten; ten crops."""
+  with_norms, without = (config_of(CLAIMS[name].values(name, 0, {})) for name in ('11pct', '13pct'))
+  rate = with_norms.optimizer.rate_by_step(470 * 391, 391)
+  assert [float(rate(epoch * 391 + 5)) for epoch in (449, 450, 460)] == pytest.approx([1e-3, 1e-4, 1e-5])
+  assert (with_norms.data.train_view.crop, with_norms.data.eval_view.ten_crop) == ('random_crop', True)
+  ours, others = (build_spec(config) for config in (with_norms, without))
+  assert (ours.image_size, ours.preprocessing.center_crop_share) == (24, 24 / 32)
+  norms = [layer for layer in ours.layers if isinstance(layer, LocalResponseNorm)]
+  assert len(norms) == 2
+  assert others.layers == tuple(layer for layer in ours.layers if layer not in norms)
+  weights = [layer for layer in ours.layers if isinstance(layer, Conv | Dense)]
+  assert [layer.multipliers.kernel_decay for layer in weights] == [0, 0, 1, 1, 1]
 
 
 def test_random_labels():

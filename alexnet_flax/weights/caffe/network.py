@@ -71,7 +71,7 @@ def _caffe_layers(
   name: str, theirs: str, layer: Layer, bottom: str, spec: Spec, classes: int
 ) -> Iterator[dict[str, Any]]:
   match layer:
-    case specs.Conv() if not layer.ceil_mode:
+    case specs.Conv(ceil_mode=False, local=False):
       window = {'kernel_size': [layer.kernel_size], 'stride': [layer.strides]}
       window['pad'] = [_padding(layer, name, spec.name)]
       parameters = {'num_output': layer.features, 'group': layer.groups, **window}
