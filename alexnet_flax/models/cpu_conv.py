@@ -7,6 +7,8 @@
   window of an output lies in 3x3 whole blocks: the output is a 3x3 convolution of these at stride 1, by
   minimal filtering. The kernel's derivative is one matrix product, at any stride. A row of the matrix is one
   number of one of the blocks, for all outputs: contiguous, if the dimensions of the images come last;
+- 'pairs', for few features of three channels at stride 1, at which XLA's library is slow: two outputs side by
+  side are one of twice the features, and two inputs one of six channels;
 - 'dense', for images smaller than the kernel, as the last of a network for CIFAR-10: one matrix product,
   with an entry for each pair of an input and an output: no more than taps for each output. The kernel's
   derivative is one product for each tap.
@@ -32,7 +34,7 @@ from alexnet_flax.models import winograd
 from alexnet_flax.models.winograd import Geometry, padded, sum_parts
 
 Kind = Literal['output', 'input', 'kernel']
-Algorithm = Literal['filtering', 'blocks', 'dense']
+Algorithm = Literal['filtering', 'blocks', 'pairs', 'dense']
 
 # Where ours are faster, measured in CPU time (docs/performance.md). Minimal filtering, by kernel: the least
 # channels, the least rows of the products (tiles of all images; more count where there are groups), and the
@@ -43,6 +45,8 @@ _MOST_COMPUTED = 1.6
 # output takes less CPU time, if on one core. The input's derivative has no such algorithm.
 _MOST_INPUTS, _LEAST_OUTPUTS = 4, 50_000
 _LEAST_FEATURES: Mapping[Kind, float] = {'output': 64, 'kernel': 16, 'input': math.inf}
+
+_MOST_FEATURES_IN_PAIRS = 32  # of three channels; XLA is fast at others
 
 _LEAST_SMALL_IMAGES = 16  # smaller than the kernel: for fewer, laying out the matrix takes longer
 
@@ -97,6 +101,19 @@ def block_kernel_gradient(x: jax.Array, cotangent: jax.Array, geometry: Geometry
 
   parts = sum_parts(part, (x, cotangent), max(1, int(_CACHED // (4 * height * width * taps * row))))
   return parts.reshape(*geometry.kernel, x.shape[3], -1)
+
+
+def paired_convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+  """Convolves [B, H, W, C] with [R, S, C, F] at stride 1, in pairs of columns."""
+  (height, width), (rows, taps) = geometry.output, geometry.kernel
+  pairs, columns = (width + 1) // 2, taps // 2 + 1
+  size = height + rows - 1, pairs + columns - 1
+  x = padded(x, geometry, (size[0], 2 * size[1])).reshape(-1, *size, 2 * x.shape[3])
+  spare = 2 * columns - taps
+  both = [jnp.pad(kernel, [(0, 0), (first, spare - first), (0, 0), (0, 0)]) for first in range(2)]
+  kernel = jnp.stack(both, axis=3).reshape(rows, columns, x.shape[3], -1)
+  y = lax.conv_general_dilated(x, kernel, (1, 1), 'VALID', dimension_numbers=_DIMENSIONS)
+  return y.reshape(-1, height, 2 * pairs, kernel.shape[3] // 2)[:, :, :width]
 
 
 def dense_kernel(kernel: jax.Array, geometry: Geometry) -> jax.Array:
@@ -154,6 +171,7 @@ _ALGORITHMS: Mapping[Algorithm, Mapping[Kind, Callable[[jax.Array, jax.Array, Ge
     'kernel': winograd.kernel_gradient,
   },
   'blocks': {'output': block_convolve, 'kernel': block_kernel_gradient},
+  'pairs': {'output': paired_convolve},
   'dense': {'output': dense_convolve, 'input': dense_input_gradient, 'kernel': dense_kernel_gradient},
 }
 
@@ -250,7 +268,10 @@ def fastest(kind: Kind, geometry: Geometry, images: int, inputs: int, features: 
     many = channels >= least_channels and rows >= least_rows and channels * rows >= least_product
     if many and tiles * winograd.TILE**2 <= _MOST_COMPUTED * outputs:
       return 'filtering'
-  return 'dense' if unit and _is_small(geometry) and images >= _LEAST_SMALL_IMAGES else None
+  if unit and _is_small(geometry) and images >= _LEAST_SMALL_IMAGES:
+    return 'dense'
+  in_pairs = unit and kind == 'output' and min(geometry.kernel) >= 3 and 0 not in geometry.output
+  return 'pairs' if in_pairs and inputs == 3 and features <= _MOST_FEATURES_IN_PAIRS else None
 
 
 def _is_small(geometry: Geometry) -> bool:

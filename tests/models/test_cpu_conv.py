@@ -109,6 +109,8 @@ def ways(geometry):
   algorithms = {'blocks': ('output', 'kernel') if cpu_conv._blocks(geometry) == (3, 3) else ('kernel',)}
   if geometry.strides == (1, 1) and geometry.kernel in cpu_conv._LEAST:
     algorithms['filtering'] = kinds
+  if geometry.strides == (1, 1) and 0 not in geometry.output:
+    algorithms['pairs'] = ('output',)
   if geometry.strides == (1, 1) and cpu_conv._is_small(geometry):
     algorithms['dense'] = kinds
   return [(algorithm, kind) for algorithm, kinds in algorithms.items() for kind in kinds]
@@ -208,13 +210,15 @@ def test_derivatives_and_maps(name, always):
   [
     ('filtering', Geometry((4, 5), (5, 5), (1, 1), ((2, 2), (2, 2)), 1), (32, 48)),
     ('blocks', Geometry((23, 21), (11, 11), (4, 4), ((2, 2), (2, 2)), 1), (3, 64)),
+    ('pairs', Geometry((6, 7), (5, 3), (1, 1), ((2, 1), (0, 2)), 1), (3, 16)),
     ('dense', Geometry((2, 3), (3, 5), (1, 1), ((1, 1), (2, 2)), 1), (5, 6)),
   ],
 )
 def test_what_is_fastest_is_computed(algorithm, geometry, channels, monkeypatch):
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
   monkeypatch.setattr(cpu_conv, '_LEAST_OUTPUTS', 1)
-  assert fastest('kernel', geometry, 40, *channels) == fastest('output', geometry, 40, *channels) == algorithm
+  assert fastest('output', geometry, 40, *channels) == algorithm
+  assert fastest('kernel', geometry, 40, *channels) == ('blocks' if algorithm == 'pairs' else algorithm)
   x, kernel, _ = arrays(geometry, 40, *channels)
 
   def gradient(convolution):
@@ -346,8 +350,10 @@ def test_the_table():
   for small in [(2, 3, 128, 384, 256), (1, 3, 16, 8, 8), (4, 5, 32, 16, 48)]:
     assert chosen(*small) == ['dense'] * 3, small
   assert chosen(2, 3, 8, 384, 256) == [None] * 3
-  assert chosen(32, 5, 128, 3, 32) == [None, None, 'blocks']
-  assert chosen(32, 5, 128, 3, 12) == chosen(32, 5, 32, 3, 32) == [None] * 3
+  assert chosen(32, 5, 128, 3, 32) == ['pairs', None, 'blocks']
+  assert chosen(32, 5, 128, 3, 12) == chosen(32, 5, 32, 3, 32) == ['pairs', None, None]
+  for other in [(32, 5, 32, 4, 32), (32, 5, 32, 3, 48), (32, 1, 32, 3, 32)]:
+    assert chosen(*other) == [None] * 3, other
   first = Geometry((224, 224), (11, 11), (4, 4), ((2, 2), (2, 2)), 1)
   for channels, expected in [((3, 64), ['blocks', None, 'blocks']), ((3, 48), [None, None, 'blocks'])]:
     assert [fastest(kind, first, 32, *channels) for kind in ('output', 'input', 'kernel')] == expected
