@@ -61,8 +61,7 @@ def rows(spec: Spec) -> list[Row]:
   def multiply_adds(name: str, layer: Layer) -> int:
     if not isinstance(layer, Conv | Dense):
       return 0
-    is_shared = not (isinstance(layer, Conv) and layer.local)
-    times = math.prod(taps[name].shape[1:-1]) if is_shared else 1
+    times = 1 if getattr(layer, 'local', False) else math.prod(taps[name].shape[1:-1])
     return times * variables['params'][name]['kernel'].size
 
   return [

@@ -36,8 +36,10 @@ def kind_and_label(layer: specs.Layer, spec: Spec) -> tuple[str, str] | None:
   """Returns a layer's kind and the text on each of its boxes; None for a layer that is not drawn."""
   match layer:
     case specs.Conv():
-      stride = f' /{layer.strides}' if layer.strides > 1 else ' local' if layer.local else ''
-      return 'conv', f'{layer.kernel_size}x{layer.kernel_size}{stride}\n{layer.features // layer.groups}'
+      stride = f' /{layer.strides}' if layer.strides > 1 else ''
+      local = ' local' if layer.local else ''
+      size = f'{layer.kernel_size}x{layer.kernel_size}{stride}{local}'
+      return 'conv', f'{size}\n{layer.features // layer.groups}'
     case specs.Dense():
       return 'fc', str(layer.features or spec.num_classes)
     case specs.Activation():
@@ -66,7 +68,7 @@ def boxes(spec: Spec) -> dict[str, list[tuple[str, str, int]]]:
   row, found, hidden = 'input', {row: [] for row in ROWS}, iter(ROWS[-3:])
   for name, layer in spec.named_layers():
     if isinstance(layer, specs.Conv):
-      row = name.replace('local', 'conv')
+      row = name
     elif isinstance(layer, specs.Dense):
       row = ROWS[-1] if name == spec.head else next(hidden)
     if drawn := kind_and_label(layer, spec):

@@ -124,12 +124,13 @@ class Graph:
     """A convolution that copies each window into the channels of one place; then a product for each place."""
     kernel, bias = self._parameters(name)
     rows, columns, size, _, channels, features = kernel.shape
-    inputs, places = size * size * channels, rows * columns
-    copying = np.eye(inputs, dtype=np.float32).reshape(inputs, size, size, channels).transpose(0, 3, 1, 2)
-    self.add('Conv', [copying], f'{name}/windows', **window)
-    self.add('Reshape', [np.array([0, inputs, places])], f'{name}/by_place')
+    taps, places = size * size, rows * columns
+    copying = np.tile(np.eye(taps, dtype=np.float32).reshape(taps, 1, size, size), (channels, 1, 1, 1))
+    kernel = kernel.transpose(0, 1, 4, 2, 3, 5).reshape(places, channels * taps, features)
+    self.add('Conv', [copying], f'{name}/windows', group=channels, **window)
+    self.add('Reshape', [np.array([0, channels * taps, places])], f'{name}/by_place')
     self.add('Transpose', [], f'{name}/place_first', perm=[2, 0, 1])
-    self.add('MatMul', [kernel.reshape(places, inputs, features)], f'{name}/products')
+    self.add('MatMul', [kernel], f'{name}/products')
     self.add('Add', [bias.reshape(places, 1, features)], f'{name}/biased')
     self.add('Transpose', [], f'{name}/place_last', perm=[1, 2, 0])
     self.add('Reshape', [np.array([0, features, rows, columns])], name)

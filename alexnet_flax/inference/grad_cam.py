@@ -12,7 +12,7 @@ from alexnet_flax.data.images import caption_font
 from alexnet_flax.errors import unknown_name
 from alexnet_flax.inference.features import Images, inputs_of
 from alexnet_flax.models.alexnet import AlexNet
-from alexnet_flax.models.spec import Conv, Pool, Spec
+from alexnet_flax.models.spec import Conv, Flatten, Pool, Spec
 
 if TYPE_CHECKING:
   from PIL import Image
@@ -42,7 +42,7 @@ def grad_cam(
     images: As for `features`: uint8 RGB of any sizes, or floats with `preprocessed`. A map is of what the
       network sees: the crop of an image.
     classes: int [N]; the top-1 prediction of each image if None.
-    layer: A layer with spatial dimensions; the last one before the last pooling if None.
+    layer: A layer with spatial dimensions; `default_layer` if None.
     preprocessed: Whether the images are what the network receives.
 
   Returns:
@@ -64,11 +64,11 @@ def grad_cam(
 
 
 def default_layer(spec: Spec) -> str:
-  """Returns the last layer before the last pooling, such as 'relu5' or 'norm5'."""
+  """Returns the last layer before the last pooling or the flattening, such as 'relu5' or 'norm5'."""
   layers = spec.named_layers()
   last = max(i for i, (_, layer) in enumerate(layers) if isinstance(layer, Conv))
-  pools = [i for i, (_, layer) in enumerate(layers) if isinstance(layer, Pool) and i > last]
-  return layers[pools[0] - 1 if pools else last][0]
+  ends = (i for i, (_, layer) in enumerate(layers) if isinstance(layer, Pool | Flatten) and i > last)
+  return layers[next(ends, last + 1) - 1][0]
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Layers that flax lacks or computes more slowly: pooling, local convolutions, the two local response norms.
 
-All take and return [B, H, W, C]. Sums are accumulated in at least float32; results have the input's dtype.
+All take and return [B, H, W, C]. Pools and norms accumulate sums in at least float32; their results have the
+input's dtype.
 """
 
 import functools
@@ -121,17 +122,16 @@ class LocalConv(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     size, strides, channels = self.layer.kernel_size, self.layer.strides, x.shape[-1]
-    rows, columns = places = [output_side(self.layer, side) for side in x.shape[1:3]]
+    rows, columns = [output_side(self.layer, side) for side in x.shape[1:3]]
     kernel_shape = (rows, columns, size, size, channels, self.layer.features)
-    kernel = self.param('kernel', self.kernel_init, kernel_shape)
-    bias = self.param('bias', self.bias_init, (rows, columns, self.layer.features))
+    kernel = self.param('kernel', self.kernel_init, kernel_shape, jnp.float32)
+    bias = self.param('bias', self.bias_init, (rows, columns, self.layer.features), jnp.float32)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     x = jnp.pad(x, [(0, 0), *(window_padding(self.layer, side) for side in x.shape[1:3]), (0, 0)])
-    down, right = (
-      [slice(first, first + (count - 1) * strides + 1, strides) for first in range(size)] for count in places
-    )
+    spans = [max(0, (count - 1) * strides + 1) for count in (rows, columns)]
+    down, right = ([slice(first, first + span, strides) for first in range(size)] for span in spans)
     windows = jnp.stack([x[:, i, j] for i in down for j in right], axis=3)
-    taps = kernel.reshape(rows, columns, size * size, channels, -1)
+    taps = kernel.reshape(rows, columns, size * size, channels, self.layer.features)
     return jnp.einsum('bhwtc,hwtcf->bhwf', windows, taps) + bias[None]
 
 

@@ -312,14 +312,8 @@ _STEMS |= {Conv: 'conv', Dense: 'fc', Pool: 'pool', Flatten: 'flatten', Dropout:
 
 
 def layer_stem(layer: Layer) -> str:
-  """Returns the stem of a layer's name: 'conv', 'local', 'fc', 'relu', ..."""
-  match layer:
-    case Activation():
-      return layer.kind
-    case Conv(local=True):
-      return 'local'
-    case _:
-      return _STEMS[type(layer)]
+  """Returns the stem of a layer's name: 'conv', 'fc', 'relu', ..."""
+  return layer.kind if isinstance(layer, Activation) else _STEMS[type(layer)]
 
 
 def window_padding(layer: Conv | Pool, size: int) -> tuple[int, int]:

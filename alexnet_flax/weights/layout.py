@@ -98,10 +98,12 @@ def match_input(tensors: Tensors, spec: Spec, theirs: Preprocessing, source: str
   ours = spec.preprocessing
   if theirs.channel_order != ours.channel_order:
     theirs = in_order(ours.channel_order, theirs)
-    kernel = f'params/{weight_layers(spec)[0]}/kernel'
-    first = {name: x for name, x in tensors.items() if name == kernel or '/norm0/' in name}
-    flipped = {name: np.flip(x, axis=max(x.ndim - 2, 0)) for name, x in first.items()}
-    tensors = tensors | {name: np.ascontiguousarray(x) for name, x in flipped.items()}
+    kernel = f'params/{weight_layers(spec)[0]}/kernel'  # of a convolution or of flattened images
+    flipped = {name: np.flip(x) for name, x in tensors.items() if '/norm0/' in name}
+    flipped[kernel] = np.flip(tensors[kernel].reshape(-1, 3, tensors[kernel].shape[-1]), 1)
+    tensors = tensors | {
+      name: np.ascontiguousarray(x).reshape(tensors[name].shape) for name, x in flipped.items()
+    }
   for field in ('scale', 'mean', 'std'):
     mine, other = getattr(ours, field), getattr(theirs, field)
     if not np.allclose(mine, other, rtol=1e-6, atol=1e-6):

@@ -205,6 +205,19 @@ def test_an_overlay_shows_the_image_where_the_map_is_zero():
   np.testing.assert_array_equal(drawn[30:, 30:], image[30:, 30:])
 
 
+@pytest.mark.parametrize(
+  ('variant', 'layer'),
+  [
+    ('batchnorm', 'norm5'),
+    ('caffe', 'relu5'),
+    ('cifar10_local', 'relu4'),
+    ('cifar10_small_alexnet', 'relu2'),
+  ],
+)
+def test_grad_cams_layer(variant, layer):
+  assert default_layer(VARIANTS[variant]) == layer
+
+
 @pytest.mark.parametrize('variant', ['batchnorm', 'caffe', 'cifar10_full'])
 def test_grad_cam_is_the_papers_formula(variant):
   """The rest of the network above the layer, differentiated by itself."""

@@ -19,6 +19,7 @@ from alexnet_flax import (
   train_step,
 )
 from alexnet_flax.models.spec import (
+  TORCH_UNIFORM,
   Activation,
   BatchNorm,
   Conv,
@@ -29,6 +30,7 @@ from alexnet_flax.models.spec import (
   Pool,
   SpatialResponseNorm,
   Spec,
+  UniformFanIn,
 )
 from tests.helpers import random_variables
 
@@ -36,6 +38,7 @@ LAYERS = {
   'conv': Conv(4, 3, 2, padding=1),
   'conv_grouped': Conv(6, 3, groups=3),
   'conv_ceil': Conv(4, 3, 4, padding=0, ceil_mode=True),
+  'conv_local': Conv(2, 3, 3, local=True, kernel_init=TORCH_UNIFORM, bias_init=UniformFanIn()),
   'relu': Activation('relu'),
   'tanh': Activation('tanh'),
   'sigmoid': Activation('sigmoid'),

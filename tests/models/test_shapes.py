@@ -157,9 +157,19 @@ TABLES = {
     'fc5': (10,),
   },
   'cifar10_local': {
-    **stage(1, 24, 64, ['conv', 'relu', 'norm'], 12),
+    **stage(1, 24, 64, ['conv', 'relu'], 12),
+    **stage(2, 12, 64, ['conv', 'relu'], 6),
+    **stage(3, 6, 32, ['conv', 'relu']),
+    **stage(4, 6, 32, ['conv', 'relu']),
+    'flatten': (1152,),
+    'fc5': (10,),
+  },
+  'cifar10_local_lrn': {
+    **stage(1, 24, 64, ['conv', 'relu'], 12),
+    'norm1': (12, 12, 64),
     **stage(2, 12, 64, ['conv', 'relu', 'norm'], 6),
-    **dict.fromkeys(('local3', 'relu3', 'local4', 'relu4'), (6, 6, 32)),
+    **stage(3, 6, 64, ['conv', 'relu']),
+    **stage(4, 6, 32, ['conv', 'relu']),
     'flatten': (1152,),
     'fc5': (10,),
   },
@@ -194,6 +204,7 @@ ORDERS = {
   'caffenet': ['conv1', 'relu1', 'pool1', 'norm1', 'conv2', 'relu2', 'pool2', 'norm2'],
   'one_weird_trick': ['conv1', 'norm1', 'pool1', 'relu1', 'conv2', 'relu2', 'norm2', 'pool2'],
   'batchnorm_grouped': ['norm0', 'conv1', 'norm1', 'relu1', 'pool1', 'conv2', 'norm2', 'relu2', 'pool2'],
+  'cifar10_local_lrn': ['conv1', 'relu1', 'pool1', 'norm1', 'conv2', 'relu2', 'norm2', 'pool2'],
 }
 
 # Parameters and BatchNorm statistics at the variant's own size, as published or counted by its framework.
@@ -212,6 +223,7 @@ COUNTS = {
   'cifar10_80sec': (145_578, 0),
   'cifar10_four_convs': (77_354, 0),
   'cifar10_local': (1_116_490, 0),
+  'cifar10_local_lrn': (2_112_970, 0),
   'cifar10_alexnet': (2_472_266, 0),
   'cifar10_small_alexnet': (1_387_786, 0),
 }
@@ -234,7 +246,8 @@ KERNELS = {
   'cifar10_full': {'conv1': (5, 5, 3, 32), 'conv3': (5, 5, 32, 64), 'fc4': (1024, 10)},
   'cifar10_80sec': {'conv1': (5, 5, 3, 32), 'fc4': (1024, 64), 'fc5': (64, 10)},
   'cifar10_four_convs': {'conv2': (3, 3, 32, 32), 'conv4': (3, 3, 64, 64), 'fc5': (1024, 10)},
-  'cifar10_local': {'conv2': (5, 5, 64, 64), 'local3': (6, 6, 3, 3, 64, 32), 'fc5': (1152, 10)},
+  'cifar10_local': {'conv2': (5, 5, 64, 64), 'conv3': (6, 6, 3, 3, 64, 32), 'fc5': (1152, 10)},
+  'cifar10_local_lrn': {'conv3': (6, 6, 3, 3, 64, 64), 'conv4': (6, 6, 3, 3, 64, 32)},
   'cifar10_alexnet': {'conv1': (11, 11, 3, 64), 'conv4': (3, 3, 384, 256), 'fc6': (256, 10)},
   'cifar10_small_alexnet': {'conv2': (5, 5, 64, 64), 'fc3': (3136, 384), 'fc5': (192, 10)},
 }
@@ -255,6 +268,7 @@ SMALLEST = {
   'cifar10_80sec': 12,
   'cifar10_four_convs': 11,
   'cifar10_local': 6,
+  'cifar10_local_lrn': 6,
   'cifar10_alexnet': 29,
   'cifar10_small_alexnet': 6,
 }

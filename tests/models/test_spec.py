@@ -123,7 +123,10 @@ GAUSSIANS = {
   'one_weird_trick': (dict.fromkeys(LAYERS, 0.01) | CONV345, dict.fromkeys(ONES, 1.0) | {'fc8': -7.0}),
   'cifar10_full': ({'conv1': 1e-4, 'conv2': 0.01, 'conv3': 0.01, 'fc4': 0.01}, {}),
   'cifar10_80sec': ({'conv1': 1e-4, 'conv2': 0.01, 'conv3': 0.01, 'fc4': 0.1, 'fc5': 0.1}, {}),
-  'cifar10_local': ({'conv1': 1e-4, 'conv2': 0.01, 'local3': 0.04, 'local4': 0.04, 'fc5': 0.01}, {}),
+  **dict.fromkeys(
+    ('cifar10_local', 'cifar10_local_lrn'),
+    ({'conv1': 1e-4, 'conv2': 0.01, 'conv3': 0.04, 'conv4': 0.04, 'fc5': 0.01}, {}),
+  ),
   'cifar10_four_convs': (dict.fromkeys(('conv1', 'conv2', 'conv3', 'conv4', 'fc5'), 0.01), {}),
 }
 

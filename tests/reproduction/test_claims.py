@@ -104,19 +104,28 @@ def test_pytorch_classifications_recipe():
   assert {layer.multipliers.bias_decay for layer in spec.layers if isinstance(layer, Conv | Dense)} == {1.0}
 
 
-def test_section_3_3():
-  """layer-params-conv-local-11pct.cfg: windows of 24 pixels, 450 epochs, then ten and ten; ten crops."""
-  with_norms, without = (config_of(CLAIMS[name].values(name, 0, {})) for name in ('11pct', '13pct'))
-  rate = with_norms.optimizer.rate_by_step(470 * 391, 391)
-  assert [float(rate(epoch * 391 + 5)) for epoch in (449, 450, 460)] == pytest.approx([1e-3, 1e-4, 1e-5])
-  assert (with_norms.data.train_view.crop, with_norms.data.eval_view.ten_crop) == ('random_crop', True)
-  ours, others = (build_spec(config) for config in (with_norms, without))
-  assert (ours.image_size, ours.preprocessing.center_crop_share) == (24, 24 / 32)
-  norms = [layer for layer in ours.layers if isinstance(layer, LocalResponseNorm)]
-  assert len(norms) == 2
-  assert others.layers == tuple(layer for layer in ours.layers if layer not in norms)
-  weights = [layer for layer in ours.layers if isinstance(layer, Conv | Dense)]
-  assert [layer.multipliers.kernel_decay for layer in weights] == [0, 0, 1, 1, 1]
+@pytest.mark.parametrize(
+  ('name', 'drops', 'decays', 'norms'),
+  [
+    ('13pct', (140, 150, 160), [0, 0, 1, 1, 1], []),
+    ('11pct', (500, 510, 520), [0, 0, 1, 1, 2.5], [(9, 1.0, 0.001 / 9)] * 2),
+  ],
+)
+def test_section_3_3(name, drops, decays, norms):
+  """layer-params-conv-local-*pct.cfg and the program's page Methodology; ten crops of 24 of 32 pixels."""
+  config = config_of(CLAIMS[name].values(name, 0, {}))
+  rate = config.optimizer.rate_by_step(drops[2] * 391, 391)
+  assert [float(rate(epoch * 391 + 5)) for epoch in (drops[0] - 1, *drops[:2])] == pytest.approx(
+    [1e-3, 1e-4, 1e-5]
+  )
+  assert (config.total_epochs, config.optimizer.weight_decay) == (drops[2], 0.004)
+  assert (config.data.train_view.crop, config.data.eval_view.ten_crop) == ('random_crop', True)
+  spec = build_spec(config)
+  assert (spec.image_size, spec.preprocessing.center_crop_share) == (24, 24 / 32)
+  assert [(x.size, x.k, x.alpha) for x in spec.layers if isinstance(x, LocalResponseNorm)] == norms
+  weights = [layer.multipliers for layer in spec.layers if isinstance(layer, Conv | Dense)]
+  assert [one.kernel_decay for one in weights] == decays
+  assert {(one.bias_rate, one.bias_decay) for one in weights} == {(2.0, 0.0)}
 
 
 def test_random_labels():

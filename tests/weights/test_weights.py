@@ -7,19 +7,28 @@ import pickle
 import zipfile
 
 import h5py
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from alexnet_flax import VARIANTS, AlexNet, load_weights, save_weights, weights
 from alexnet_flax.errors import UsageError
-from alexnet_flax.models.spec import Activation, Dense, Preprocessing
+from alexnet_flax.models.spec import Activation, Conv, Dense, Flatten, Preprocessing, Spec
 from alexnet_flax.pretrained import load_pretrained
 from alexnet_flax.weights import keras, native, open_weights, torchvision
 from alexnet_flax.weights.caffe import network
 from alexnet_flax.weights.caffe.schema import net_parameter
 from alexnet_flax.weights.format import Format, Parsed
-from alexnet_flax.weights.layout import check, from_channels_first, tensors_of, to_channels_first
+from alexnet_flax.weights.layout import (
+  check,
+  from_channels_first,
+  in_order,
+  match_input,
+  tensors_of,
+  to_channels_first,
+  variables_of,
+)
 from tests.helpers import random_variables
 
 FORMATS = [
@@ -103,6 +112,23 @@ def test_the_order_of_colours_is_met_by_turning_conv1_around(tmp_path):
     load_weights(tmp_path / 'b.caffemodel', bgr)['params']['conv1']['kernel'],
     variables['params']['conv1']['kernel'],
   )
+
+
+@pytest.mark.parametrize(
+  'layers',
+  [
+    (Conv(4, 3, 2, local=True), Flatten(), Dense(None)),
+    (Flatten(), Dense(None)),
+  ],
+)
+def test_every_first_layer_takes_the_colours_in_another_order(layers):
+  bgr = Spec('made up', layers, 5, 'made up', 3, dataclasses.replace(Preprocessing(), channel_order='BGR'))
+  rgb = dataclasses.replace(bgr, preprocessing=in_order('RGB', bgr.preprocessing))
+  variables = random_variables(bgr)
+  turned = variables_of(match_input(tensors_of(variables), rgb, bgr.preprocessing, 'a file'))
+  images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 5, 3)), jnp.float32)
+  expected = AlexNet(bgr).apply(variables, images[..., ::-1], train=False)
+  np.testing.assert_allclose(AlexNet(rgb).apply(turned, images, train=False), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_norm_on_the_input_is_turned_around_with_conv1(tmp_path):

@@ -42,6 +42,7 @@ VARIANTS: dict[str, Spec] = _Variants(
     krizhevsky.cifar10_80sec(),
     krizhevsky.cifar10_four_convs(),
     krizhevsky.cifar10_local(),
+    krizhevsky.cifar10_local_lrn(),
     ports.cifar10_alexnet(),
     ports.cifar10_small_alexnet(),
   )
