@@ -128,10 +128,10 @@ def test_section_3_3(name, drops, decays, norms):
   assert {(one.bias_rate, one.bias_decay) for one in weights} == {(2.0, 0.0)}
 
 
-def test_random_labels():
+def test_random_and_true_labels():
   """Zhang et al. 2017: 0.01, times 0.95 each epoch, no regularisation; centre crops of 28 pixels."""
-  claim = CLAIMS['random_labels']
-  configs = {arm: config_of(claim.values(arm, 0, {})) for arm in claim.arms}
+  claims = CLAIMS['random_labels'], CLAIMS['true_labels']
+  configs = {arm: config_of(claim.values(arm, 0, {})) for claim in claims for arm in claim.arms}
   assert {arm: config.data.corruption for arm, config in configs.items()} == {
     'random labels': 'random_labels',
     'shuffled pixels': 'shuffled_pixels',
@@ -143,8 +143,12 @@ def test_random_labels():
     [0.01, 0.0095, 0.01 * 0.95**20]
   )
   assert config.optimizer.weight_decay == 0
-  curves = {'random labels': [Point(1, 0.9, 0.9), Point(60, 0.002, 0.9)], 'true labels': [Point(1, 0.5, 0.4)]}
-  assert claim.score(curves) == 0.002
+  curves = {
+    'random labels': [Point(1, 0.9, 0.9), Point(60, 0.002, 0.9)],
+    'shuffled pixels': [Point(1, 0.5, 0.4)],
+  }
+  assert claims[0].score(curves) == 0.002
+  assert claims[1].score({'true labels': [Point(1, 0.5, 0.4), Point(20, 0.001, 0.24)]}) == 0.24
 
 
 def test_changes_and_their_order():
