@@ -78,6 +78,12 @@ def final_test_error(curves: Mapping[str, Curve]) -> float:
   return curve[-1].test_error
 
 
+def best_test_error(curves: Mapping[str, Curve]) -> float:
+  """Returns the least test error after any epoch of the only arm."""
+  (curve,) = curves.values()
+  return min(point.test_error for point in curve)
+
+
 def epochs_until(curve: Curve, train_error: float) -> float:
   """Returns the epochs until the training error fell to a value, interpolated; infinite if it never did.
 
@@ -134,15 +140,9 @@ _KRIZHEVSKY: Keys = {  # of all his networks for CIFAR-10
   'optimizer.weight_decay': 0.004,
 }
 _CUDA_CONVNET: Keys = {**_WHOLE_IMAGE, **_KRIZHEVSKY}
-_SECTION_3_3: Keys = {
-  **_CIFAR10,
-  **_KRIZHEVSKY,
-  'data.crop': 'random_crop',
-  'data.ten_crop': True,
-}
+_SECTION_3_3: Keys = {**_CIFAR10, **_KRIZHEVSKY, 'data.crop': 'random_crop', 'data.ten_crop': True}
 _JPEG = 'the images went through JPEG once'
 _MEAN = f'the mean of each channel is subtracted, not the mean image; {_JPEG}'
-
 _ALL_AT_ONCE = (
   f'{_MEAN}; the program trains on four fifths of the images until their error no longer falls, then on all,'
   ' here on all from the start; it lowers the rate of the weights alone, here that of the biases too'
@@ -297,11 +297,12 @@ _ALL = (
       'total_epochs': 164.0,
     },
     arms={'cifar10_alexnet': {}},
-    score=final_test_error,
+    score=best_test_error,
     seeds=1,
     departures=(
-      "the rate is that of the model's file (0.01 without BatchNorm); the command does not state one, and its"
-      f' default is 0.1; {_JPEG}'
+      'the least error of all epochs is compared, for cifar.py ends by printing that, not the last; the rate is'
+      " that of the model's file (0.01 without BatchNorm); the command does not state one, and its default is"
+      f' 0.1; {_JPEG}'
     ),
   ),
   Claim(

@@ -98,6 +98,8 @@ def test_pytorch_classifications_recipe():
   assert rates == pytest.approx([0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
   view = config.data.train_view
   assert (view.crop, view.crop_padding, view.rotation_fill) == ('random_crop', 4, (0.0, 0.0, 0.0))
+  best = [Point(1, 0.5, 0.4), Point(2, 0.1, 0.2), Point(3, 0.05, 0.3)]  # cifar.py's 'Best acc'
+  assert CLAIMS['cifar10_alexnet'].score({'cifar10_alexnet': best}) == 0.2
   spec = VARIANTS['cifar10_alexnet']
   assert spec.preprocessing.mean == (0.4914, 0.4822, 0.4465)
   # torch.optim.SGD decays every parameter.
