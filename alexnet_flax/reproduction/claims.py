@@ -300,9 +300,9 @@ _ALL = (
     score=best_test_error,
     seeds=1,
     departures=(
-      'the least error of all epochs is compared, for cifar.py ends by printing that, not the last; the rate is'
-      " that of the model's file (0.01 without BatchNorm); the command does not state one, and its default is"
-      f' 0.1; {_JPEG}'
+      'the least error of all epochs is compared, for cifar.py ends by printing that, not the last; the rate'
+      " is that of the model's file (0.01 without BatchNorm); the command does not state one, and its default"
+      f' is 0.1; {_JPEG}'
     ),
   ),
   Claim(
