@@ -16,8 +16,8 @@ from alexnet_flax.reproduction.reproduce import curves_by_seed
 def draw(claim: Claim, runs: list[dict[str, Any]], path: pathlib.Path) -> None:
   """Draws the errors of each arm by epoch as an SVG: of training dashed, of the test set solid.
 
-  Where runs stop at a training error, that error is drawn, and the training curves alone. Where changes are
-  compared, bars say how much test error each saves.
+  Where the claim is about training, the error at which runs stop is drawn, and the training curves alone. Where
+  changes are compared, bars say how much test error each saves.
   """
   by_seed = curves_by_seed(claim, runs)
   with matplotlib.rc_context({'svg.hashsalt': 'alexnet_flax', 'svg.fonttype': 'none'}):
@@ -54,22 +54,24 @@ def _draw_changes(axes: Any, claim: Claim, seeds: Sequence[Mapping[str, Curve]])
 
 
 def _draw_errors(axes: Any, claim: Claim, seeds: Sequence[Mapping[str, Curve]]) -> None:
+  of_tests = claim.unit == 'test error'
   for number, arm in enumerate(claim.arms):
     curves = [of_arms[arm] for of_arms in seeds]
     if not curves:
       continue
-    if claim.until is not None:
-      _draw_curves(axes, curves, 'train_error', f'C{number}', '-', arm)
-    else:
+    if of_tests:
       _draw_curves(axes, curves, 'train_error', f'C{number}', '--', f'{arm}, training error')
       _draw_curves(axes, curves, 'test_error', f'C{number}', '-', f'{arm}, test error')
-  if claim.until is not None:
-    mark, label = claim.until, f'{100 * claim.until:g} % training error'
-  else:
+    else:
+      _draw_curves(axes, curves, 'train_error', f'C{number}', '-', arm)
+  if of_tests:
     mark, label = claim.published, f'published: {100 * claim.published:g} % test error'
+  else:
+    assert claim.until is not None
+    mark, label = claim.until, f'{100 * claim.until:g} % training error'
   axes.axhline(mark, color='0.5', linewidth=0.8)
   axes.annotate(label, (0.01, mark), xycoords=('axes fraction', 'data'), va='top', color='0.4')
-  of_what = 'error' if claim.until is None else 'training error'
+  of_what = 'error' if of_tests else 'training error'
   axes.set(xlabel='epoch', ylabel=of_what, xlim=(0, None), ylim=(0, None))
   axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
   if seeds:
