@@ -318,6 +318,7 @@ _ALL = (
     },
     score=_random_labels_error,
     seeds=1,
+    minutes=128,
     until=0.001,
     departures=_NOT_PUBLISHED,
   ),

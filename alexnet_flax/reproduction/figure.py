@@ -70,7 +70,8 @@ def _draw_errors(axes: Any, claim: Claim, seeds: Sequence[Mapping[str, Curve]]) 
     assert claim.until is not None
     mark, label = claim.until, f'{100 * claim.until:g} % training error'
   axes.axhline(mark, color='0.5', linewidth=0.8)
-  axes.annotate(label, (0.01, mark), xycoords=('axes fraction', 'data'), va='top', color='0.4')
+  side = 'top' if mark > 0.05 else 'bottom'  # below it there is the axis
+  axes.annotate(label, (0.01, mark), xycoords=('axes fraction', 'data'), va=side, color='0.4')
   of_what = 'error' if of_tests else 'training error'
   axes.set(xlabel='epoch', ylabel=of_what, xlim=(0, None), ylim=(0, None))
   axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
