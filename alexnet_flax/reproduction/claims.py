@@ -299,6 +299,7 @@ _ALL = (
     arms={'cifar10_alexnet': {}},
     score=best_test_error,
     seeds=1,
+    minutes=150,
     departures=(
       'the least error of all epochs is compared, for cifar.py ends by printing that, not the last; the rate'
       " is that of the model's file (0.01 without BatchNorm); the command does not state one, and its default"
