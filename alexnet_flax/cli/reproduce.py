@@ -34,7 +34,9 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.list:
       raise UsageError(f'name a published result: {", ".join(CLAIMS)}')
     for claim in CLAIMS.values():
-      minutes = 'not timed yet' if claim.minutes is None else f'{claim.minutes:g} min a seed on two cores'
+      minutes = (
+        'not timed yet' if claim.minutes is None else f'{claim.minutes:g} min a seed on one or two cores'
+      )
       print(f'{claim.name:15} {claim.seeds} x, {minutes}: {claim.what}')
     return
   claim = CLAIMS[arguments.name]

@@ -42,7 +42,7 @@ class Claim:
     score: Returns the score of a seed from the curves by arm.
     lower_is_better: Whether a lower score is a better one.
     seeds: The number of seeds by default.
-    minutes: What a seed takes on two cores, measured.
+    minutes: What a seed took, on one or two cores of a CPU.
     until: The training error at which a run may stop; None for the recipe's end.
     rates: The learning rates from which each arm has the one with the fewest epochs to `until`, by the first
       seed; none if the recipe states its own.
@@ -149,7 +149,7 @@ _ALL_AT_ONCE = (
 )
 
 _ZHANG = 'Zhang et al. 2017 (arXiv:1611.03530), table 1'
-_RETHINKING: Keys = {
+_SMALL_ALEXNET: Keys = {
   **_CIFAR10,
   'model.variant': 'cifar10_small_alexnet',
   'data.crop': 'center_crop',
@@ -312,7 +312,7 @@ _ALL = (
     published=0.0018,
     unit='training error',
     source=f'{_ZHANG}: 99.82 % are fitted; section 2 and appendix A',
-    keys=_RETHINKING,
+    keys=_SMALL_ALEXNET,
     arms={
       'random labels': {'data.corruption': 'random_labels'},
       'shuffled pixels': {'data.corruption': 'shuffled_pixels'},
@@ -325,11 +325,11 @@ _ALL = (
   ),
   Claim(
     name='true_labels',
-    what='test error of the same small AlexNet with the true labels, without augmentation and decay',
+    what='test error of the small AlexNet on CIFAR-10 with true labels, no augmentation, no weight decay',
     published=0.2393,
     unit='test error',
     source=f'{_ZHANG}: 76.07 % are right',
-    keys=_RETHINKING,
+    keys=_SMALL_ALEXNET,
     arms={'true labels': {}},
     score=final_test_error,
     seeds=1,

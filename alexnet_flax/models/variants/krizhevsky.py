@@ -1,4 +1,4 @@
-"""Alex Krizhevsky's own networks: the paper, the program behind it, and two related networks.
+"""Alex Krizhevsky's own networks: the paper, the program behind it, and related networks.
 
 His programs round the sizes of convolutions and pools up, give biases twice the learning rate, and apply
 weight decay to weights only. Their local norms divide `scale` by the window size.
@@ -26,7 +26,7 @@ from alexnet_flax.models.spec import (
 _IMAGENET = Preprocessing(1.0, (123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
 _CIFAR10 = Preprocessing(1.0, (125.307, 122.950, 113.865), (1.0, 1.0, 1.0), center_crop_share=1.0)
 _BIAS_TWICE = Multipliers(bias_rate=2.0)  # epsB = 0.02 where epsW = 0.01
-_FREE = Multipliers(bias_rate=2.0, kernel_decay=0.0)
+_NO_DECAY = Multipliers(bias_rate=2.0, kernel_decay=0.0)
 _POOL = Pool(ceil_mode=True)
 
 
@@ -183,8 +183,8 @@ def cifar10_local() -> Spec:
   return Spec(
     name='cifar10_local',
     layers=(
-      *(_conv(64, 5, 1e-4, multipliers=_FREE), Activation(), _POOL),
-      *(_conv(64, 5, 0.01, multipliers=_FREE), Activation(), _POOL),
+      *(_conv(64, 5, 1e-4, multipliers=_NO_DECAY), Activation(), _POOL),
+      *(_conv(64, 5, 0.01, multipliers=_NO_DECAY), Activation(), _POOL),
       *((_conv(32, 3, 0.04, local=True), Activation()) * 2),
       *(Flatten(), _dense(None)),
     ),
@@ -206,8 +206,8 @@ def cifar10_local_lrn() -> Spec:
     cifar10_local(),
     name='cifar10_local_lrn',
     layers=(
-      *(_conv(64, 5, 1e-4, multipliers=_FREE), Activation(), _POOL, norm),
-      *(_conv(64, 5, 0.01, multipliers=_FREE), Activation(), norm, _POOL),
+      *(_conv(64, 5, 1e-4, multipliers=_NO_DECAY), Activation(), _POOL, norm),
+      *(_conv(64, 5, 0.01, multipliers=_NO_DECAY), Activation(), norm, _POOL),
       *(_conv(64, 3, 0.04, local=True), Activation()),
       *(_conv(32, 3, 0.04, local=True), Activation()),
       *(Flatten(), Dense(None, Normal(0.01), multipliers=decay)),
