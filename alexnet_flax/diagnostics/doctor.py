@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import pathlib
+import platform
 import shutil
 import statistics
 import time
@@ -34,6 +35,7 @@ from alexnet_flax.training.workdir import versions
 _OVERFIT_STEPS = 20
 _OVERFIT_IMAGES = 32
 _TIMED_SECONDS = 3.0
+_NO_CACHE = 'glibc.malloc.tcache_count=0'
 
 Verdict = Literal['ok', 'look', 'bad']
 
@@ -65,6 +67,7 @@ def findings(config: Config, workdir: str) -> Iterator[Finding]:
   yield Finding('ok', ', '.join(f'{name} {version}' for name, version in versions().items()))
   try:
     yield from devices()
+    yield c_library()
     yield _tensorflow()
     experiment = build_experiment(config)
     batches = train_batches(experiment, 0, 1 << 30)  # as many as the timing takes
@@ -97,6 +100,19 @@ def devices() -> Iterator[Finding]:
       f'{install_command("cuda")}; TensorFlow with its own CUDA may hide the GPU from JAX: use tensorflow-cpu'
     )
     yield Finding('bad', 'this machine has an NVIDIA driver, but JAX runs on the CPU', advice)
+
+
+def c_library() -> Finding:
+  """Checks whether a step on one CPU device finds its memory again (glibc's bug 30723)."""
+  name, version = platform.libc_ver()
+  splinters = name == 'glibc' and tuple(map(int, version.split('.'))) < (2, 39)
+  alone = jax.default_backend() == 'cpu' and jax.device_count() == 1
+  whole = not (splinters and alone) or _NO_CACHE in os.environ.get('GLIBC_TUNABLES', '').split(':')
+  return Finding(
+    'ok' if whole else 'look',
+    f'C library: {name} {version}'.strip() + ('' if whole else ', before 2.39, splits memory that is free'),
+    f'a step may take its memory two or three times: export GLIBC_TUNABLES={_NO_CACHE}',
+  )
 
 
 def _tensorflow() -> Finding:

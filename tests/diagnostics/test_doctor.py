@@ -52,6 +52,25 @@ def test_doctor_sees_what_is_wrong(tiny, tmp_path, monkeypatch):
   assert [finding.verdict for finding in doctor.devices()] == ['ok', 'bad']
 
 
+@pytest.mark.parametrize(
+  ('library', 'count', 'tunables', 'verdict'),
+  [
+    (('glibc', '2.36'), 1, '', 'look'),
+    (('glibc', '2.36'), 1, 'glibc.malloc.hugetlb=1:glibc.malloc.tcache_count=0', 'ok'),
+    (('glibc', '2.36'), 8, '', 'ok'),  # whose memory is not kept
+    (('glibc', '2.39'), 1, '', 'ok'),
+    (('', ''), 1, '', 'ok'),  # musl, macOS
+  ],
+)
+def test_a_c_library_that_splits_memory(library, count, tunables, verdict, monkeypatch):
+  monkeypatch.setattr(doctor.platform, 'libc_ver', lambda: library)
+  monkeypatch.setattr(jax, 'device_count', lambda: count)
+  monkeypatch.setenv('GLIBC_TUNABLES', tunables)
+  found = doctor.c_library()
+  assert found.verdict == verdict
+  assert ('GLIBC_TUNABLES=glibc.malloc.tcache_count=0' in str(found)) == (verdict == 'look')
+
+
 def still(state, batch, key, **options):
   """A step without an update."""
   return state, train_step(state, batch, key, **options)[1]

@@ -13,13 +13,14 @@ from jax.sharding import PartitionSpec as P
 
 from alexnet_flax import VARIANTS
 from alexnet_flax.models import cpu_conv, winograd
-from alexnet_flax.models.cpu_conv import convolve, fast, fastest, reference
+from alexnet_flax.models.cpu_conv import convolve, fast, fastest
 from alexnet_flax.models.spec import Conv, Pool, output_side, window_padding
 from alexnet_flax.models.winograd import Geometry, cook_toom, tiles
 
 HALF = Fraction(1, 2)
 
-filtered = functools.partial(fast, algorithm='filtering')
+filtered = jax.jit(functools.partial(fast, algorithm='filtering'), static_argnames=('kind', 'geometry'))
+reference = jax.jit(cpu_conv.reference, static_argnames=('kind', 'geometry'))
 
 
 @pytest.mark.parametrize(

@@ -69,10 +69,11 @@ def test_layer(x64, name):
   spec = Spec(name, (Conv(3, 1), LAYERS[name], Flatten(), Dense(None)), 8, 'made up', num_classes=3)
   model = AlexNet(spec, dtype=jnp.float64)
   images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 3)))
-  variables = model.init(jax.random.key(0), images, train=False)
+  variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)
   variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
   stats = {name: value for name, value in variables.items() if name != 'params'}
 
+  @jax.jit
   def logits(params, images):
     rngs = {'dropout': jax.random.key(1)}
     out, _ = model.apply({'params': params, **stats}, images, train=True, rngs=rngs, mutable=['batch_stats'])
@@ -86,7 +87,7 @@ def test_layer(x64, name):
 def test_loss(x64, loss, label_smoothing):
   logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)))
   function = lambda logits: loss(logits, jnp.array([0, 4, 2]), label_smoothing=label_smoothing)  # noqa: E731
-  check_grads(function, (logits,), order=2, atol=1e-6, rtol=1e-6)
+  check_grads(jax.jit(function), (logits,), order=2, atol=1e-6, rtol=1e-6)
 
 
 def pixel_deviation(spec):

@@ -1,6 +1,7 @@
 """Pooling and the local response norms against NumPy loops and flax."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,17 @@ from flax import linen as nn
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models import layers
 from alexnet_flax.models.spec import Conv, LocalResponseNorm, Pool, SpatialResponseNorm, window_padding
+
+# Compiled, which costs less than one operation after the other.
+pool = jax.jit(layers.pool, static_argnums=1)
+local_response_norm = jax.jit(layers.local_response_norm, static_argnums=1)
+spatial_response_norm = jax.jit(layers.spatial_response_norm, static_argnums=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_pullback(function, cotangent, *arguments):
+  value, pull = jax.vjp(function, *arguments)
+  return value, pull(cotangent)
 
 
 @pytest.fixture
@@ -33,7 +45,7 @@ POOLS = [
 @pytest.mark.parametrize('layer', POOLS)
 def test_pool_equals_a_loop_over_windows(x, layer, kind):
   layer = Pool(layer.kernel_size, layer.strides, layer.padding, layer.ceil_mode, kind)
-  result = np.asarray(layers.pool(jnp.asarray(x), layer))
+  result = np.asarray(pool(x, layer))
   starts = []
   for side in x.shape[1:3]:
     low, high = window_padding(layer, side)
@@ -54,11 +66,12 @@ def test_max_pool_and_its_gradient_equal_linen(x, layer):
     size, strides = (layer.kernel_size,) * 2, (layer.strides,) * 2
     return nn.max_pool(x, size, strides, padding)
 
-  ours, pull = jax.vjp(lambda x: layers.pool(x, layer), jnp.asarray(x))
-  theirs, pull_linen = jax.vjp(linen, jnp.asarray(x))
+  shape = jax.eval_shape(linen, x).shape
+  cotangent = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+  ours, (gradient,) = value_and_pullback(lambda x: layers.pool(x, layer), cotangent, x)
+  theirs, (linens,) = value_and_pullback(linen, cotangent, x)
   np.testing.assert_array_equal(ours, theirs)
-  cotangent = jnp.asarray(np.random.default_rng(1).normal(size=ours.shape), jnp.float32)
-  np.testing.assert_allclose(pull(cotangent)[0], pull_linen(cotangent)[0], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(gradient, linens, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(('layer', 'size'), [*((layer, 0) for layer in POOLS), (None, 3), (None, 4)])
@@ -72,21 +85,21 @@ def test_gpus_and_tpus_sum_the_same_windows(x, layer, size, monkeypatch):
       y = layers.pool(x, dataclasses.replace(layer, kind='avg'))
     return jnp.sin(y).sum(), y
 
-  on_cpu = jax.grad(total, has_aux=True)(x)
+  on_cpu = jax.jit(jax.grad(total, has_aux=True))(x)
   monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *args, default, **_: default(*args))
-  elsewhere = jax.grad(total, has_aux=True)(x)
+  elsewhere = jax.jit(jax.grad(lambda x: total(x), has_aux=True))(x)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), on_cpu, elsewhere)
 
 
 @pytest.mark.parametrize('kind', ['max', 'avg', 'max+avg'])
 @pytest.mark.parametrize('side', [1, 2])
 def test_a_window_that_is_larger_than_the_image_has_no_output(kind, side):
-  assert layers.pool(jnp.ones((2, side, side, 4)), Pool(3, 2, kind=kind)).shape == (2, 0, 0, 4)
+  assert pool(jnp.ones((2, side, side, 4)), Pool(3, 2, kind=kind)).shape == (2, 0, 0, 4)
 
 
 def test_max_pool_does_not_hide_nan(x):
   x[0, 3, 3, 0] = np.nan
-  assert np.isnan(layers.pool(jnp.asarray(x), Pool())[0, 1, 1, 0])
+  assert np.isnan(pool(x, Pool())[0, 1, 1, 0])
 
 
 @pytest.mark.parametrize('size', [5, 4, 3])
@@ -107,7 +120,7 @@ def test_local_response_norm_is_a_loop_over_channels(x, size, groups, divided, k
       total += x[..., j].astype(np.float64) ** 2
     mean_or_sum = total / size if divided else total  # of the whole window, at the edges too
     expected[..., channel] = x[..., channel] / (k + 0.3 * mean_or_sum) ** 0.75
-  np.testing.assert_allclose(layers.local_response_norm(jnp.asarray(x), layer), expected, rtol=1e-5)
+  np.testing.assert_allclose(local_response_norm(x, layer), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize('divided', [False, True])
@@ -119,15 +132,12 @@ def test_spatial_response_norm_is_a_loop_over_windows(x, divided):
       window = x[:, max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3].astype(np.float64)
       total = (window**2).sum((1, 2)) / (25 if divided else 1)
       expected[:, row, column] = x[:, row, column] / (1 + 0.2 * total) ** 0.75
-  np.testing.assert_allclose(layers.spatial_response_norm(jnp.asarray(x), layer), expected, rtol=1e-5)
+  np.testing.assert_allclose(spatial_response_norm(x, layer), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize('norm', [LocalResponseNorm(), SpatialResponseNorm(5, 1.0, 4e-5, 0.75)])
 def test_norms_sum_in_float32(x, norm):
-  function = {
-    LocalResponseNorm: layers.local_response_norm,
-    SpatialResponseNorm: layers.spatial_response_norm,
-  }[type(norm)]
+  function = {LocalResponseNorm: local_response_norm, SpatialResponseNorm: spatial_response_norm}[type(norm)]
   low = jnp.asarray(100 * x, jnp.bfloat16)
   result = function(low, norm)
   assert result.dtype == jnp.bfloat16
@@ -148,10 +158,9 @@ def test_a_large_kernel_by_few_rows_is_multiplied_in_parts(monkeypatch):
     x = jnp.asarray(rng.normal(size=(rows, 64)), jnp.float32)
     assert ('scan' in str(jax.make_jaxpr(product)(x, kernel))) == in_parts
     cotangent = jnp.asarray(rng.normal(size=(rows, 24)), jnp.float32)
-    found, expected = (jax.vjp(function, x, kernel) for function in (product, jnp.matmul))
+    found, expected = (value_and_pullback(f, cotangent, x, kernel) for f in (product, jnp.matmul))
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
-    for one, other in zip(found[1](cotangent), expected[1](cotangent), strict=True):
-      np.testing.assert_array_equal(one, other)
+    jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
 
 
 LOCAL = [
@@ -169,20 +178,18 @@ def local(layer: Conv, dtype=jnp.float32) -> layers.LocalConv:
 def test_local_convolution_and_its_gradients_equal_linen(x, layer):
   size, pads = (layer.kernel_size,) * 2, [window_padding(layer, side) for side in x.shape[1:3]]
   linen = nn.ConvLocal(layer.features, size, (layer.strides,) * 2, pads)
-  params = local(layer).init(jax.random.key(0), x)['params']
+  params = jax.jit(local(layer).init)(jax.random.key(0), x)['params']
   *places, _, _, _, features = params['kernel'].shape
 
   def theirs(params, x):  # its kernels are laid out as channels, rows, columns
     kernel = params['kernel'].transpose(0, 1, 4, 2, 3, 5).reshape(*places, -1, features)
     return linen.apply({'params': params | {'kernel': kernel}}, x)
 
-  ours, pull = jax.vjp(lambda params, x: local(layer).apply({'params': params}, x), params, jnp.asarray(x))
-  output, pull_linen = jax.vjp(theirs, params, jnp.asarray(x))
-  np.testing.assert_allclose(ours, output, rtol=1e-4, atol=1e-4)
-  cotangent = jnp.asarray(np.random.default_rng(1).normal(size=ours.shape), jnp.float32)
-  gradients = zip(jax.tree.leaves(pull(cotangent)), jax.tree.leaves(pull_linen(cotangent)), strict=True)
-  for gradient, its in gradients:
-    np.testing.assert_allclose(gradient, its, rtol=1e-4, atol=1e-4)
+  shape = jax.eval_shape(theirs, params, x).shape
+  cotangent = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+  ours = value_and_pullback(lambda params, x: local(layer).apply({'params': params}, x), cotangent, params, x)
+  expected = value_and_pullback(theirs, cotangent, params, x)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, expected)
 
 
 def test_a_local_convolution_with_one_kernel_is_a_convolution(x):

@@ -279,9 +279,9 @@ def abstract(name, dtype=jnp.float32):
   spec = VARIANTS[name]
   model = AlexNet(spec, dtype=dtype)
   images = jax.ShapeDtypeStruct((2, spec.image_size, spec.image_size, 3), jnp.float32)
-  variables = jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
-  apply = lambda v, x: model.apply(v, x, train=False, endpoints=True)  # noqa: E731
-  return variables, *jax.eval_shape(apply, variables, images)
+  init = functools.partial(model.init_with_output, train=False, endpoints=True)
+  (logits, taps), variables = jax.eval_shape(init, jax.random.key(0), images)
+  return variables, logits, taps
 
 
 @pytest.mark.parametrize('table', [TABLES, COUNTS, KERNELS, SMALLEST])
