@@ -56,7 +56,8 @@ def lines(plan: Plan) -> Iterator[str]:
     f'{plan.threads:,} threads of our input feed that, at {plan.input_per_thread:,.0f} images/s each'
     f' ({source})'
   )
-  yield f'{plan.total_steps:,} steps take {plan.hours:,.2f} hours at that speed, without evaluation'
+  takes = f'{plan.hours:,.2f} hours' if plan.hours >= 0.1 else f'{3600 * plan.hours:,.0f} seconds'
+  yield f'{plan.total_steps:,} steps take {takes} at that speed, without evaluation'
 
 
 def _amount(value: float, name: str) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -219,6 +220,9 @@ def test_text(here, data_dir):
   assert 'at 495 TFLOP/s' in text
   assert 'the batch fits' in text
   assert f'bound by {result.bound}' in text
+  for steps, unit in ((1, 'seconds'), (10**9, 'hours')):
+    whole = '\n'.join(lines(dataclasses.replace(result, total_steps=steps)))
+    assert re.search(rf'{steps:,} steps take [\d,.]+ {unit} at that speed', whole)
   tight = dataclasses.replace(result, bytes_available=result.bytes_greatest - 10**9, greatest_batch=8)
   assert '1.00 GB too much; the greatest found to fit is 8' in '\n'.join(lines(tight))
 
