@@ -31,44 +31,72 @@ class Published(NamedTuple):
   missing: str = 'ImageNet and a GPU'
 
 
+_KRIZHEVSKY = 'Krizhevsky et al. 2012'
+_MISHKIN = 'Mishkin, Sergievskiy, Matas, CVIU 2017; ducha-aiki/caffenet-benchmark'
+_OSMR = 'osmr/imgclsmob, gluon/README.md'
+_SHIFTED = 'ImageNet, its weights and the shifted set; `alexnet-flax evaluate`'
 _OTHERS = (
   Published(
-    '`ungrouped`, ImageNet top-1 / top-5',
+    '`ungrouped`, ImageNet, top-1 / top-5 accuracy',
     '61.93 / 83.90 %',
-    'osmr/imgclsmob, gluon/README.md',
+    _OSMR,
     'ImageNet and a GPU; `configs/imagenet_best.py` aims at it, not run',
   ),
+  Published('its conversions to PyTorch', '61.50 / 83.36 and 60.26 / 82.53 %', 'osmr/pytorchcv, README'),
   Published(
-    "CaffeNet256All (max and average pooling, learned colours, ELU, SPP), its authors' best, top-1",
+    "CaffeNet256All (max and average pooling, learned colours, ELU, SPP), its authors' best, top-1 accuracy",
     '61.3 %',
-    'Mishkin, Sergievskiy, Matas, CVIU 2017; ducha-aiki/caffenet-benchmark',
+    _MISHKIN,
   ),
-  Published(
-    "torchvision's channels, dropout after fc6 and fc7",
-    '60.70 / 82.95 %',
-    'osmr/imgclsmob, gluon/README.md (AlexNet-b)',
-  ),
+  Published('CaffeNet256 with LSUV alone, top-1 accuracy', '56.5 %', _MISHKIN),
+  Published("torchvision's channels, dropout after fc6 and fc7", '60.70 / 82.95 %', f'{_OSMR} (AlexNet-b)'),
   Published('BatchNorm without groups', '60.43 / 82.47 %', 'HolmesShuan/AlexNet-BN-Caffemodel-on-ImageNet'),
   Published('`batchnorm_grouped`', '60.01 / 81.89 %', 'cvjena/cnn-models, AlexNet_cvgj'),
   Published("CNTK's AlexNet", '59.89 / 82.25 %', 'CNTK, Examples/Image/Classification/AlexNet'),
   Published('`caffenet`', '57.4 / 80.4 %', 'BVLC/caffe, models/bvlc_reference_caffenet'),
   Published('`caffe`', '57.1 / 80.2 %', 'BVLC/caffe, models/bvlc_alexnet'),
   Published('`torchvision`', '56.522 / 79.066 %', "torchvision's documentation"),
+  Published('`torchvision` on ImageNet-V2, top-1 accuracy', '43.97 %', 'published evaluations', _SHIFTED),
+  Published('`torchvision` on ImageNet-A, -R, -Sketch', '1.77, 21.77, 10.72 %', 'the same', _SHIFTED),
+  Published('`paper`, ten crops, ILSVRC-2012 validation, top-1 / top-5 error', '40.7 / 18.2 %', _KRIZHEVSKY),
+  Published('five networks averaged, error', '38.1 / 16.4 %', _KRIZHEVSKY),
+  Published('seven, two of them pre-trained, error', '36.7 / 15.4 %', _KRIZHEVSKY),
+  Published('`paper`, ILSVRC-2010 test, one crop, error', '39.0 / 18.3 %', _KRIZHEVSKY),
+  Published('the same, ten crops, error', '37.5 / 17.0 %', _KRIZHEVSKY),
   Published(
-    '`paper`, ten crops, ILSVRC-2012 validation error, one network', '40.7 / 18.2 %', 'Krizhevsky et al. 2012'
+    'without overlapping pooling, with less padding, error',
+    '41.06 / 18.51 %',
+    "the 2012 program's log, net 147",
   ),
-  Published('the same, five networks averaged', '38.1 / 16.4 %', 'Krizhevsky et al. 2012'),
-  Published('the same, seven, two of them pre-trained', '36.7 / 15.4 %', 'Krizhevsky et al. 2012'),
-  Published('`paper`, ILSVRC-2010 test error, one crop', '39.0 / 18.3 %', 'Krizhevsky et al. 2012'),
-  Published('without overlapping pooling, error', '41.06 / 18.51 %', "the 2012 program's log, net 147"),
   Published('without any normalisation, error', '42.03 / 19.36 %', "the 2012 program's log, net 148"),
+  Published(
+    'changes of CaffeNet at 128 pixels, top-1 accuracy: base 47.1; SPP 48.3, PReLU 48.5, Maxout 48.2, RReLU'
+    ' 47.8, leaky ReLU 46.9, rotation up to 5 degrees 44.8, several scales 46.2, dropout 0.3 49.7, fc 4096'
+    ' 49.7, 10 % wrong labels 44.7; those of `ablation` are in its figure',
+    'as listed',
+    _MISHKIN,
+  ),
   Published(
     'batches of 8K to 32K by LARC, ImageNet',
     'settings alone',
     'NVIDIA/caffe, models/alexnet_bn',
     'ImageNet and many GPUs; `configs/imagenet_lars.py`',
   ),
+  Published(
+    "pytorch-classification's AlexNet on CIFAR-100, error",
+    '56.13 %',
+    'bearpaw/pytorch-classification',
+    'CIFAR-100',
+  ),
+  Published(
+    'airbench94 on CIFAR-10, no AlexNet, accuracy',
+    '94 % in 2.6 s',
+    'KellerJordan/cifar10-airbench',
+    'another network',
+  ),
 )
+# Why a claim that can be run has not been.
+_NOT_RUN = {'13pct': 'some 5 hours of a core', '11pct': 'some 15 hours of a core'}
 
 
 def _with_unit(value: float, claim: Claim) -> str:
@@ -85,7 +113,7 @@ def _ours(claim: Claim, runs: Sequence[dict[str, Any]]) -> Iterator[str]:
     published = f'{len(claim.published_changes)} changes'
   command = f'`alexnet-flax reproduce {claim.name}`'
   if found is None:
-    yield f'| {claim.what} | {published} | - | not run yet | {command} |'
+    yield f'| {claim.what} | {published} | - | not run: {_NOT_RUN.get(claim.name, "not yet")} | {command} |'
     return
   error = '' if math.isnan(found.standard_error) else f' ± {_with_unit(found.standard_error, claim)}'
   ours = f'{_with_unit(found.mean, claim)}{error}, {found.seeds} seed{"s" if found.seeds > 1 else ""}'
@@ -160,6 +188,19 @@ def _image(claim: Claim) -> pathlib.Path:
   return _HERE / 'images' / f'{claim.name}.svg'
 
 
+def _row_of_seeds(record: dict[str, Any] | None) -> Iterator[str]:
+  """Yields the row about networks that differ by their seed."""
+  if record is None:
+    return
+  rsa, cka = ([of[layer][0] for layer in of] for of in record['similarity'].values())
+  yield (
+    f'| how alike {record["runs"]} seeds are, from the first layer to the last | - |'
+    f' RSA {rsa[0]:.2f} to {rsa[-1]:.2f}, linear CKA {cka[0]:.2f} to {cka[-1]:.2f} |'
+    ' measured: nothing is published of this network |'
+    ' `python benchmarks/seeds.py` |'
+  )
+
+
 def _between_seeds(record: dict[str, Any] | None) -> Iterator[str]:
   """Yields the section about networks that differ by their seed, if they were compared."""
   if record is None:
@@ -167,7 +208,7 @@ def _between_seeds(record: dict[str, Any] | None) -> Iterator[str]:
   yield '## seeds\n'
   yield (
     f'How alike are {record["runs"]} networks that differ by their seed alone? `python benchmarks/seeds.py'
-    f' runs/NAME/seed-*`, of runs that `num_seeds` or `reproduce` left: the similarity of each layer,'
+    f' RUN RUN RUN`, of runs that `num_seeds` or `reproduce` left: the similarity of each layer,'
     f" mean and standard deviation over the pairs; `{record['variant']}`, {record['images']}. RSA: Spearman's"
     f' correlation of the matrices of correlation distances (Kriegeskorte et al. 2008); linear CKA (Kornblith'
     f' et al. 2019).\n'
@@ -196,23 +237,28 @@ def _records(claim: Claim) -> list[dict[str, Any]]:
 def markdown() -> str:
   """Returns the page."""
   runs = {claim.name: _records(claim) for claim in CLAIMS.values()}
+  seeds = read_json(_RESULTS / 'seeds.json')
   lines = [
     '# Published results',
     '',
     'What others have published about AlexNets, and what this program gets by the same recipe. A number is',
     'reproduced if ours is better, or worse by at most two standard errors of our seeds (of the images,',
-    'for an error of one seed). This page is written from the files in `results/`, which the commands',
-    'leave: `python -m docs.results > docs/results.md`.',
+    'for an error of one seed). Two orders agree if their rank correlation is two standard errors above what',
+    'one of twenty random orders reaches. This page is written from the files in `results/`:',
+    '`alexnet-flax reproduce NAME --results results` adds to them, and `python -m docs.results >',
+    'docs/results.md` writes the page. Remarks in them are by hand. A commit with + had changes that were',
+    'not committed.',
     '',
     '| what | published | ours | verdict | command |',
     '|---|---|---|---|---|',
     *(row for claim in CLAIMS.values() for row in _ours(claim, runs[claim.name])),
+    *_row_of_seeds(seeds),
     '',
     '`alexnet-flax prepare cifar10` fetches the data. A run that was cut off goes on with the same command.',
     '',
     *(line for claim in CLAIMS.values() for line in _about(claim, runs[claim.name])),
     *_beside_pytorch(_records(_BESIDE)),
-    *_between_seeds(read_json(_RESULTS / 'seeds.json')),
+    *_between_seeds(seeds),
     '## Not tried',
     '',
     '| what | published | source | what is missing here |',

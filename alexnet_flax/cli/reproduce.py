@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--quick', action='store_true', help='the embedded digits, a few steps: whether it works; no verdict'
   )
   parser.add_argument('--workdir', help='folder of the runs (default: runs/reproduce/NAME)')
-  parser.add_argument('--results', default='results', help='folder of the records (default: results)')
+  parser.add_argument('--results', help='folder of the records (default: that of the runs)')
   add_data_dir(parser)
 
 
@@ -54,7 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
       f'--workdir={arguments.workdir}: the runs of reproduce are written to a disk; give a folder'
     )
   folder = expanded(default if arguments.workdir is None else arguments.workdir)
-  results = None if arguments.quick else expanded(arguments.results) / f'{claim.name}.json'
+  records = folder if arguments.results is None else expanded(arguments.results)
+  results = None if arguments.quick else records / f'{claim.name}.json'
   others = {'data.data_dir': arguments.data_dir} | (QUICK if arguments.quick else {})
   if arguments.quick and claim.rates:
     others['optimizer.learning_rate'] = min(claim.rates)
@@ -66,7 +67,11 @@ def run(arguments: argparse.Namespace) -> None:
   runs = reproduce(claim, folder, results, seeds=seeds, others=others)
   figure = folder / f'{claim.name}.svg'
   draw(claim, runs, figure)
-  found, published = verdict(claim, runs), f'published: {claim.published:g} ({claim.source})'
+  found = verdict(claim, runs)
+  number = (
+    f'the order of {len(claim.published_changes)} changes' if claim.published_changes else claim.published
+  )
+  published = f'published: {number} ({claim.source})'
   if results is None:
     mean = '-' if found is None else f'{found.mean:.4g}'
     print(f'{claim.name} on the embedded digits, which is no verdict: {mean} {claim.unit}; {figure}')

@@ -161,7 +161,7 @@ def test_changes_and_their_order():
   def curves(sign):
     return {arm: [Point(6, 0.5, 0.5 - sign * gains[arm] / 100)] for arm in claim.arms}
 
-  assert changes(curves(1))['BatchNorm after'] == pytest.approx(0.028)
+  assert changes(curves(1))['BatchNorm after'] == pytest.approx(0.022)
   assert claim.score(curves(1)) == pytest.approx(1)
   assert claim.score(curves(-1)) == pytest.approx(-1)
   records = [
@@ -176,10 +176,10 @@ def test_changes_and_their_order():
   mixed = [two if one['seed'] else one for one, two in zip(records, flipped, strict=True)]
   assert verdict(claim, mixed).outcome == 'missed'
   # An order of its own, the same in each seed, which agrees a little.
-  order = [3, 1, 8, 0, 2, 5, 7, 4, 6]
+  order = [4, 7, 3, 1, 9, 0, 2, 6, 10, 5, 8]
   weak = dict(zip(claim.published_changes, order, strict=True))
   records = [one | {'curve': [[6, 0.5, 0.5 - weak.get(one['arm'], 0) / 100]]} for one in records]
-  assert 0 < verdict(claim, records).mean < 0.58
+  assert 0 < verdict(claim, records).mean < 0.52
   assert verdict(claim, records).outcome == 'missed'
 
 

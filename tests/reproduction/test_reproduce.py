@@ -41,7 +41,7 @@ def test_80sec_learns_the_digits(tmp_path):
 SHORT = runs.QUICK | {'total_epochs': 1.0, 'model.width': 0.125, 'optimizer.boundary_epochs': (0.5,)}
 
 
-def test_records_say_what_was_run_and_are_not_run_again(tmp_path, monkeypatch):
+def test_records_say_what_was_run_and_are_not_run_again(tmp_path, monkeypatch, capsys):
   claim, results = CLAIMS['80sec'], tmp_path / 'results' / '80sec.json'
   kept = runs.reproduce(claim, tmp_path / 'runs', results, seeds=1, others=SHORT)
   stored = json.loads(results.read_text())
@@ -53,8 +53,42 @@ def test_records_say_what_was_run_and_are_not_run_again(tmp_path, monkeypatch):
   assert one['versions']['jax']
   assert one['curve'][-1][0] == pytest.approx(1, abs=0.05)
   monkeypatch.setattr(runs, 'train', None)  # it would be called
+  assert 'not trained anew' not in capsys.readouterr().out
+  assert runs.reproduce(claim, tmp_path / 'elsewhere', results, seeds=1, others=SHORT) == stored['runs']
+  said = f'1 of 1 runs are in {results}, by commit {one["commit"]}: not trained anew'
+  assert said in capsys.readouterr().out
+  runs.add_records(
+    results, '80sec', [one | {'seed': 1, 'config': one['config'] | {'seed': 1}}]
+  )  # more seeds than are asked for
   assert runs.reproduce(claim, tmp_path / 'elsewhere', results, seeds=1, others=SHORT) == stored['runs']
   draw(claim, kept, tmp_path / 'figure.svg')
+
+
+def test_the_command_trains_where_the_ledger_has_records(tmp_path, monkeypatch):
+  """In a checkout: what is committed in results/ is not what this machine finds."""
+  started = []
+  monkeypatch.setattr(runs, 'train', lambda config, place, callbacks: started.append(place) or 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    main(['reproduce', '80sec', '--workdir', str(tmp_path), '--seeds', '1'])
+  assert started == [tmp_path / '80sec-rate0.001-seed0']
+
+
+def test_what_is_said_of_an_order(tmp_path, monkeypatch, capsys):
+  claim = CLAIMS['ablation']
+  records = [
+    {
+      'arm': arm,
+      'seed': seed,
+      'config': claim.values(arm, seed, {}),
+      'curve': [[6, 0.5, 0.5 - 0.01 * number]],
+    }
+    for number, arm in enumerate(claim.arms)
+    for seed in range(3)
+  ]
+  about = {'commit': None, 'devices': '1 x cpu', 'versions': {}, 'hours': 1.0}
+  runs.add_records(tmp_path / 'ablation.json', 'ablation', [one | about for one in records])
+  assert main(['reproduce', 'ablation', '--workdir', str(tmp_path)]) == 0
+  assert 'published: the order of 11 changes (Mishkin' in capsys.readouterr().out
 
 
 def test_runs_and_records_of_another_kind_are_refused(tmp_path, monkeypatch):
