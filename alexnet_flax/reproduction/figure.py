@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from alexnet_flax.files import atomic_path
-from alexnet_flax.reproduction.claims import Claim, Curve, changes
+from alexnet_flax.reproduction.claims import Claim, Curve, changes, epochs_until
 from alexnet_flax.reproduction.reproduce import curves_by_seed
 
 
@@ -72,6 +72,11 @@ def _draw_errors(axes: Any, claim: Claim, seeds: Sequence[Mapping[str, Curve]]) 
   axes.axhline(mark, color='0.5', linewidth=0.8)
   side = 'top' if mark > 0.05 else 'bottom'  # below it there is the axis
   axes.annotate(label, (0.01, mark), xycoords=('axes fraction', 'data'), va=side, color='0.4')
+  if claim.unit == 'times' and seeds:
+    first, second = claim.arms
+    epochs = np.mean([epochs_until(curves[first], mark) for curves in seeds])
+    if np.isfinite(epochs):
+      axes.plot(claim.published * epochs, mark, 'D', color='C1', label=f'{second}, as published')
   of_what = 'error' if of_tests else 'training error'
   axes.set(xlabel='epoch', ylabel=of_what, xlim=(0, None), ylim=(0, None))
   axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
