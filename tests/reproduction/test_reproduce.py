@@ -163,6 +163,7 @@ def test_a_rate_is_searched_and_runs_stop_when_they_may(tmp_path, monkeypatch, c
     'tanh-rate0.01-seed2',
   ]
   draw(claim, more, tmp_path / 'figure.svg')
+  assert 'tanh, as published' in (tmp_path / 'figure.svg').read_text()
 
 
 def test_runs_at_which_another_process_is_come_last(tmp_path, monkeypatch):
