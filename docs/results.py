@@ -1,6 +1,6 @@
 """Writes the ledger of published results and draws its figures: `python -m docs.results > docs/results.md`.
 
-Ours come from the files in results/, which `alexnet-flax reproduce` writes.
+Ours come from the files in results/, to which `alexnet-flax reproduce NAME --results results` adds.
 """
 
 import dataclasses
@@ -113,7 +113,7 @@ def _ours(claim: Claim, runs: Sequence[dict[str, Any]]) -> Iterator[str]:
     published = f'{len(claim.published_changes)} changes'
   command = f'`alexnet-flax reproduce {claim.name}`'
   if found is None:
-    yield f'| {claim.what} | {published} | - | not run: {_NOT_RUN.get(claim.name, "not yet")} | {command} |'
+    yield f'| {claim.what} | {published} | - | not run: {_NOT_RUN[claim.name]} | {command} |'
     return
   error = '' if math.isnan(found.standard_error) else f' ± {_with_unit(found.standard_error, claim)}'
   ours = f'{_with_unit(found.mean, claim)}{error}, {found.seeds} seed{"s" if found.seeds > 1 else ""}'

@@ -152,6 +152,13 @@ def initialize(model, images, seed=0):
   return jax.jit(functools.partial(model.init, train=False))(jax.random.key(seed), images)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_pullback(function, cotangent, *arguments):
+  """A function's value, and the cotangents of its arguments; compiled."""
+  value, pull = jax.vjp(function, *arguments)
+  return value, pull(cotangent)
+
+
 def random_variables(spec, num_classes=None, seed=0):
   """Variables as a trained network has them: no bias, scale or statistic is at its start."""
   rng = np.random.default_rng(seed)

@@ -35,7 +35,7 @@ from alexnet_flax.training.workdir import versions
 _OVERFIT_STEPS = 20
 _OVERFIT_IMAGES = 32
 _TIMED_SECONDS = 3.0
-_NO_CACHE = 'glibc.malloc.tcache_count=0'
+_NO_THREAD_CACHE = 'glibc.malloc.tcache_count=0'
 
 Verdict = Literal['ok', 'look', 'bad']
 
@@ -105,14 +105,14 @@ def devices() -> Iterator[Finding]:
 def c_library() -> Finding:
   """Checks whether a step on one CPU device finds its memory again (glibc's bug 30723)."""
   name, version = platform.libc_ver()
-  splinters = name == 'glibc' and tuple(map(int, version.split('.'))) < (2, 39)
-  alone = jax.default_backend() == 'cpu' and jax.device_count() == 1
-  whole = not (splinters and alone) or _NO_CACHE in os.environ.get('GLIBC_TUNABLES', '').split(':')
-  return Finding(
-    'ok' if whole else 'look',
-    f'C library: {name} {version}'.strip() + ('' if whole else ', before 2.39, splits memory that is free'),
-    f'a step may take its memory two or three times: export GLIBC_TUNABLES={_NO_CACHE}',
-  )
+  is_old = name == 'glibc' and tuple(map(int, version.split('.'))) < (2, 39)
+  is_kept = jax.default_backend() == 'cpu' and jax.device_count() == 1  # see keep_cpu_memory
+  is_set = _NO_THREAD_CACHE in os.environ.get('GLIBC_TUNABLES', '').split(':')
+  what = f'C library: {name} {version}'.rstrip()
+  if not is_old or not is_kept or is_set:
+    return Finding('ok', what)
+  advice = f'a step may take its memory two or three times: export GLIBC_TUNABLES={_NO_THREAD_CACHE}'
+  return Finding('look', f'{what}, before 2.39, splits memory that is free', advice)
 
 
 def _tensorflow() -> Finding:

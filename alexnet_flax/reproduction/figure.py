@@ -16,7 +16,8 @@ from alexnet_flax.reproduction.reproduce import curves_by_seed
 def draw(claim: Claim, runs: list[dict[str, Any]], path: pathlib.Path) -> None:
   """Draws the errors of each arm by epoch as an SVG: of training dashed, of the test set solid.
 
-  Where the claim is about training, the error at which runs stop is drawn, and the training curves alone.
+  Where the claim is about training, the error at which runs stop is drawn, and the training curves alone. Of
+  a ratio, a mark shows where the second arm would be by the published one.
   Where changes are compared, bars say how much test error each saves.
   """
   by_seed = curves_by_seed(claim, runs)

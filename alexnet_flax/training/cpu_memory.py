@@ -25,8 +25,8 @@ def keep_cpu_memory() -> bool:
   step's arrays.
 
   glibc before 2.39 may lose a few bytes beside an array (its bug 30723), whose place is then too small for
-  the next step's: the heap grows to two or three times a step's arrays, and no more. Where that is too much,
-  set `GLIBC_TUNABLES=glibc.malloc.tcache_count=0` before the program starts.
+  the next step's: the heap was seen to grow to two or three times a step's arrays. Against that, set
+  `GLIBC_TUNABLES=glibc.malloc.tcache_count=0` before the program starts.
 
   To be called before JAX is first asked for its devices; child processes inherit JAX's part of it. It changes
   nothing where there may be an accelerator or several devices, with another C library, or where the user has

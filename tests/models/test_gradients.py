@@ -32,7 +32,7 @@ from alexnet_flax.models.spec import (
   Spec,
   UniformFanIn,
 )
-from tests.helpers import random_variables
+from tests.helpers import initialize, random_variables
 
 LAYERS = {
   'conv': Conv(4, 3, 2, padding=1),
@@ -69,8 +69,7 @@ def test_layer(x64, name):
   spec = Spec(name, (Conv(3, 1), LAYERS[name], Flatten(), Dense(None)), 8, 'made up', num_classes=3)
   model = AlexNet(spec, dtype=jnp.float64)
   images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 3)))
-  variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)
-  variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
+  variables = jax.tree.map(lambda x: x.astype(jnp.float64), initialize(model, images))
   stats = {name: value for name, value in variables.items() if name != 'params'}
 
   @jax.jit

@@ -1,7 +1,6 @@
 """Pooling and the local response norms against NumPy loops and flax."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +11,12 @@ from flax import linen as nn
 from alexnet_flax.errors import UsageError
 from alexnet_flax.models import layers
 from alexnet_flax.models.spec import Conv, LocalResponseNorm, Pool, SpatialResponseNorm, window_padding
+from tests.helpers import value_and_pullback
 
 # Compiled, which costs less than one operation after the other.
 pool = jax.jit(layers.pool, static_argnums=1)
 local_response_norm = jax.jit(layers.local_response_norm, static_argnums=1)
 spatial_response_norm = jax.jit(layers.spatial_response_norm, static_argnums=1)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def value_and_pullback(function, cotangent, *arguments):
-  value, pull = jax.vjp(function, *arguments)
-  return value, pull(cotangent)
 
 
 @pytest.fixture
@@ -87,7 +81,7 @@ def test_gpus_and_tpus_sum_the_same_windows(x, layer, size, monkeypatch):
 
   on_cpu = jax.jit(jax.grad(total, has_aux=True))(x)
   monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *args, default, **_: default(*args))
-  elsewhere = jax.jit(jax.grad(lambda x: total(x), has_aux=True))(x)
+  elsewhere = jax.jit(jax.grad(lambda x: total(x), has_aux=True))(x)  # traced anew
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), on_cpu, elsewhere)
 
 

@@ -12,6 +12,7 @@ from alexnet_flax import VARIANTS, AlexNet, create_train_state, sgd, train_step
 from alexnet_flax.models import pooling
 from alexnet_flax.models.layers import max_pool, relu
 from alexnet_flax.models.spec import Pool
+from tests.helpers import value_and_pullback
 
 X = np.random.default_rng(0).normal(size=(2, 9, 8, 5)).astype(np.float32)
 
@@ -20,17 +21,10 @@ X = np.random.default_rng(0).normal(size=(2, 9, 8, 5)).astype(np.float32)
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_the_pool_of_relu_is_relu_then_pool(layer, dtype):
   x = jnp.asarray(X, dtype)
-  cotangent = jnp.asarray(
-    np.random.default_rng(1).normal(size=jax.eval_shape(lambda x: max_pool(x, layer), x).shape), dtype
-  )
-
-  @functools.partial(jax.jit, static_argnums=0)
-  def value_and_gradient(function, x):
-    value, pull = jax.vjp(function, x)
-    return value, pull(cotangent)
-
-  fused = value_and_gradient(lambda x: max_pool(x, layer, True), x)
-  plain = value_and_gradient(lambda x: max_pool(nn.relu(x), layer), x)
+  shape = jax.eval_shape(lambda x: max_pool(x, layer), x).shape
+  cotangent = jnp.asarray(np.random.default_rng(1).normal(size=shape), dtype)
+  fused = value_and_pullback(lambda x: max_pool(x, layer, True), cotangent, x)
+  plain = value_and_pullback(lambda x: max_pool(nn.relu(x), layer), cotangent, x)
   jax.tree.map(np.testing.assert_array_equal, fused, plain)
 
 
